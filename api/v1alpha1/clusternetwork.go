@@ -1,0 +1,196 @@
+package v1alpha1
+
+import (
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/util/intstr"
+)
+
+// ClusterNetworkName is the name of the one ClusterNetwork of a cluster.
+const ClusterNetworkName = "default"
+
+// Transport is a way to carry packets to the node that owns a destination.
+//
+// +kubebuilder:validation:Enum=ipip;vxlan
+type Transport string
+
+// The transports that this version can carry packets by.
+const (
+	TransportIPIP  Transport = "ipip"
+	TransportVXLAN Transport = "vxlan"
+)
+
+// AddressSource says where the addresses of a node's pods come from.
+//
+// +kubebuilder:validation:Enum=Blocks;NodeCIDR
+type AddressSource string
+
+const (
+	// AddressesFromBlocks leases blocks of the pod CIDRs to nodes on demand.
+	AddressesFromBlocks AddressSource = "Blocks"
+	// AddressesFromNodeCIDR uses each node's spec.podCIDRs.
+	AddressesFromNodeCIDR AddressSource = "NodeCIDR"
+)
+
+// ClusterNetworkSpec is the pod network that a person asks for.
+//
+// +kubebuilder:validation:XValidation:rule="!self.podCIDRs.all(c, isCIDR(c)) || self.podCIDRs.all(a, self.podCIDRs.exists_one(b, cidr(a).containsCIDR(cidr(b)) || cidr(b).containsCIDR(cidr(a))))",message="podCIDRs overlap: give ranges that have no address in common",fieldPath=".podCIDRs"
+// +kubebuilder:validation:XValidation:rule="self.addressSource != 'Blocks' || !self.podCIDRs.all(c, isCIDR(c)) || self.podCIDRs.all(c, cidr(c).prefixLength() <= (cidr(c).ip().family() == 4 ? self.blockSize.ipv4 : self.blockSize.ipv6))",message="blocks are larger than one of podCIDRs: give a longer prefix length in blockSize, or a wider range",fieldPath=".blockSize"
+type ClusterNetworkSpec struct {
+	// PodCIDRs are the ranges that pods' addresses come from, of one or both
+	// families, without overlap.
+	//
+	// +kubebuilder:validation:MinItems=1
+	// +kubebuilder:validation:MaxItems=16
+	// +kubebuilder:validation:items:MaxLength=43
+	// +kubebuilder:validation:items:XValidation:rule="isCIDR(self) && cidr(self) == cidr(self).masked()",message="must be a CIDR such as 10.244.0.0/16 or fd00:10:244::/48, with no bits set behind the prefix"
+	// +kubebuilder:validation:items:XValidation:rule="!isCIDR(self) || cidr(self).prefixLength() >= (cidr(self).ip().family() == 4 ? 8 : 16) && cidr(self).prefixLength() <= (cidr(self).ip().family() == 4 ? 29 : 125)",message="must be from /8 to /29 for IPv4, from /16 to /125 for IPv6"
+	// +listType=set
+	PodCIDRs []string `json:"podCIDRs"`
+
+	// AddressSource says where a node's pod addresses come from.
+	//
+	// +kubebuilder:default=Blocks
+	// +optional
+	AddressSource AddressSource `json:"addressSource,omitempty"`
+
+	// BlockSize is the prefix length of the blocks leased to nodes.
+	//
+	// +kubebuilder:default={}
+	// +optional
+	BlockSize BlockSize `json:"blockSize,omitempty"`
+
+	// Transports are the allowed ways to reach another node's pods, the most
+	// preferred first. A transport is used only where it is not found failing;
+	// one entry alone means that one, strictly.
+	//
+	// +kubebuilder:default={ipip,vxlan}
+	// +kubebuilder:validation:MinItems=1
+	// +kubebuilder:validation:MaxItems=2
+	// +listType=set
+	// +optional
+	Transports []Transport `json:"transports,omitempty"`
+
+	// VXLAN holds the parameters of the vxlan transport.
+	//
+	// +kubebuilder:default={}
+	// +optional
+	VXLAN VXLANSpec `json:"vxlan,omitempty"`
+
+	// MTU is "perRoute" (pods take the uplink's, each route its transport's),
+	// "smallest" (pods take the smallest allowed transport's), or a number of
+	// bytes for pods.
+	//
+	// +kubebuilder:validation:XIntOrString
+	// +kubebuilder:validation:XValidation:rule="type(self) == int ? (self >= 1280 && self <= 65535) : self in ['perRoute', 'smallest']",message="must be perRoute, smallest, or a number of bytes from 1280 to 65535"
+	// +kubebuilder:default=perRoute
+	// +optional
+	MTU *intstr.IntOrString `json:"mtu,omitempty"`
+
+	// NAT says what is translated when it leaves the pod network.
+	//
+	// +kubebuilder:default={}
+	// +optional
+	NAT NATSpec `json:"nat,omitempty"`
+}
+
+// BlockSize is a prefix length for each family.
+type BlockSize struct {
+	// +kubebuilder:default=26
+	// +kubebuilder:validation:Minimum=20
+	// +kubebuilder:validation:Maximum=31
+	// +optional
+	IPv4 int32 `json:"ipv4,omitempty"`
+	// +kubebuilder:default=122
+	// +kubebuilder:validation:Minimum=112
+	// +kubebuilder:validation:Maximum=127
+	// +optional
+	IPv6 int32 `json:"ipv6,omitempty"`
+}
+
+// VXLANSpec are the parameters of the vxlan transport. They cannot change
+// while the network is in use: nodes of two opinions would not hear each other.
+//
+// +kubebuilder:validation:XValidation:rule="self == oldSelf",message="the vxlan port and VNI cannot be changed on a live network: uninstall first"
+type VXLANSpec struct {
+	// +kubebuilder:default=4789
+	// +kubebuilder:validation:Minimum=1
+	// +kubebuilder:validation:Maximum=65535
+	// +optional
+	Port int32 `json:"port,omitempty"`
+	// +kubebuilder:default=4096
+	// +kubebuilder:validation:Minimum=1
+	// +kubebuilder:validation:Maximum=16777215
+	// +optional
+	VNI int32 `json:"vni,omitempty"`
+}
+
+// NATSpec says what is translated when it leaves the pod network.
+type NATSpec struct {
+	// Outgoing translates a pod's address to its node's wherever the fabric
+	// would not know the way back.
+	//
+	// +kubebuilder:default=true
+	// +optional
+	Outgoing *bool `json:"outgoing,omitempty"`
+}
+
+// Conditions of a ClusterNetwork.
+const (
+	// ConditionAccepted is False when the spec contradicts something else in
+	// the cluster; what was in force before stays in force.
+	ConditionAccepted = "Accepted"
+	// ConditionNodesReachable is True when every node's CIDRs are proven.
+	ConditionNodesReachable = "NodesReachable"
+	// ConditionPolicyEnforced is False when the cluster has NetworkPolicies
+	// that this version does not enforce.
+	ConditionPolicyEnforced = "PolicyEnforced"
+)
+
+// ClusterNetworkStatus is what is in force.
+type ClusterNetworkStatus struct {
+	// ObservedGeneration is the generation that the conditions speak of.
+	// +optional
+	ObservedGeneration int64 `json:"observedGeneration,omitempty"`
+	// InForce is the last accepted spec: what the nodes do.
+	// +optional
+	InForce *ClusterNetworkSpec `json:"inForce,omitempty"`
+	// Nodes and ReachableNodes count nodes, and those proven reachable.
+	// +optional
+	Nodes int32 `json:"nodes"`
+	// +optional
+	ReachableNodes int32 `json:"reachableNodes"`
+	// +listType=map
+	// +listMapKey=type
+	// +optional
+	Conditions []metav1.Condition `json:"conditions,omitempty"`
+}
+
+// ClusterNetwork is the cluster's pod network. There is one, named default.
+//
+// +kubebuilder:object:root=true
+// +kubebuilder:subresource:status
+// +kubebuilder:resource:scope=Cluster,shortName=cnet
+// +kubebuilder:validation:XValidation:rule="self.metadata.name == 'default'",message="there is one ClusterNetwork in a cluster, and its name is default"
+// +kubebuilder:printcolumn:name="Pod CIDRs",type=string,JSONPath=`.spec.podCIDRs`
+// +kubebuilder:printcolumn:name="Addresses",type=string,JSONPath=`.spec.addressSource`
+// +kubebuilder:printcolumn:name="Transports",type=string,JSONPath=`.spec.transports`
+// +kubebuilder:printcolumn:name="Accepted",type=string,JSONPath=`.status.conditions[?(@.type=="Accepted")].status`
+// +kubebuilder:printcolumn:name="Reachable",type=integer,JSONPath=`.status.reachableNodes`
+// +kubebuilder:printcolumn:name="Nodes",type=integer,JSONPath=`.status.nodes`
+// +kubebuilder:printcolumn:name="Age",type=date,JSONPath=`.metadata.creationTimestamp`
+type ClusterNetwork struct {
+	metav1.TypeMeta   `json:",inline"`
+	metav1.ObjectMeta `json:"metadata,omitempty"`
+
+	Spec   ClusterNetworkSpec   `json:"spec"`
+	Status ClusterNetworkStatus `json:"status,omitempty"`
+}
+
+// ClusterNetworkList is a list of ClusterNetworks.
+//
+// +kubebuilder:object:root=true
+type ClusterNetworkList struct {
+	metav1.TypeMeta `json:",inline"`
+	metav1.ListMeta `json:"metadata,omitempty"`
+	Items           []ClusterNetwork `json:"items"`
+}

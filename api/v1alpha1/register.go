@@ -1,0 +1,22 @@
+package v1alpha1
+
+import (
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+)
+
+// GroupVersion is the API group and version of the objects in this package.
+var GroupVersion = schema.GroupVersion{Group: "ropeway.dev", Version: "v1alpha1"}
+
+// AddToScheme teaches a scheme the objects of this package. It does not fail;
+// the error is there to fit runtime.SchemeBuilder.
+func AddToScheme(s *runtime.Scheme) error {
+	s.AddKnownTypes(GroupVersion,
+		&ClusterNetwork{}, &ClusterNetworkList{},
+		&AddressBlock{}, &AddressBlockList{},
+		&NodeNetwork{}, &NodeNetworkList{},
+	)
+	metav1.AddToGroupVersion(s, GroupVersion)
+	return nil
+}
