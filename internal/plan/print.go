@@ -1,0 +1,72 @@
+package plan
+
+import (
+	"fmt"
+	"strings"
+	"text/tabwriter"
+)
+
+// String draws the State for a person: the node itself, a line per destination,
+// and the problems. Equal States read the same.
+func (s State) String() string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "node %s  addresses %s  sources %s\n", orNone(s.Self), join(s.Addresses), join(s.Sources))
+	fmt.Fprintf(&b, "owns %s  of %s\n", join(s.CIDRs), join(s.PodCIDRs))
+	fmt.Fprintf(&b, "transports %s  mtu %s  vxlan vni %d port %d mac %s  masquerade %s\n",
+		join(s.Transports), s.MTU, s.VXLAN.VNI, s.VXLAN.Port, s.VXLAN.MAC, onOff(s.Masquerade))
+	if len(s.Routes) > 0 {
+		b.WriteString("\n")
+		table := tabwriter.NewWriter(&b, 0, 0, 3, ' ', 0)
+		fmt.Fprintln(table, "DESTINATION\tNODE\tTRANSPORT\tOUTER\tGATEWAY\tWHY")
+		for _, r := range s.Routes {
+			fmt.Fprintf(table, "%s\t%s\t%s\t%s\t%s\t%s\n", r.Dst, r.Peer, r.Transport, r.Outer, r.Gateway, r.Reason)
+		}
+		table.Flush() // a strings.Builder takes everything
+	}
+	if len(s.Problems) > 0 {
+		b.WriteString("\nproblems:\n")
+		for _, p := range s.Problems {
+			fmt.Fprintf(&b, "  %s\n", p)
+		}
+	}
+	return b.String()
+}
+
+// String returns the policy as ClusterNetwork's mtu is written.
+func (m MTUPolicy) String() string {
+	if m.Mode == MTUFixed {
+		return fmt.Sprint(m.Bytes)
+	}
+	return orNone(m.Mode)
+}
+
+// String returns the problem as one line.
+func (p Problem) String() string {
+	if p.Node == "" {
+		return fmt.Sprintf("%s: %s", p.Reason, p.Message)
+	}
+	return fmt.Sprintf("%s: %s: %s", p.Node, p.Reason, p.Message)
+}
+
+// join lists things with commas, or says that there are none.
+func join[T any](things []T) string {
+	words := make([]string, len(things))
+	for i, t := range things {
+		words[i] = fmt.Sprint(t)
+	}
+	return orNone(strings.Join(words, ","))
+}
+
+func orNone(s string) string {
+	if s == "" {
+		return "-"
+	}
+	return s
+}
+
+func onOff(on bool) string {
+	if on {
+		return "on"
+	}
+	return "off"
+}

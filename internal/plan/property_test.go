@@ -1,0 +1,420 @@
+package plan_test
+
+import (
+	"fmt"
+	"net/netip"
+	"reflect"
+	"slices"
+	"testing"
+
+	"pgregory.net/rapid"
+
+	"ropeway.dev/ropeway/internal/plan"
+	"ropeway.dev/ropeway/internal/plan/cidr"
+)
+
+// podNetwork is small, so that generated ranges meet.
+var podNetwork = netip.MustParsePrefix("10.244.0.0/22")
+
+// anyPrefix generates ranges in and a little outside the pod network.
+func anyPrefix(t *rapid.T) netip.Prefix {
+	bits := rapid.IntRange(20, 28).Draw(t, "bits")
+	host := rapid.Uint16Range(0, 0x0fff).Draw(t, "host")
+	addr := netip.AddrFrom4([4]byte{10, 244, byte(host >> 8), byte(host)})
+	return netip.PrefixFrom(addr, bits).Masked()
+}
+
+// anyNodes generates nodes that each have an address of their own and any
+// ranges, which may overlap in every way.
+func anyNodes(t *rapid.T) []plan.Node {
+	var nodes []plan.Node
+	for i := range rapid.IntRange(1, 6).Draw(t, "nodes") {
+		nodes = append(nodes, plan.Node{
+			Name: fmt.Sprintf("n%d", i), UID: fmt.Sprintf("u%d", i),
+			Created:   rapid.Int64Range(0, 3).Draw(t, "created"),
+			Addresses: []netip.Addr{netip.AddrFrom4([4]byte{192, 168, 0, byte(i + 1)})},
+			NodeCIDRs: rapid.SliceOfN(rapid.Custom(anyPrefix), 0, 2).Draw(t, "node CIDRs"),
+			Blocks:    rapid.SliceOfN(rapid.Custom(anyPrefix), 0, 3).Draw(t, "blocks"),
+			Ready:     rapid.Bool().Draw(t, "ready"),
+		})
+	}
+	return nodes
+}
+
+func anyNetwork(t *rapid.T) plan.Network {
+	return plan.Network{
+		PodCIDRs:   []netip.Prefix{podNetwork},
+		NodeCIDR:   rapid.Bool().Draw(t, "node CIDR"),
+		Transports: rapid.SampledFrom([][]plan.Transport{{plan.IPIP, plan.VXLAN}, {plan.VXLAN, plan.IPIP}, {plan.IPIP}, {plan.VXLAN}}).Draw(t, "transports"),
+	}
+}
+
+func anyProbes(t *rapid.T, nodes []plan.Node) []plan.Probe {
+	return rapid.SliceOfN(rapid.Custom(func(t *rapid.T) plan.Probe {
+		to := rapid.SampledFrom(nodes).Draw(t, "to")
+		return plan.Probe{
+			From: rapid.SampledFrom(nodes).Draw(t, "from").Name, To: to.Name,
+			ToUID:     rapid.SampledFrom([]string{to.UID, to.UID, "former"}).Draw(t, "uid"),
+			Family:    plan.IPv4,
+			Transport: rapid.SampledFrom([]plan.Transport{plan.IPIP, plan.VXLAN}).Draw(t, "transport"),
+			Reachable: rapid.Bool().Draw(t, "reachable"),
+			Reason:    rapid.SampledFrom([]string{"", "no answer", "refused"}).Draw(t, "reason"),
+		}
+	}), 0, 12).Draw(t, "probes")
+}
+
+func anySnapshot(t *rapid.T) plan.Snapshot {
+	nodes := anyNodes(t)
+	return plan.Snapshot{Self: rapid.SampledFrom(nodes).Draw(t, "self").Name, Network: anyNetwork(t), Nodes: nodes, Probes: anyProbes(t, nodes)}
+}
+
+// TestEveryDestinationHasOneRoute: each range that another node owns has one
+// route, to that node; no route leads to a range of this node's own.
+func TestEveryDestinationHasOneRoute(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		s := anySnapshot(t)
+		state := plan.Compute(s)
+		routes := map[netip.Prefix]string{}
+		for _, r := range state.Routes {
+			if other, twice := routes[r.Dst]; twice {
+				t.Fatalf("two routes to %s: by %s and %s", r.Dst, other, r.Peer)
+			}
+			routes[r.Dst] = r.Peer
+		}
+		for _, n := range s.Nodes {
+			for _, dst := range plan.Destinations(s.Network, n, s.Nodes) {
+				if n.Name == s.Self {
+					if peer, routed := routes[dst]; routed {
+						t.Fatalf("own range %s is routed to %s", dst, peer)
+					}
+					continue
+				}
+				if routes[dst] != n.Name {
+					t.Fatalf("%s of %s is routed to %q", dst, n.Name, routes[dst])
+				}
+				delete(routes, dst)
+			}
+		}
+		if len(routes) != 0 {
+			t.Fatalf("routes to what nobody owns: %v", routes)
+		}
+	})
+}
+
+// holder returns which node an address leads to by the longest prefix of a
+// node's plan, as the node's kernel reads it.
+func holder(s plan.State, a netip.Addr) string {
+	longest, name := -1, ""
+	consider := func(p netip.Prefix, to string) {
+		if p.Contains(a) && p.Bits() > longest {
+			longest, name = p.Bits(), to
+		}
+	}
+	for _, p := range s.CIDRs {
+		consider(p, s.Self)
+	}
+	for _, r := range s.Routes {
+		consider(r.Dst, r.Peer)
+	}
+	return name
+}
+
+// TestNodesAgree: every node sends an address to the same node, however the
+// ranges overlap, so that no packet goes round in circles; and the node that may
+// give the address to a pod is that one.
+func TestNodesAgree(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		network, nodes := anyNetwork(t), anyNodes(t)
+		var states []plan.State
+		for _, n := range nodes {
+			states = append(states, plan.Compute(plan.Snapshot{Self: n.Name, Network: network, Nodes: nodes}))
+		}
+		givers := map[netip.Addr]string{}
+		for _, n := range nodes {
+			for _, a := range givable(network, n, nodes) {
+				if other, taken := givers[a]; taken && other != n.Name {
+					t.Fatalf("both %s and %s may give %s", other, n.Name, a)
+				}
+				givers[a] = n.Name
+			}
+		}
+		for a := podNetwork.Addr(); podNetwork.Contains(a); a = a.Next() {
+			to := holder(states[0], a)
+			for _, s := range states[1:] {
+				if other := holder(s, a); other != to {
+					t.Fatalf("%s leads to %q from %s but to %q from %s", a, to, states[0].Self, other, s.Self)
+				}
+			}
+			if giver, may := givers[a]; may && giver != to {
+				t.Fatalf("%s may be given by %s but leads to %q", a, giver, to)
+			}
+		}
+	})
+}
+
+func givable(network plan.Network, n plan.Node, nodes []plan.Node) []netip.Addr {
+	var out []netip.Addr
+	for _, r := range plan.RangesOf(network, n, nodes) {
+		for _, p := range cidr.Subtract([]netip.Prefix{r.CIDR}, r.Except) {
+			for a := p.Addr(); p.Contains(a); a = a.Next() {
+				out = append(out, a)
+			}
+		}
+	}
+	return out
+}
+
+// TestSourcesAreOwn: a node's own address leads to that node from everywhere,
+// and is at no base of a range.
+func TestSourcesAreOwn(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		network, nodes := anyNetwork(t), anyNodes(t)
+		for i := range nodes {
+			if rapid.Bool().Draw(t, "says") {
+				nodes[i].Sources = []netip.Addr{anyPrefix(t).Addr().Next()}
+			}
+		}
+		for _, n := range nodes {
+			state := plan.Compute(plan.Snapshot{Self: n.Name, Network: network, Nodes: nodes})
+			for _, a := range state.Sources {
+				if to := holder(state, a); to != n.Name {
+					t.Fatalf("source %s of %s leads to %q", a, n.Name, to)
+				}
+			}
+			for _, p := range state.Peers {
+				for _, a := range p.Sources {
+					if to := holder(state, a); to != p.Name {
+						t.Fatalf("source %s of peer %s leads to %q", a, p.Name, to)
+					}
+				}
+			}
+		}
+	})
+}
+
+// TestOrderDoesNotMatter: Compute gives the same State for every order of nodes
+// and probes, and leaves the snapshot as it was.
+func TestOrderDoesNotMatter(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		s := anySnapshot(t)
+		before := fmt.Sprintf("%+v", s)
+		want := plan.Compute(s)
+		if after := fmt.Sprintf("%+v", s); after != before {
+			t.Fatalf("the snapshot was changed:\n%s\n%s", before, after)
+		}
+		shuffled := s
+		shuffled.Nodes = rapid.Permutation(s.Nodes).Draw(t, "order of nodes")
+		shuffled.Probes = rapid.Permutation(s.Probes).Draw(t, "order of probes")
+		got := plan.Compute(shuffled)
+		if !reflect.DeepEqual(got, want) {
+			t.Fatalf("another order, another state:\n%s\n%s", want, got)
+		}
+		if d := plan.Diff(want, got); len(d) != 0 {
+			t.Fatalf("equal states differ: %v", d)
+		}
+		if want.String() != got.String() {
+			t.Fatal("equal states read differently")
+		}
+	})
+}
+
+// TestDiffTellsAll: States differ if and only if Diff says so, and what it says
+// leads from one to the other and back.
+func TestDiffTellsAll(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		s := anySnapshot(t)
+		before := plan.Compute(s)
+		s.Network, s.Probes = anyNetwork(t), anyProbes(t, s.Nodes)
+		after := plan.Compute(s)
+		there, back := plan.Diff(before, after), plan.Diff(after, before)
+		if (len(there) == 0) != reflect.DeepEqual(before, after) {
+			t.Fatalf("Diff says %v of\n%s\n%s", there, before, after)
+		}
+		count := map[plan.Action]int{}
+		for _, c := range there {
+			count[c.Action]++
+		}
+		for _, c := range back {
+			count[map[plan.Action]plan.Action{plan.Added: plan.Removed, plan.Removed: plan.Added, plan.Changed: plan.Changed}[c.Action]]--
+		}
+		for action, n := range count {
+			if n != 0 {
+				t.Fatalf("%d more of %s on the way there than back", n, action)
+			}
+		}
+	})
+}
+
+// TestRemovedNodeTakesItsRoutes: where ranges do not overlap, a node that goes
+// takes its own routes with it and no other.
+func TestRemovedNodeTakesItsRoutes(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		var nodes []plan.Node
+		for i := range rapid.IntRange(2, 8).Draw(t, "nodes") {
+			nodes = append(nodes, plan.Node{
+				Name: fmt.Sprintf("n%d", i), UID: fmt.Sprintf("u%d", i), Ready: true,
+				Addresses: []netip.Addr{netip.AddrFrom4([4]byte{192, 168, 0, byte(i + 1)})},
+				Blocks:    []netip.Prefix{netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 244, byte(i / 4), byte(i % 4 * 64)}), 26)},
+			})
+		}
+		s := plan.Snapshot{Self: "n0", Network: plan.Network{PodCIDRs: []netip.Prefix{podNetwork}}, Nodes: nodes}
+		before := plan.Compute(s)
+		gone := rapid.IntRange(1, len(nodes)-1).Draw(t, "gone")
+		s.Nodes = slices.Delete(slices.Clone(nodes), gone, gone+1)
+		want := slices.DeleteFunc(slices.Clone(before.Routes), func(r plan.Route) bool { return r.Peer == nodes[gone].Name })
+		if got := plan.Compute(s).Routes; !slices.Equal(got, want) {
+			t.Fatalf("without %s: %v, want %v", nodes[gone].Name, got, want)
+		}
+	})
+}
+
+// TestTransportsAreAllowed: only what the configuration allows is used, and
+// nothing that is found failing or refused while something else is not.
+func TestTransportsAreAllowed(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		s := anySnapshot(t)
+		for i := range s.Nodes {
+			if rapid.IntRange(0, 3).Draw(t, "refuses") == 0 {
+				s.Nodes[i].Refuses = map[plan.Transport]string{rapid.SampledFrom([]plan.Transport{plan.IPIP, plan.VXLAN}).Draw(t, "what"): "because"}
+			}
+		}
+		for _, r := range plan.Compute(s).Routes {
+			ranks := map[plan.Transport]int{}
+			for _, transport := range s.Network.Transports {
+				ranks[transport] = rank(s, r.Peer, transport)
+			}
+			got, allowed := ranks[r.Transport]
+			if !allowed {
+				t.Fatalf("%s is not allowed, but %s goes by it", r.Transport, r.Dst)
+			}
+			for i, other := range s.Network.Transports {
+				preferred := i < slices.Index(s.Network.Transports, r.Transport)
+				if ranks[other] < got || preferred && ranks[other] == got {
+					t.Fatalf("%s goes by %s (%d) although %s (%d) is better: %s", r.Dst, r.Transport, got, other, ranks[other], r.Reason)
+				}
+			}
+		}
+	})
+}
+
+// rank is 2 for a transport that an end refuses, 1 for one that fails, else 0,
+// counted anew from the words of the design.
+func rank(s plan.Snapshot, peer string, transport plan.Transport) int {
+	uid := ""
+	for _, n := range s.Nodes {
+		if n.Name == peer {
+			uid = n.UID
+		}
+		if _, refuses := n.Refuses[transport]; refuses && (n.Name == s.Self || n.Name == peer) {
+			return 2
+		}
+	}
+	var selfGood, selfBad, good, bad bool
+	for _, p := range s.Probes {
+		if p.To != peer || p.From == peer || p.ToUID != uid || p.Transport != transport {
+			continue
+		}
+		if p.From == s.Self {
+			selfGood, selfBad = selfGood || p.Reachable, selfBad || !p.Reachable
+		} else {
+			good, bad = good || p.Reachable, bad || !p.Reachable
+		}
+	}
+	switch {
+	case selfGood:
+		return 0
+	case selfBad, bad && !good:
+		return 1
+	default:
+		return 0
+	}
+}
+
+// TestProvingIsLinear: no node is proven by more than three, none by itself or
+// by one that is not ready, by as many as there are; and ProvenBy is Provers
+// seen from the other side.
+func TestProvingIsLinear(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		var nodes []plan.Node
+		for i := range rapid.IntRange(0, 40).Draw(t, "nodes") {
+			nodes = append(nodes, plan.Node{Name: fmt.Sprintf("node-%d", i), Ready: rapid.Bool().Draw(t, "ready")})
+		}
+		duties := map[string][]string{}
+		for _, dest := range nodes {
+			provers := plan.Provers(nodes, dest.Name)
+			var ready int
+			for _, n := range nodes {
+				if n.Ready && n.Name != dest.Name {
+					ready++
+				} else if slices.Contains(provers, n.Name) {
+					t.Fatalf("%s proves %s", n.Name, dest.Name)
+				}
+			}
+			if len(provers) != min(3, ready) {
+				t.Fatalf("%s is proven by %v of %d ready others", dest.Name, provers, ready)
+			}
+			for _, p := range provers {
+				duties[p] = append(duties[p], dest.Name)
+			}
+		}
+		for _, n := range nodes {
+			want := slices.Sorted(slices.Values(duties[n.Name]))
+			if got := plan.ProvenBy(rapid.Permutation(nodes).Draw(t, "order"), n.Name); !slices.Equal(got, want) {
+				t.Fatalf("%s proves %v, want %v", n.Name, got, want)
+			}
+		}
+	})
+}
+
+// TestProversAreSpread: names that differ by a digit share the work, and a new
+// node changes few of the duties.
+func TestProversAreSpread(t *testing.T) {
+	const count = 300
+	var nodes []plan.Node
+	for i := range count {
+		nodes = append(nodes, plan.Node{Name: fmt.Sprintf("cn-chengdu.i-%04d", i), Ready: true})
+	}
+	most := 0
+	for _, n := range nodes {
+		most = max(most, len(plan.ProvenBy(nodes, n.Name)))
+	}
+	if most > 12 {
+		t.Errorf("one node of %d proves %d others; 3 is the mean", count, most)
+	}
+	more := append(slices.Clone(nodes), plan.Node{Name: "cn-chengdu.i-new", Ready: true})
+	moved := 0
+	for _, n := range nodes {
+		if !slices.Equal(plan.Provers(nodes, n.Name), plan.Provers(more, n.Name)) {
+			moved++
+		}
+	}
+	if moved > 15 {
+		t.Errorf("a new node moved the duties for %d of %d nodes; 3 is the mean", moved, count)
+	}
+}
+
+// TestVerdictsFollowTheProbes: Reachable says what the design says, counted
+// anew, and the same as Verdicts.
+func TestVerdictsFollowTheProbes(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		s := anySnapshot(t)
+		verdicts := plan.Verdicts(s)
+		ready := 0
+		for _, n := range s.Nodes {
+			if n.Ready {
+				ready++
+			}
+		}
+		for _, n := range s.Nodes {
+			proven := slices.ContainsFunc(s.Probes, func(p plan.Probe) bool {
+				return p.To == n.Name && p.From != n.Name && p.ToUID == n.UID && p.Reachable && slices.Contains(s.Network.Transports, p.Transport)
+			})
+			owns := len(plan.Destinations(s.Network, n, s.Nodes)) > 0
+			want := n.Ready && owns && (proven || ready == 1)
+			got, reason := plan.Reachable(s, n.Name)
+			if got != want || reason == "" || verdicts[n.Name] != (plan.Verdict{Reachable: got, Reason: reason}) {
+				t.Fatalf("%s: reachable %t (%s), want %t; Verdicts says %v", n.Name, got, reason, want, verdicts[n.Name])
+			}
+		}
+	})
+}

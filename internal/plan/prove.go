@@ -1,0 +1,279 @@
+package plan
+
+import (
+	"cmp"
+	"fmt"
+	"hash/fnv"
+	"slices"
+	"strings"
+)
+
+// maxProvers bounds the nodes that prove one destination, so that probing is
+// linear in the number of nodes.
+const maxProvers = 3
+
+// probed names what a probe is about.
+type probed struct {
+	to        string // node
+	family    Family
+	transport Transport
+}
+
+// finding is what is known of one probed thing.
+type finding struct {
+	self *Probe // this node's own result
+	good *Probe // a peer that reached it; of several, the first by name
+	bad  *Probe // a peer that did not
+}
+
+// evidence maps what was probed -> what was found.
+type evidence map[probed]*finding
+
+// weigh sorts the probes that speak of nodes as they are now: results about a
+// node's predecessor of the same name, or by nodes that are gone, say nothing.
+func weigh(c *cluster, probes []Probe) evidence {
+	found := evidence{}
+	for i := range probes {
+		p := &probes[i]
+		to, known := c.index[p.To]
+		_, fromKnown := c.index[p.From]
+		if !known || !fromKnown || p.From == p.To || c.nodes[to].UID != p.ToUID {
+			continue
+		}
+		key := probed{p.To, p.Family, p.Transport}
+		f := found[key]
+		if f == nil {
+			f = &finding{}
+			found[key] = f
+		}
+		switch {
+		case p.From == c.self:
+			f.self = firstProbe(f.self, p)
+		case p.Reachable:
+			f.good = firstProbe(f.good, p)
+		default:
+			f.bad = firstProbe(f.bad, p)
+		}
+	}
+	return found
+}
+
+// firstProbe returns one of the two whatever their order: a node that was
+// reached once was reached.
+func firstProbe(a, b *Probe) *Probe {
+	switch {
+	case a == nil:
+		return b
+	case a.Reachable != b.Reachable:
+		if a.Reachable {
+			return a
+		}
+		return b
+	case cmp.Or(strings.Compare(a.From, b.From), strings.Compare(a.Reason, b.Reason)) <= 0:
+		return a
+	default:
+		return b
+	}
+}
+
+// failing reports whether a transport is found failing, and why: by this node
+// itself, or by its provers where at least one says so and none says otherwise.
+func (e evidence) failing(to string, f Family, t Transport) (string, bool) {
+	found := e[probed{to, f, t}]
+	switch {
+	case found == nil:
+		return "", false
+	case found.self != nil:
+		return words(found.self), !found.self.Reachable
+	case found.bad != nil && found.good == nil:
+		return words(found.bad), true
+	default:
+		return "", false
+	}
+}
+
+func words(p *Probe) string {
+	return fmt.Sprintf("node %s does not reach it (%s)", p.From, cmp.Or(p.Reason, "no reason given"))
+}
+
+// Verdict is whether a node is proven reachable, and by whom or why not.
+type Verdict struct {
+	Reachable bool
+	Reason    string
+}
+
+// Reachable reports whether the node is proven: for each family that it owns
+// destinations of, another node has reached it, as it is now (by UID), by a
+// transport that the configuration allows. A Ready node beside which no other
+// is Ready is proven by its local path. The string says by whom, or what is
+// missing.
+func Reachable(s Snapshot, node string) (bool, string) {
+	v, known := Verdicts(s)[node]
+	if !known {
+		return false, fmt.Sprintf("the cluster has no node named %q", node)
+	}
+	return v.Reachable, v.Reason
+}
+
+// Verdicts returns what Reachable says of every node, node name -> verdict, in
+// time linear in nodes and probes. Snapshot.Self does not matter.
+func Verdicts(s Snapshot) map[string]Verdict {
+	c := check("", s.Network, s.Nodes)
+	found := weigh(c, s.Probes)
+	ready := 0
+	for _, n := range c.nodes {
+		if n.Ready {
+			ready++
+		}
+	}
+	out := make(map[string]Verdict, len(c.nodes))
+	for i, n := range c.nodes {
+		out[n.Name] = c.verdict(i, ready, found)
+	}
+	return out
+}
+
+func (c *cluster) verdict(i, ready int, found evidence) Verdict {
+	n := c.nodes[i]
+	families := c.families(i)
+	switch {
+	case !n.Ready:
+		return Verdict{false, fmt.Sprintf("the agent on node %s has not yet said that the node is programmed", n.Name)}
+	case len(families) == 0:
+		return Verdict{false, fmt.Sprintf("node %s owns no usable range of pod addresses yet", n.Name)}
+	case ready == 1:
+		return Verdict{true, "proven by its local path: no other node is ready"}
+	}
+	var by []string
+	for _, f := range families {
+		who, ok := c.proven(n, f, found)
+		if !ok {
+			return Verdict{false, who}
+		}
+		by = append(by, who)
+	}
+	return Verdict{true, "proven " + strings.Join(by, ", ")}
+}
+
+// families returns those that the node owns destinations of.
+func (c *cluster) families(i int) []Family {
+	var out []Family
+	for _, f := range []Family{IPv4, IPv6} {
+		if slices.ContainsFunc(c.claims[i], func(cl claim) bool { return FamilyOf(cl.dst.Addr()) == f }) {
+			out = append(out, f)
+		}
+	}
+	return out
+}
+
+// proven says who reached the node, or what those who tried have seen.
+func (c *cluster) proven(n Node, f Family, found evidence) (string, bool) {
+	var seen []string
+	allowed := Allowed(c.net, f)
+	if f == IPv4 && !OfFamily(n.Addresses, IPv4).IsValid() && !slices.Contains(allowed, VXLAN) {
+		allowed = append(allowed, VXLAN) // as choose does
+	}
+	for _, t := range allowed {
+		result := found[probed{n.Name, f, t}]
+		switch {
+		case result == nil:
+			seen = append(seen, fmt.Sprintf("%s: not tried yet", t))
+		case result.good != nil:
+			return fmt.Sprintf("by node %s by %s (%s)", result.good.From, t, f), true
+		default:
+			seen = append(seen, fmt.Sprintf("%s: %s", t, words(result.bad)))
+		}
+	}
+	return fmt.Sprintf("no peer has reached node %s by %s yet (%s)", n.Name, f, strings.Join(seen, "; ")), false
+}
+
+// prover is a node that may prove others.
+type prover struct {
+	name string
+	hash uint64
+}
+
+// provers returns the Ready nodes, each once.
+func provers(nodes []Node) []prover {
+	out := make([]prover, 0, len(nodes))
+	for _, n := range nodes {
+		if n.Ready && n.Name != "" {
+			out = append(out, prover{n.Name, hash64(n.Name)})
+		}
+	}
+	slices.SortFunc(out, func(a, b prover) int { return strings.Compare(a.name, b.name) })
+	return slices.Compact(out)
+}
+
+// before reports whether p proves the target rather than q.
+func (p prover) before(q prover, target uint64) bool {
+	a, b := weight(target, p.hash), weight(target, q.hash)
+	return a > b || a == b && p.name < q.name
+}
+
+// Provers returns the names of the nodes that prove the destination node: at
+// most 3 Ready ones other than dest, by rendezvous hashing, so that a node that
+// comes or goes moves few duties.
+func Provers(nodes []Node, dest string) []string {
+	target := hash64(dest)
+	all := slices.DeleteFunc(provers(nodes), func(p prover) bool { return p.name == dest })
+	slices.SortFunc(all, func(p, q prover) int {
+		if p.before(q, target) {
+			return -1
+		}
+		return 1
+	})
+	var out []string
+	for _, p := range all[:min(len(all), maxProvers)] {
+		out = append(out, p.name)
+	}
+	return out
+}
+
+// ProvenBy returns the names of the nodes that self is to probe, in order:
+// those that it is among the Provers of. Where asking Provers for every node
+// would take quadratic time, this takes about n log n.
+func ProvenBy(nodes []Node, self string) []string {
+	ready := provers(nodes)
+	at, isReady := slices.BinarySearchFunc(ready, self, func(p prover, name string) int { return strings.Compare(p.name, name) })
+	if !isReady {
+		return nil
+	}
+	var out []string
+	for _, n := range nodes {
+		if n.Name != "" && n.Name != self && proves(ready[at], n.Name, ready) {
+			out = append(out, n.Name)
+		}
+	}
+	slices.Sort(out)
+	return slices.Compact(out)
+}
+
+// proves reports whether fewer than maxProvers others prove dest rather than p.
+func proves(p prover, dest string, ready []prover) bool {
+	target := hash64(dest)
+	better := 0
+	for _, q := range ready {
+		if q.name != dest && q.before(p, target) {
+			if better++; better == maxProvers {
+				return false
+			}
+		}
+	}
+	return true
+}
+
+func hash64(s string) uint64 {
+	h := fnv.New64a()
+	h.Write([]byte(s)) // never fails
+	return h.Sum64()
+}
+
+// weight mixes two hashes so that every bit of both moves every bit of it (the
+// finalizer of MurmurHash3): FNV alone ranks similar names alike.
+func weight(dest, prover uint64) uint64 {
+	x := dest*0x9e3779b97f4a7c15 + prover
+	x = (x ^ x>>33) * 0xff51afd7ed558ccd
+	x = (x ^ x>>33) * 0xc4ceb9fe1a85ec53
+	return x ^ x>>33
+}

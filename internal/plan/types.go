@@ -1,0 +1,157 @@
+// Package plan computes what every node's kernel should hold so that each pod
+// CIDR is reached by the best transport that is allowed and not found failing.
+// It is pure: a Snapshot in, a State out; no I/O, clock, goroutine or logger.
+package plan
+
+import "net/netip"
+
+// Transport is a way to carry packets to the node that owns a destination.
+type Transport string
+
+// The transports. Local is a destination that the node itself owns.
+const (
+	Local Transport = "local"
+	IPIP  Transport = "ipip"
+	VXLAN Transport = "vxlan"
+)
+
+// Family is an address family, spelled as Kubernetes does.
+type Family string
+
+// The families.
+const (
+	IPv4 Family = "IPv4"
+	IPv6 Family = "IPv6"
+)
+
+// FamilyOf returns the family of an address.
+func FamilyOf(a netip.Addr) Family {
+	if a.Is4() || a.Is4In6() {
+		return IPv4
+	}
+	return IPv6
+}
+
+// MAC is an Ethernet address.
+type MAC [6]byte
+
+// MTU policies.
+const (
+	MTUPerRoute = "perRoute"
+	MTUSmallest = "smallest"
+	MTUFixed    = "fixed"
+)
+
+// MTUPolicy says how large packets may be.
+type MTUPolicy struct {
+	Mode  string // MTUPerRoute, MTUSmallest or MTUFixed
+	Bytes int    // for MTUFixed: the pods' MTU
+}
+
+// Network is the cluster-wide configuration in force.
+type Network struct {
+	ClusterID  string         // UID of the kube-system namespace
+	PodCIDRs   []netip.Prefix // of one or both families
+	NodeCIDR   bool           // addresses come from spec.podCIDRs, not from blocks
+	BlockBits  map[Family]int // family -> prefix length of a block
+	Transports []Transport    // allowed, the most preferred first
+	VXLANPort  uint16
+	VXLANVNI   uint32
+	MTU        MTUPolicy
+	Masquerade bool // translate what leaves the pod network
+}
+
+// Node is one node as the cluster knows it.
+type Node struct {
+	Name, UID string
+	// Created is when the Node object was made, in seconds since 1970. Where
+	// two nodes claim the same range, the older one keeps it.
+	Created int64
+	// Addresses are the node's own in the fabric, at most one per family.
+	Addresses []netip.Addr
+	// NodeCIDRs are spec.podCIDRs, as the Node object has them.
+	NodeCIDRs []netip.Prefix
+	// Blocks are the leases that the node holds.
+	Blocks []netip.Prefix
+	// Ready is true once the node's agent has said, for this UID, that its
+	// kernel is programmed; the fields below are its words.
+	Ready bool
+	// Sources are the node's own addresses in the pod network, at most one
+	// per family. No pod gets one of them.
+	Sources []netip.Addr
+	VTEP    MAC // of the node's vxlan device
+	// Refuses maps transport -> why the node cannot receive by it.
+	Refuses map[Transport]string
+}
+
+// Probe is what one node found when it tried to reach another's pod-network
+// address by one transport.
+type Probe struct {
+	From, To  string // names of nodes
+	ToUID     string // UID of the destination that was probed
+	Family    Family // of the inner packet
+	Transport Transport
+	Reachable bool
+	Reason    string // what was seen instead of an answer
+}
+
+// Snapshot is everything that the plan depends on.
+type Snapshot struct {
+	Self    string // name of the node that the plan is for
+	Network Network
+	Nodes   []Node  // all of them, Self included
+	Probes  []Probe // all nodes' published ones, and Self's latest
+}
+
+// State is what one node's kernel should hold. It is plain data: two equal
+// snapshots give two equal States, in one order.
+type State struct {
+	Self       string
+	Addresses  []netip.Addr   // own, in the fabric
+	Sources    []netip.Addr   // own, in the pod network: assigned to lo
+	CIDRs      []netip.Prefix // own destinations, aggregated
+	PodCIDRs   []netip.Prefix // pods' packets to these leave untranslated
+	Transports []Transport    // allowed; MTU and MSS follow the smallest
+	VXLAN      VXLANDevice
+	MTU        MTUPolicy
+	Masquerade bool
+	Peers      []Peer    // by name
+	Routes     []Route   // by destination
+	Problems   []Problem // what a person must know, by node
+}
+
+// VXLANDevice are the parameters of the node's vxlan device.
+type VXLANDevice struct {
+	VNI  uint32
+	Port uint16
+	MAC  MAC
+}
+
+// Peer is another node: whom to accept encapsulated packets from, and which
+// inner sources with that outer source.
+type Peer struct {
+	Name      string
+	Addresses []netip.Addr
+	Sources   []netip.Addr
+	CIDRs     []netip.Prefix
+	VTEP      MAC
+}
+
+// Route says how one destination is reached.
+type Route struct {
+	Dst       netip.Prefix
+	Peer      string // name of the owner
+	Transport Transport
+	Outer     netip.Addr // the owner's address in the fabric
+	Gateway   netip.Addr // the owner's pod-network address of Dst's family: vxlan's next hop
+	Source    netip.Addr // preferred source of what this node itself sends; may be invalid (none)
+	VTEP      MAC
+	Reason    string // why this transport
+}
+
+// Problem is something wrong with a node's input that the plan worked around.
+type Problem struct {
+	Node    string // whose
+	Reason  string // CamelCase, for conditions
+	Message string // what, where, what to do
+}
