@@ -1,0 +1,138 @@
+// Package cniwire is what the CNI plugin and the node's agent say to one
+// another over a unix socket: one JSON request, one JSON response, one line
+// each, one exchange per connection. It imports the standard library only,
+// since the plugin starts once for every pod.
+package cniwire
+
+import (
+	"net/netip"
+	"time"
+)
+
+// Version is the version of the messages. A peer that differs by one is
+// understood: fields are only ever added, and a receiver ignores those that it
+// does not know.
+const Version = 1
+
+// Paths on the node, the same for plugin and agent. RunDir is cleared by a
+// boot, as is everything that it speaks of.
+const (
+	RunDir       = "/run/ropeway"
+	SocketPath   = RunDir + "/cni.sock"
+	TombstoneDir = RunDir + "/tombstones"
+)
+
+// MaxMessage bounds a message in bytes; a longer one is refused.
+const MaxMessage = 1 << 20
+
+// DialTimeout is how long the plugin waits for an agent that is not there.
+const DialTimeout = 30 * time.Second
+
+// Verb is what is asked of the agent.
+type Verb string
+
+// The verbs. Add, Del, Check, Status and GC mirror the CNI specification's
+// (1.1.0, section 2); Node asks for what a delegated IPAM plugin needs.
+const (
+	Add    Verb = "ADD"
+	Del    Verb = "DEL"
+	Check  Verb = "CHECK"
+	Status Verb = "STATUS"
+	GC     Verb = "GC"
+	Node   Verb = "NODE"
+)
+
+// Address families, spelled as Kubernetes does.
+const (
+	FamilyIPv4 = "IPv4"
+	FamilyIPv6 = "IPv6"
+)
+
+// Attachment names one interface of one sandbox: the key of an address.
+type Attachment struct {
+	Network     string `json:"network"`
+	ContainerID string `json:"containerID"`
+	IfName      string `json:"ifName"`
+}
+
+// Pod is whose sandbox it is, from CNI_ARGS (K8S_POD_*); zero outside Kubernetes.
+type Pod struct {
+	Namespace string `json:"namespace,omitempty"`
+	Name      string `json:"name,omitempty"`
+	UID       string `json:"uid,omitempty"`
+}
+
+// Request is what the plugin asks.
+type Request struct {
+	Version    int        `json:"version"`
+	Verb       Verb       `json:"verb"`
+	Attachment Attachment `json:"attachment"`
+	Pod        Pod        `json:"pod,omitzero"`
+	Netns      string     `json:"netns,omitempty"`
+	// IPAM is the ipam.type of the configuration: one of ours (the agent
+	// allocates), or another's (Addresses says what that plugin gave, and the
+	// agent only records it).
+	IPAM      string       `json:"ipam,omitempty"`
+	Addresses []netip.Addr `json:"addresses,omitempty"`
+	// Families are the address families that the configuration asks for, of
+	// FamilyIPv4 and FamilyIPv6, for Add with an ipam.type of ours; empty means
+	// those of the network.
+	Families []string `json:"families,omitempty"`
+	// Valid are the attachments that the runtime still knows, for GC
+	// (cni.dev/valid-attachments).
+	Valid []Attachment `json:"valid,omitempty"`
+}
+
+// Response is what the agent answers.
+type Response struct {
+	Version int    `json:"version"`
+	Error   *Error `json:"error,omitempty"`
+	// Addresses are the pod's, at most one per family, for Add and Check.
+	Addresses []netip.Addr `json:"addresses,omitempty"`
+	// Subnets and Gateways belong to Addresses, index by index, for Add: the
+	// CIDR of this node that the address is from, and the node's own address
+	// in the pod network of that family (which no pod gets). The plugin needs
+	// them where it serves addresses to another main plugin (ptp, bridge).
+	Subnets  []netip.Prefix `json:"subnets,omitempty"`
+	Gateways []netip.Addr   `json:"gateways,omitempty"`
+	// HostInterface is the name that the host end of the pod's veth has or gets.
+	HostInterface string `json:"hostInterface,omitempty"`
+	// MTU is the pod interface's, in bytes.
+	MTU int `json:"mtu,omitempty"`
+	// NodeCIDRs are the node's spec.podCIDRs, for Node: what host-local's
+	// usePodCidr and usePodCidrIPv6 stand for.
+	NodeCIDRs []netip.Prefix `json:"nodeCIDRs,omitempty"`
+	// AgentVersion is the agent's release.
+	AgentVersion string `json:"agentVersion,omitempty"`
+}
+
+// Error is a failure as the CNI specification (1.1.0, section 5) reports it.
+type Error struct {
+	// Code is one of the specification's: 1-10 well known, 11 try again
+	// later, 50 the plugin is not available, 100 and above our own.
+	Code    uint   `json:"code"`
+	Msg     string `json:"msg"`
+	Details string `json:"details,omitempty"`
+}
+
+// Codes used between agent and plugin (CNI specification 1.1.0, section 5).
+const (
+	CodeIncompatibleVersion = 1
+	CodeInvalidEnvironment  = 4
+	CodeIO                  = 5
+	CodeDecode              = 6
+	CodeInvalidConfig       = 7
+	CodeTryAgainLater       = 11
+	CodeNotAvailable        = 50
+	CodeNoAddress           = 110
+	CodeMismatch            = 111
+	CodeInternal            = 112
+)
+
+// Error implements error.
+func (e *Error) Error() string {
+	if e.Details == "" {
+		return e.Msg
+	}
+	return e.Msg + ": " + e.Details
+}
