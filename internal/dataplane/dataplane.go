@@ -1,0 +1,70 @@
+// Package dataplane makes the node's kernel equal to a plan.State: addresses,
+// routes, tunnels, translation and guards. It observes, adds before it deletes,
+// reports the true state after a partial failure, and leaves nothing behind
+// when told to clean. What it made outlives the agent.
+package dataplane
+
+import (
+	"context"
+	"net/netip"
+
+	"ropeway.dev/ropeway/internal/plan"
+)
+
+// Dataplane is the node's kernel, in three verbs.
+type Dataplane interface {
+	// Set makes the kernel equal to want, idempotently. The Report is true
+	// also when the error is not nil: what could be done is done.
+	Set(ctx context.Context, want plan.State) (Report, error)
+	// Observe reads what is in the kernel now, from the kernel only.
+	Observe(ctx context.Context) (Observed, error)
+	// Clean removes everything that Set ever made.
+	Clean(ctx context.Context) error
+}
+
+// Report is what a Set achieved.
+type Report struct {
+	// Refuses maps transport -> why this node cannot use it.
+	Refuses map[plan.Transport]string
+	// Failed maps destination -> why its route is not as wanted.
+	Failed map[netip.Prefix]string
+	// Uplinks are the devices that the FIB answered for the peers.
+	Uplinks []Uplink
+	// PodMTU is the MTU that new pods get, in bytes.
+	PodMTU int
+	// Changed is false when the kernel already was as wanted.
+	Changed bool
+}
+
+// Uplink is a device through which peers are reached.
+type Uplink struct {
+	Name  string
+	Index int
+	MTU   int
+}
+
+// Observed is what is in the kernel, by our marks on it.
+type Observed struct {
+	Sources []netip.Addr
+	Routes  []ObservedRoute
+	Pods    []PodLink
+}
+
+// ObservedRoute is one route of ours to another node's destination.
+type ObservedRoute struct {
+	Dst       netip.Prefix
+	Transport plan.Transport
+	Outer     netip.Addr
+	Device    string
+	MTU       int
+}
+
+// PodLink is the host's end of a pod's veth and the addresses routed to it.
+type PodLink struct {
+	Name      string
+	Index     int
+	Addresses []netip.Addr
+	// Alias is the link's alias: the attachment and pod that it was made for
+	// (see podlink.Alias).
+	Alias string
+}

@@ -1,0 +1,221 @@
+package dataplane
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+
+	"github.com/vishvananda/netlink"
+
+	"ropeway.dev/ropeway/internal/dataplane/bpf"
+	"ropeway.dev/ropeway/internal/plan"
+)
+
+// Options say how a Linux dataplane works. The zero value has defaults.
+type Options struct {
+	// BPFPinDir is the directory of the eBPF pins, below a bpffs. Its parent
+	// is mounted as one if it is none. Default /sys/fs/bpf/ropeway.
+	BPFPinDir string
+	// StateDir holds what saves a restarted agent from writing to the kernel
+	// what is there already. Losing it costs one transaction. Default
+	// /run/ropeway.
+	StateDir string
+	// Denied are addresses that pods may not reach. Nil is the default: the
+	// metadata service of Alibaba Cloud.
+	Denied []netip.Addr
+	// Clsact attaches the eBPF programs by clsact also where the kernel has tcx.
+	Clsact bool
+	Log    *slog.Logger
+}
+
+// defaultDenied is the metadata service of Alibaba Cloud, where an instance's
+// role gives out its credentials.
+func defaultDenied() []netip.Addr {
+	return []netip.Addr{netip.AddrFrom4([4]byte{100, 100, 100, 200})}
+}
+
+func (o Options) withDefaults() Options {
+	if o.BPFPinDir == "" {
+		o.BPFPinDir = "/sys/fs/bpf/ropeway"
+	}
+	if o.StateDir == "" {
+		o.StateDir = "/run/ropeway"
+	}
+	if o.Denied == nil {
+		o.Denied = defaultDenied()
+	}
+	if o.Log == nil {
+		o.Log = slog.New(slog.DiscardHandler)
+	}
+	return o
+}
+
+// Validate says what is wrong with the options.
+func (o Options) Validate() error {
+	if o = o.withDefaults(); strings.Contains(filepath.Base(o.BPFPinDir), ".") {
+		return fmt.Errorf("BPFPinDir %q: a bpffs allows no dot in a name", o.BPFPinDir)
+	}
+	return nil
+}
+
+// Linux is the kernel of the network namespace that its methods are called in:
+// the caller keeps to one, by a locked thread if the process has several.
+type Linux struct {
+	options Options
+	log     *slog.Logger
+
+	mu     sync.Mutex
+	tunnel *bpf.Tunnel // nil until it could be opened
+	nft    *nftables   // nil until it could be opened
+}
+
+var _ Dataplane = (*Linux)(nil)
+
+// New returns the dataplane of this machine. It touches nothing yet; what the
+// kernel lacks is told by Probe, and by the first Set.
+func New(o Options) (*Linux, error) {
+	if err := o.Validate(); err != nil {
+		return nil, fmt.Errorf("dataplane options: %w", err)
+	}
+	o = o.withDefaults()
+	return &Linux{options: o, log: o.Log}, nil
+}
+
+// Close gives back what the process holds. What is in the kernel stays.
+func (l *Linux) Close() error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.tunnel == nil {
+		return nil
+	}
+	err := l.tunnel.Close()
+	l.tunnel = nil
+	return err
+}
+
+// pass is one run of Set: the wanted state, what was found, what came of it.
+type pass struct {
+	l      *Linux
+	k      *kernel
+	want   plan.State
+	report Report
+
+	devices      map[int]netlink.Link // index -> device
+	addresses    []assigned
+	hops         map[netip.Addr]hopOrError // peer's address in the fabric -> how to reach it
+	vxlanIndex   int                       // of the vxlan device, 0 if there is none
+	staleEntries []entry                   // of the vxlan device
+	strictFilter bool                      // net.ipv4.conf.all.rp_filter is 1
+}
+
+// Set implements Dataplane. Guards come before what they guard, and what sends
+// comes last; nothing is removed before what replaces it is there.
+func (l *Linux) Set(ctx context.Context, want plan.State) (Report, error) {
+	if len(want.PodCIDRs) == 0 || len(want.Addresses) == 0 {
+		// To obey would be to take the network away from running pods.
+		return Report{}, fmt.Errorf("the state of node %q has no pod CIDR or no node address: nothing was changed", want.Self)
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	k, err := openKernel(l.log)
+	if err != nil {
+		return Report{}, err
+	}
+	defer k.close()
+	p := &pass{l: l, k: k, want: want, hops: map[netip.Addr]hopOrError{}, report: Report{
+		Refuses: map[plan.Transport]string{}, Failed: map[netip.Prefix]string{},
+	}}
+	err = p.run(ctx)
+	p.report.Changed = k.writes > 0
+	return p.report, err
+}
+
+func (p *pass) run(ctx context.Context) error {
+	var errs []error
+	var err error
+	if p.devices, err = p.k.links(); err != nil {
+		return err
+	}
+	if p.addresses, err = p.k.addresses(); err != nil {
+		return err
+	}
+	do := func(step func() error) {
+		if err := ctx.Err(); err != nil {
+			errs = append(errs, err)
+			return
+		}
+		errs = append(errs, step())
+	}
+	do(p.findUplinks)
+	p.report.PodMTU = plan.PodMTU(p.want.MTU, p.want.Transports, p.underlayFamily(), p.smallestMTU())
+	do(p.nodeSysctls)
+	do(p.addSources)
+	do(func() error { return p.setRules(ctx) })
+	do(func() error { return p.refuse(plan.IPIP, p.setTunnel()) })
+	do(func() error { return p.refuse(plan.VXLAN, p.setVXLAN()) })
+	do(p.setRoutes)
+	if err := errors.Join(errs...); err != nil {
+		// What is not needed any more may still be in use.
+		return err
+	}
+	do(p.pruneVXLAN)
+	do(p.pruneTunnel)
+	do(p.removeSources)
+	return errors.Join(errs...)
+}
+
+// refuse notes why a transport cannot be used. That is an error only if the
+// transport is wanted.
+func (p *pass) refuse(t plan.Transport, err error) error {
+	if err == nil {
+		return nil
+	}
+	p.report.Refuses[t] = err.Error()
+	if !slices.Contains(p.want.Transports, t) {
+		p.l.log.Warn("transport cannot be used", "transport", t, "error", err)
+		return nil
+	}
+	return fmt.Errorf("%s: %w", t, err)
+}
+
+// setRules writes the nftables table.
+func (p *pass) setRules(ctx context.Context) error {
+	if p.l.nft == nil {
+		n, err := newNFTables(p.l.options.StateDir)
+		if err != nil {
+			return err
+		}
+		p.l.nft = n
+	}
+	changed, err := p.l.nft.set(ctx, rulesFor(p.want, p.l.options.Denied, p.clamps()))
+	if changed {
+		p.k.wrote("nftables table written")
+	}
+	return err
+}
+
+// Bytes of the headers that a TCP segment does not count.
+const (
+	tcpIPv4 = 20 + 20
+	tcpIPv6 = 40 + 20
+)
+
+// clamps computes the largest segments. IPv6 travels by vxlan whatever is
+// allowed.
+func (p *pass) clamps() clamps {
+	mtu := p.smallestMTU()
+	if mtu == 0 {
+		return clamps{}
+	}
+	all := append(slices.Clone(p.want.Transports), plan.VXLAN)
+	return clamps{
+		ipv4: plan.ClampMTU(p.want.Transports, p.underlayFamily(), mtu) - tcpIPv4,
+		ipv6: plan.ClampMTU(all, p.underlayFamily(), mtu) - tcpIPv6,
+	}
+}

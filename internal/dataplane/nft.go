@@ -1,0 +1,269 @@
+package dataplane
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+
+	"sigs.k8s.io/knftables"
+)
+
+// nftables keeps our table equal to a ruleset. Each change is one transaction.
+//
+// Whether the table is still as it was written is told by listing it: nft writes
+// rules differently from how it reads them, so the listing right after a
+// transaction is remembered (by its hash, in a file, so that a restarted agent
+// need not write anything).
+type nftables struct {
+	run    knftables.Interface
+	list   func(context.Context) (string, error) // the table as nft prints it, "" if it is not there
+	memory string                                // path of the remembered hashes, "" for none
+	last   nftMemory
+}
+
+// nftMemory is what was written last, as hashes.
+type nftMemory struct {
+	Chains  string            `json:"chains"`
+	Sets    map[string]string `json:"sets"` // name of a set -> its elements
+	Listing string            `json:"listing"`
+}
+
+// newNFTables finds nft and asks whether it works.
+func newNFTables(stateDir string) (*nftables, error) {
+	run, err := knftables.New(knftables.InetFamily, tableName)
+	if err != nil {
+		return nil, fmt.Errorf("nftables (nft 1.0.1 and a kernel with nf_tables are needed): %w", err)
+	}
+	n := &nftables{run: run, list: listTable}
+	if stateDir != "" {
+		n.memory = filepath.Join(stateDir, "nftables.json")
+	}
+	if err := n.load(); err != nil {
+		return nil, err
+	}
+	return n, nil
+}
+
+// listTable runs nft: knftables lists names or elements, never a table's text.
+func listTable(ctx context.Context) (string, error) {
+	cmd := exec.CommandContext(ctx, "nft", "--stateless", "--numeric", "list", "table", "inet", tableName)
+	var stderr bytes.Buffer
+	cmd.Stderr = &stderr
+	out, err := cmd.Output()
+	if err == nil {
+		return string(out), nil
+	}
+	if strings.Contains(stderr.String(), "No such file or directory") {
+		return "", nil
+	}
+	return "", fmt.Errorf("list nftables table: %w: %s", err, strings.TrimSpace(stderr.String()))
+}
+
+func (n *nftables) load() error {
+	if n.memory == "" {
+		return nil
+	}
+	b, err := os.ReadFile(n.memory)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("read what was last written to nftables: %w", err)
+	}
+	if json.Unmarshal(b, &n.last) != nil {
+		n.last = nftMemory{} // the table is then written anew
+	}
+	return nil
+}
+
+func (n *nftables) save() error {
+	if n.memory == "" {
+		return nil
+	}
+	b, err := json.Marshal(n.last)
+	if err != nil {
+		return err
+	}
+	if err := os.MkdirAll(filepath.Dir(n.memory), 0o700); err != nil {
+		return fmt.Errorf("remember what was written to nftables: %w", err)
+	}
+	temp := n.memory + ".new"
+	if err := os.WriteFile(temp, b, 0o600); err != nil {
+		return fmt.Errorf("remember what was written to nftables: %w", err)
+	}
+	return os.Rename(temp, n.memory)
+}
+
+// set makes the table equal to want.
+func (n *nftables) set(ctx context.Context, want ruleset) (changed bool, err error) {
+	listing, err := n.list(ctx)
+	if err != nil {
+		return false, err
+	}
+	now := want.memory()
+	intact := listing != "" && hash(listing) == n.last.Listing
+	if intact && now.Chains == n.last.Chains && mapsEqual(now.Sets, n.last.Sets) {
+		return false, nil
+	}
+	tx := n.run.NewTransaction()
+	if intact && now.Chains == n.last.Chains {
+		want.writeElements(tx, n.last.Sets)
+	} else {
+		want.write(tx)
+	}
+	if err := n.run.Run(ctx, tx); err != nil {
+		return false, fmt.Errorf("write nftables table inet %s: %w", tableName, err)
+	}
+	if listing, err = n.list(ctx); err != nil {
+		return true, err
+	}
+	now.Listing = hash(listing)
+	n.last = now
+	return true, n.save()
+}
+
+// clean removes the table and what is remembered of it.
+func (n *nftables) clean(ctx context.Context) error {
+	tx := n.run.NewTransaction()
+	tx.Add(&knftables.Table{})
+	tx.Delete(&knftables.Table{})
+	if err := n.run.Run(ctx, tx); err != nil {
+		return fmt.Errorf("remove nftables table inet %s: %w", tableName, err)
+	}
+	n.last = nftMemory{}
+	if n.memory != "" {
+		if err := os.Remove(n.memory); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return fmt.Errorf("forget what was written to nftables: %w", err)
+		}
+	}
+	return nil
+}
+
+func hash(parts ...string) string {
+	h := sha256.New()
+	for _, p := range parts {
+		fmt.Fprintf(h, "%d:%s", len(p), p)
+	}
+	return hex.EncodeToString(h.Sum(nil))
+}
+
+func mapsEqual(a, b map[string]string) bool {
+	if len(a) != len(b) {
+		return false
+	}
+	for k, v := range a {
+		if b[k] != v {
+			return false
+		}
+	}
+	return true
+}
+
+// memory returns the hashes of a ruleset. The names and types of the sets count
+// as chains: they change by a new table only.
+func (r ruleset) memory() nftMemory {
+	var shape []string
+	for _, c := range r.Chains {
+		shape = append(shape, c.Name, c.Type, c.Hook, strconv.Itoa(c.Priority), c.Comment)
+		for _, rule := range c.Rules {
+			shape = append(shape, rule.Text, rule.Comment)
+		}
+	}
+	sets := make(map[string]string, len(r.Sets))
+	for _, s := range r.Sets {
+		shape = append(shape, s.Name, s.Type, strconv.FormatBool(s.CIDRs))
+		sets[s.Name] = hash(s.Elements...)
+	}
+	return nftMemory{Chains: hash(shape...), Sets: sets}
+}
+
+// write replaces the whole table, in one transaction: no packet sees a half.
+func (r ruleset) write(tx *knftables.Transaction) {
+	tx.Add(&knftables.Table{})
+	tx.Delete(&knftables.Table{})
+	tx.Add(&knftables.Table{Comment: knftables.PtrTo("the pod network of ropeway.dev")})
+	for _, s := range r.Sets {
+		set := &knftables.Set{Name: s.Name, Type: s.Type}
+		if s.CIDRs {
+			set.Flags = []knftables.SetFlag{knftables.IntervalFlag}
+			set.AutoMerge = knftables.PtrTo(true)
+		}
+		tx.Add(set)
+		s.add(tx)
+	}
+	for _, c := range r.Chains {
+		chain := &knftables.Chain{
+			Name:     c.Name,
+			Type:     knftables.PtrTo(knftables.BaseChainType(c.Type)),
+			Hook:     knftables.PtrTo(knftables.BaseChainHook(c.Hook)),
+			Priority: knftables.PtrTo(knftables.BaseChainPriority(strconv.Itoa(c.Priority))),
+		}
+		if c.Comment != "" {
+			chain.Comment = knftables.PtrTo(c.Comment)
+		}
+		tx.Add(chain)
+		for _, rule := range c.Rules {
+			added := &knftables.Rule{Chain: c.Name, Rule: rule.Text}
+			if rule.Comment != "" {
+				added.Comment = knftables.PtrTo(rule.Comment)
+			}
+			tx.Add(added)
+		}
+	}
+}
+
+// writeElements replaces the elements of the sets that are not as they were.
+func (r ruleset) writeElements(tx *knftables.Transaction, was map[string]string) {
+	for _, s := range r.Sets {
+		if was[s.Name] == hash(s.Elements...) {
+			continue
+		}
+		tx.Flush(&knftables.Set{Name: s.Name})
+		s.add(tx)
+	}
+}
+
+func (s ruleSet) add(tx *knftables.Transaction) {
+	for _, e := range s.Elements {
+		tx.Add(&knftables.Element{Set: s.Name, Key: []string{e}})
+	}
+}
+
+// String returns the table as nft reads it, for people and for tests.
+func (r ruleset) String() string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "table inet %s {\n", tableName)
+	for _, s := range r.Sets {
+		fmt.Fprintf(&b, "\tset %s {\n\t\ttype %s\n", s.Name, s.Type)
+		if s.CIDRs {
+			b.WriteString("\t\tflags interval\n\t\tauto-merge\n")
+		}
+		if len(s.Elements) > 0 {
+			fmt.Fprintf(&b, "\t\telements = { %s }\n", strings.Join(s.Elements, ", "))
+		}
+		b.WriteString("\t}\n")
+	}
+	for _, c := range r.Chains {
+		fmt.Fprintf(&b, "\tchain %s {\n\t\ttype %s hook %s priority %d;\n", c.Name, c.Type, c.Hook, c.Priority)
+		for _, rule := range c.Rules {
+			b.WriteString("\t\t" + rule.Text)
+			if rule.Comment != "" {
+				fmt.Fprintf(&b, " comment %q", rule.Comment)
+			}
+			b.WriteString("\n")
+		}
+		b.WriteString("\t}\n")
+	}
+	b.WriteString("}\n")
+	return b.String()
+}

@@ -1,0 +1,222 @@
+package dataplane
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+
+	"ropeway.dev/ropeway/internal/dataplane/podlink"
+	"ropeway.dev/ropeway/internal/plan"
+)
+
+// The node's nftables rules, as data. They are the same few on every node and
+// for every size of cluster: what grows lies in sets, and no rule belongs to a
+// single pod, so that a pod's start needs no transaction.
+//
+// The table is of family inet and ours alone; nobody else's is touched.
+const tableName = "ropeway"
+
+// masqueradeMark is the bit of the packet mark by which kube-proxy asks for
+// masquerading (its default, --iptables-masquerade-bit=14).
+const masqueradeMark = "0x4000"
+
+// Names of the sets.
+const (
+	setPods4    = "pods4" // the CIDRs of the pod network
+	setPods6    = "pods6"
+	setNodes4   = "nodes4" // all nodes' addresses in the fabric
+	setNodes6   = "nodes6"
+	setOwn4     = "own4" // this node's
+	setOwn6     = "own6"
+	setDenied4  = "denied4" // what pods may not reach
+	setDenied6  = "denied6"
+	podLinks    = `"` + podlink.Prefix + `*"`
+	priorityNAT = 90 // before kube-proxy's, which is srcnat (100)
+
+	// leaving matches what leaves the node.
+	leaving = `oifname != "lo" oifname != ` + podLinks
+)
+
+// ruleset is the content of the table.
+type ruleset struct {
+	Sets   []ruleSet
+	Chains []ruleChain
+}
+
+// ruleSet is a named set of addresses, or of CIDRs.
+type ruleSet struct {
+	Name     string
+	Type     string // ipv4_addr or ipv6_addr
+	CIDRs    bool
+	Elements []string // in order
+}
+
+// ruleChain is a base chain if Hook is set.
+type ruleChain struct {
+	Name, Type, Hook string
+	Priority         int
+	Comment          string
+	Rules            []rule
+}
+
+type rule struct{ Text, Comment string }
+
+// clamps are the largest TCP segments in bytes for each family; 0 for none.
+type clamps struct{ ipv4, ipv6 int }
+
+// rulesFor computes the table for a State.
+func rulesFor(want plan.State, denied []netip.Addr, clamp clamps) ruleset {
+	nodes := slices.Clone(want.Addresses)
+	for _, peer := range want.Peers {
+		nodes = append(nodes, peer.Addresses...)
+	}
+	r := ruleset{Sets: slices.Concat(
+		cidrSets(setPods4, setPods6, want.PodCIDRs),
+		addressSets(setNodes4, setNodes6, nodes),
+		addressSets(setOwn4, setOwn6, want.Addresses),
+		addressSets(setDenied4, setDenied6, denied),
+	)}
+	r.Chains = slices.Concat(podChains(want.VXLAN.Port), vxlanChains(want.VXLAN.Port))
+	r.Chains = append(r.Chains, clampChain(clamp), natChain(want))
+	return r
+}
+
+func cidrSets(name4, name6 string, list []netip.Prefix) []ruleSet {
+	v4, v6 := ruleSet{Name: name4, Type: "ipv4_addr", CIDRs: true}, ruleSet{Name: name6, Type: "ipv6_addr", CIDRs: true}
+	for _, p := range list {
+		if p.Addr().Is4() {
+			v4.Elements = append(v4.Elements, p.Masked().String())
+		} else {
+			v6.Elements = append(v6.Elements, p.Masked().String())
+		}
+	}
+	return []ruleSet{v4.sorted(), v6.sorted()}
+}
+
+func addressSets(name4, name6 string, list []netip.Addr) []ruleSet {
+	v4, v6 := ruleSet{Name: name4, Type: "ipv4_addr"}, ruleSet{Name: name6, Type: "ipv6_addr"}
+	for _, a := range list {
+		if a.Is4() {
+			v4.Elements = append(v4.Elements, a.String())
+		} else {
+			v6.Elements = append(v6.Elements, a.String())
+		}
+	}
+	return []ruleSet{v4.sorted(), v6.sorted()}
+}
+
+func (s ruleSet) sorted() ruleSet {
+	slices.Sort(s.Elements)
+	s.Elements = slices.Compact(s.Elements)
+	return s
+}
+
+// podChains hold what pods may not send. Sources are checked by the route back:
+// it must lead to the very device that the packet came from, so an address is a
+// pod's own exactly as long as its route is there. Destinations are checked
+// where services have been resolved already, since a Service may have any
+// address as its endpoint.
+func podChains(port uint16) []ruleChain {
+	return []ruleChain{
+		{
+			Name: "from_pods", Type: "filter", Hook: "prerouting", Priority: -300,
+			Comment: "pods send from their own addresses only",
+			Rules: []rule{
+				{Text: "iifname != " + podLinks + " return"},
+				{Text: "ip6 saddr { ::, fe80::/10 } icmpv6 type { 130-133, 135, 136, 143 } return", Comment: "neighbour and listener discovery"},
+				{Text: "fib saddr . iif oif 0 counter drop", Comment: "not the pod's address"},
+			},
+		},
+		{
+			Name: "pods_forward", Type: "filter", Hook: "forward", Priority: -10,
+			Comment: "pods do not speak the nodes' tunnels",
+			Rules: []rule{
+				{Text: "iifname != " + podLinks + " return"},
+				{Text: "ip daddr @" + setNodes4 + " ip protocol 4 counter drop", Comment: "ipip to a node"},
+				{Text: fmt.Sprintf("ip daddr @%s udp dport %d counter drop", setNodes4, port), Comment: "vxlan to a node"},
+				{Text: fmt.Sprintf("ip6 daddr @%s udp dport %d counter drop", setNodes6, port), Comment: "vxlan to a node"},
+				{Text: "ip daddr @" + setDenied4 + " counter drop", Comment: "the cloud's metadata"},
+				{Text: "ip6 daddr @" + setDenied6 + " counter drop", Comment: "the cloud's metadata"},
+			},
+		},
+	}
+}
+
+// vxlanChains accept vxlan packets from nodes only, and keep them out of
+// connection tracking: every one of them has another source port. The device's
+// socket listens on all addresses, the pod network's included.
+func vxlanChains(port uint16) []ruleChain {
+	untracked := func(from4, to4, from6, to6 string) []rule {
+		return []rule{
+			{Text: fmt.Sprintf("ip saddr @%s ip daddr @%s udp dport %d notrack", from4, to4, port)},
+			{Text: fmt.Sprintf("ip6 saddr @%s ip6 daddr @%s udp dport %d notrack", from6, to6, port)},
+		}
+	}
+	return []ruleChain{
+		{
+			Name: "vxlan_in", Type: "filter", Hook: "prerouting", Priority: -300,
+			Rules: untracked(setNodes4, setOwn4, setNodes6, setOwn6),
+		},
+		{
+			Name: "vxlan_out", Type: "filter", Hook: "output", Priority: -300,
+			Rules: untracked(setOwn4, setNodes4, setOwn6, setNodes6),
+		},
+		{
+			Name: "vxlan_guard", Type: "filter", Hook: "input", Priority: -10,
+			Comment: "vxlan is accepted from nodes only",
+			Rules: []rule{
+				{Text: "meta l4proto != 17 return"},
+				{Text: fmt.Sprintf("th dport != %d return", port)},
+				{Text: "ip saddr @" + setNodes4 + " ip daddr @" + setOwn4 + " return"},
+				{Text: "ip6 saddr @" + setNodes6 + " ip6 daddr @" + setOwn6 + " ip6 nexthdr 17 return"},
+				{Text: "counter drop", Comment: "vxlan from something that is no node"},
+			},
+		},
+	}
+}
+
+// clampChain keeps TCP between pods of different nodes small enough for every
+// allowed transport, so that a change of transport needs no path MTU discovery.
+func clampChain(c clamps) ruleChain {
+	chain := ruleChain{
+		Name: "clamp", Type: "filter", Hook: "postrouting", Priority: -150,
+		Comment: "TCP fits the smallest allowed transport",
+	}
+	add := func(family, set string, size int) {
+		if size > 0 {
+			chain.Rules = append(chain.Rules, rule{Text: fmt.Sprintf("%s daddr @%s %s tcp flags & (syn | rst) == syn "+
+				"tcp option maxseg size > %d tcp option maxseg size set %d", family, set, leaving, size, size)})
+		}
+	}
+	add("ip", setPods4, c.ipv4)
+	add("ip6", setPods6, c.ipv6)
+	return chain
+}
+
+// natChain translates sources. It decides before kube-proxy does: kube-proxy's
+// masquerading binds a flow to the device that it leaves by, and a change of
+// transport would cut it.
+func natChain(want plan.State) ruleChain {
+	chain := ruleChain{
+		Name: "nat", Type: "nat", Hook: "postrouting", Priority: priorityNAT,
+		Comment: "what leaves as whom",
+	}
+	add := func(comment, text string) { chain.Rules = append(chain.Rules, rule{text, comment}) }
+	for _, f := range []struct {
+		word, pods string
+		family     plan.Family
+	}{{"ip", setPods4, plan.IPv4}, {"ip6", setPods6, plan.IPv6}} {
+		if source := plan.OfFamily(want.Sources, f.family); source.IsValid() {
+			snat := fmt.Sprintf("snat %s to %s fully-random", f.word, source)
+			add("kube-proxy wants the answer to come back here", fmt.Sprintf("%s daddr @%s meta mark & %s == %s meta mark set meta mark & 0xffffbfff %s",
+				f.word, f.pods, masqueradeMark, masqueradeMark, snat))
+			add("no node accepts other sources", fmt.Sprintf("%s daddr @%s %s saddr != @%s %s %s",
+				f.word, f.pods, f.word, f.pods, leaving, snat))
+		}
+		if want.Masquerade {
+			add("the fabric does not know pods", fmt.Sprintf("%s saddr @%s %s daddr != @%s %s masquerade fully-random",
+				f.word, f.pods, f.word, f.pods, leaving))
+		}
+	}
+	return chain
+}

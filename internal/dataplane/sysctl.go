@@ -1,0 +1,111 @@
+package dataplane
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+
+	"ropeway.dev/ropeway/internal/plan"
+)
+
+// Settings of the kernel that Set changes, and nothing else:
+//
+//   - net.ipv4.ip_forward and, if pods have IPv6, net.ipv6.conf.all.forwarding:
+//     1. Clean leaves them, since others may rely on them by then.
+//   - net.ipv6.conf.UPLINK.accept_ra: 1 -> 2 before IPv6 forwarding is switched
+//     on, so that a default route from router advertisements stays.
+//   - net.ipv4.conf.UPLINK.rp_filter: strict (1) -> loose (2). While a transport
+//     changes, a peer's packets arrive by ipip at the uplink when this node
+//     already answers by vxlan, and a strict filter would drop them.
+//   - net.ipv4.conf.rw-vxlan.rp_filter: 0, or 2 where net.ipv4.conf.all says 1,
+//     for the same reason (the larger of both counts); and, if pods have IPv6,
+//     net.ipv6.conf.rw-vxlan.disable_ipv6: 0.
+//
+// The inner source of what arrives by a tunnel is checked by the eBPF guard,
+// which is stricter than any of these.
+const sysctlRoot = "/proc/sys/net"
+
+func readSysctl(path string) (string, error) {
+	b, err := os.ReadFile(filepath.Join(sysctlRoot, path))
+	return string(bytes.TrimSpace(b)), err
+}
+
+// setSysctl writes a setting if it is not so. A file that is not there (a
+// kernel without IPv6) is an error of kind fs.ErrNotExist.
+func (k *kernel) setSysctl(path, value string) error {
+	old, err := readSysctl(path)
+	if err != nil {
+		return fmt.Errorf("read kernel setting net/%s: %w", path, err)
+	}
+	if old == value {
+		return nil
+	}
+	if err := os.WriteFile(filepath.Join(sysctlRoot, path), []byte(value), 0o644); err != nil {
+		return fmt.Errorf("set kernel setting net/%s to %s (run privileged, or set it yourself): %w", path, value, err)
+	}
+	k.wrote("kernel setting", "setting", "net/"+path, "was", old, "is", value)
+	return nil
+}
+
+// nodeSysctls lets the node forward.
+func (p *pass) nodeSysctls() error {
+	errs := []error{p.k.setSysctl("ipv4/ip_forward", "1")}
+	all, err := readSysctl("ipv4/conf/all/rp_filter")
+	errs = append(errs, err)
+	p.strictFilter = all == "1"
+	for _, u := range p.report.Uplinks {
+		own, err := readSysctl("ipv4/conf/" + u.Name + "/rp_filter")
+		if err == nil && max(own, all) == "1" {
+			err = p.k.setSysctl("ipv4/conf/"+u.Name+"/rp_filter", "2")
+		}
+		errs = append(errs, err)
+	}
+	if p.has(plan.IPv6) {
+		errs = append(errs, p.forwardIPv6())
+	}
+	return errors.Join(errs...)
+}
+
+func (p *pass) forwardIPv6() error {
+	for _, u := range p.report.Uplinks {
+		path := "ipv6/conf/" + u.Name + "/accept_ra"
+		if now, err := readSysctl(path); err != nil || now != "1" {
+			continue
+		}
+		if err := p.k.setSysctl(path, "2"); err != nil {
+			return err
+		}
+	}
+	err := p.k.setSysctl("ipv6/conf/all/forwarding", "1")
+	if errors.Is(err, fs.ErrNotExist) {
+		return errors.New("the pod network has IPv6 CIDRs, and this node's kernel has no IPv6: boot it without ipv6.disable=1")
+	}
+	return err
+}
+
+// has reports whether the pod network has the family.
+func (p *pass) has(f plan.Family) bool {
+	for _, c := range p.want.PodCIDRs {
+		if plan.FamilyOf(c.Addr()) == f {
+			return true
+		}
+	}
+	return false
+}
+
+// vxlanSysctls prepares the vxlan device for packets whose way back is by the
+// uplink.
+func (p *pass) vxlanSysctls() error {
+	filter := "0"
+	if p.strictFilter {
+		filter = "2"
+	}
+	err := p.k.setSysctl("ipv4/conf/"+VXLANDeviceName+"/rp_filter", filter)
+	if p.has(plan.IPv6) {
+		err = errors.Join(err, p.k.setSysctl("ipv6/conf/"+VXLANDeviceName+"/disable_ipv6", "0"))
+	}
+	return errors.Join(err, p.k.addSources(p.vxlanIndex, "", ownSources(p.addresses, p.vxlanIndex), p.vxlanSources()))
+}
