@@ -1,0 +1,95 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/containernetworking/cni/pkg/skel"
+
+	"ropeway.dev/ropeway/internal/cniwire"
+)
+
+// Bounds of one execution. The runtimes give up after minutes.
+const (
+	addTimeout   = 60 * time.Second
+	checkTimeout = 10 * time.Second
+	// delWait is how long a DEL, or the undoing of an ADD, waits for an agent
+	// that is not there before it leaves a tombstone.
+	delWait = 2 * time.Second
+	// statusWait is how long STATUS waits: runtimes ask every few seconds.
+	statusWait = 2 * time.Second
+	// delegateTimeout bounds one run of another plugin.
+	delegateTimeout = 30 * time.Second
+)
+
+// job is one verb for one attachment.
+type job struct {
+	*plugin
+	args *skel.CmdArgs
+	conf *netConf
+	att  cniwire.Attachment
+	pod  cniwire.Pod
+}
+
+// job reads what every verb but DEL needs, strictly.
+func (p *plugin) job(args *skel.CmdArgs) (*job, error) {
+	conf, err := readConf(args.StdinData)
+	if err != nil {
+		return nil, err
+	}
+	pod, ip, err := podOf(args.Args)
+	if err != nil {
+		return nil, err
+	}
+	if ip != "" && served(conf.IPAM.Type) {
+		return nil, invalid(fmt.Sprintf("CNI_ARGS asks for the fixed address %s: fixed addresses are not served by this version, use ipam.type host-local for them", ip))
+	}
+	return p.newJob(args, conf, pod), nil
+}
+
+// delJob reads what DEL needs, and takes what it cannot read as absent.
+func (p *plugin) delJob(args *skel.CmdArgs) *job {
+	pod, _, err := podOf(args.Args)
+	if err != nil {
+		p.warn("%v", err)
+	}
+	return p.newJob(args, readConfLeniently(args.StdinData), pod)
+}
+
+func (p *plugin) newJob(args *skel.CmdArgs, conf *netConf, pod cniwire.Pod) *job {
+	return &job{
+		plugin: p, args: args, conf: conf, pod: pod,
+		att: cniwire.Attachment{Network: conf.Name, ContainerID: args.ContainerID, IfName: args.IfName},
+	}
+}
+
+// ask sends a request about the job's attachment to the agent.
+func (j *job) ask(ctx context.Context, verb cniwire.Verb, fill func(*cniwire.Request)) (cniwire.Response, error) {
+	req := cniwire.Request{Verb: verb, Attachment: j.att, Pod: j.pod, Netns: j.args.Netns, IPAM: j.conf.IPAM.Type}
+	if fill != nil {
+		fill(&req)
+	}
+	return cniwire.Call(ctx, j.conf.Socket, req)
+}
+
+// release tells the agent that the attachment is gone. Where there is no agent,
+// or it cannot take it, a tombstone is left, which the agent applies before it
+// next allocates: only a node that cannot even hold a small file in /run makes
+// this fail.
+func (j *job) release() error {
+	// Not the job's context: what follows a SIGTERM must be undone as well.
+	ctx, cancel := context.WithTimeout(context.Background(), delWait)
+	defer cancel()
+	_, asked := j.ask(ctx, cniwire.Del, nil)
+	if asked == nil {
+		return nil
+	}
+	stone := cniwire.Tombstone{Attachment: j.att, Pod: j.pod, IPAM: j.conf.IPAM.Type}
+	if err := cniwire.WriteTombstone(j.conf.tombstones(), stone); err != nil {
+		return errors.Join(asked, err)
+	}
+	j.warn("a tombstone stands for the release of container %s: %v", j.att.ContainerID, asked)
+	return nil
+}

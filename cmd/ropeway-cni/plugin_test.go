@@ -1,0 +1,702 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/containernetworking/cni/libcni"
+	"github.com/containernetworking/cni/pkg/types"
+	"github.com/vishvananda/netlink"
+
+	"ropeway.dev/ropeway/internal/cniwire"
+	"ropeway.dev/ropeway/internal/dataplane/podlink"
+)
+
+// CNI specification, section 2 (ADD) and section 5 (Success): the result has the
+// form of the version that was asked for.
+func TestResultHasTheRequestedVersion(t *testing.T) {
+	for _, version := range []string{"0.2.0", "0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"} {
+		t.Run(version, func(t *testing.T) {
+			n := newNode(t, "10.88.0.0/24", "fd88::/64")
+			p := n.pod("c1")
+			conf := fmt.Sprintf(`{"cniVersion": %q, "name": "rwt-net", "type": "ropeway", "dns": {"nameservers": ["10.96.0.10"]}}`, version)
+			out, failure := n.run(run{verb: "ADD", netns: p.Path(), conf: conf})
+			if failure != nil {
+				t.Fatal(failure)
+			}
+			var got struct {
+				CNIVersion string `json:"cniVersion"`
+				Interfaces []struct {
+					Name, Mac, Sandbox string
+					Mtu                int
+				} `json:"interfaces"`
+				IPs []struct {
+					Version   string
+					Address   netip.Prefix
+					Gateway   netip.Addr
+					Interface *int
+				} `json:"ips"`
+				IP4    struct{ IP netip.Prefix } `json:"ip4"`
+				IP6    struct{ IP netip.Prefix } `json:"ip6"`
+				Routes []struct {
+					Dst netip.Prefix
+					GW  netip.Addr
+				} `json:"routes"`
+				DNS types.DNS `json:"dns"`
+			}
+			if err := json.Unmarshal([]byte(out), &got); err != nil {
+				t.Fatal(err)
+			}
+			if got.CNIVersion != version || len(got.DNS.Nameservers) != 1 {
+				t.Errorf("version %q, dns %+v: %s", got.CNIVersion, got.DNS, out)
+			}
+			if version == "0.2.0" {
+				if got.IP4.IP.Bits() != 32 || got.IP6.IP.Bits() != 128 {
+					t.Errorf("ip4 %v, ip6 %v", got.IP4, got.IP6)
+				}
+				return
+			}
+			if len(got.Interfaces) != 2 || got.Interfaces[1].Name != "eth0" || got.Interfaces[1].Sandbox != p.Path() || got.Interfaces[0].Sandbox != "" ||
+				got.Interfaces[0].Name != podlink.HostLinkName("rwt-net", "c1", "eth0") || got.Interfaces[1].Mac == "" {
+				t.Errorf("interfaces: %+v", got.Interfaces)
+			}
+			if len(got.IPs) != 2 || len(got.Routes) != 2 {
+				t.Fatalf("ips %+v, routes %+v", got.IPs, got.Routes)
+			}
+			for _, ip := range got.IPs {
+				if ip.Interface == nil || *ip.Interface != 1 || ip.Address.Bits() != ip.Address.Addr().BitLen() || ip.Gateway != podlink.Gateway(ip.Address.Addr()) {
+					t.Errorf("address %+v", ip)
+				}
+				if version < "1" && ip.Version == "" {
+					t.Errorf("address %+v lacks the family that %s has", ip, version)
+				}
+			}
+			if wantMTU := map[bool]int{true: 1480}[version == "1.1.0"]; got.Interfaces[1].Mtu != wantMTU {
+				t.Errorf("mtu %d in a result of %s, want %d", got.Interfaces[1].Mtu, version, wantMTU)
+			}
+		})
+	}
+}
+
+// CNI specification 1.1.0, section 2, VERSION.
+func TestVersion(t *testing.T) {
+	n := newNode(t)
+	for _, name := range append(ipamNames(), "ropeway", "calico") {
+		out, failure := n.run(run{name: name, verb: "VERSION"})
+		if failure != nil {
+			t.Fatal(failure)
+		}
+		for _, version := range []string{"0.3.1", "0.4.0", "1.0.0", "1.1.0"} {
+			if !strings.Contains(out, `"`+version+`"`) {
+				t.Errorf("%s does not list %s: %s", name, version, out)
+			}
+		}
+	}
+}
+
+// The life of a pod, as a runtime leads it: STATUS, ADD, CHECK, DEL, DEL.
+func TestLifeOfAPod(t *testing.T) {
+	for _, tt := range []struct {
+		name    string
+		ranges  []string
+		plugins []string
+	}{
+		{"IPv4", []string{"10.88.0.0/24"}, nil},
+		{"IPv6", []string{"fd88::/64"}, nil},
+		{"dual", []string{"10.88.0.0/24", "fd88::/64"}, nil},
+		{"as calico with calico-ipam", []string{"10.88.0.0/24"}, []string{`{"type": "calico", "ipam": {"type": "calico-ipam"}}`}},
+		{"chained", []string{"10.88.0.0/24"}, []string{
+			`{"type": "ropeway"}`, `{"type": "portmap", "snat": true, "capabilities": {"portMappings": true}}`,
+			`{"type": "bandwidth", "capabilities": {"bandwidth": true}}`, `{"type": "tuning"}`,
+		}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			n := newNode(t, tt.ranges...)
+			before := n.state()
+			list := conflist(t, "1.1.0", tt.plugins...)
+			if err := n.cni.GetStatusNetworkList(t.Context(), list); err != nil {
+				t.Errorf("STATUS: %v", err)
+			}
+			p := n.pod("c1")
+			result := n.mustAdd(list, p)
+			if got := addrs(t, result); len(got) != len(tt.ranges) {
+				t.Errorf("addresses %v", got)
+			}
+			if err := n.cni.CheckNetworkList(t.Context(), list, p.rt); err != nil {
+				t.Errorf("CHECK: %v", err)
+			}
+			held := n.agent.Held()[cniwire.Attachment{Network: "rwt-net", ContainerID: "c1", IfName: "eth0"}]
+			if !slices.Equal(held, addrs(t, result)) {
+				t.Errorf("the agent holds %v", held)
+			}
+			n.mustDel(list, p)
+			n.mustDel(list, p) // section 2, DEL: more than once is accepted
+			if len(n.agent.Held()) != 0 {
+				t.Errorf("the agent still holds %v", n.agent.Held())
+			}
+			if after := n.state(); after != before {
+				t.Errorf("left:\n%s\nbefore:\n%s", after, before)
+			}
+		})
+	}
+}
+
+func TestPodsOfOneNodeReachOneAnother(t *testing.T) {
+	n := newNode(t, "10.88.0.0/24", "fd88::/64")
+	list := conflist(t, "1.0.0")
+	p1, p2 := n.pod("c1"), n.pod("c2")
+	n.mustAdd(list, p1)
+	for _, a := range addrs(t, n.mustAdd(list, p2)) {
+		if err := n.ping(p1, a.String()); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+// What the node's agent and a person can read from the kernel: whose link it is.
+func TestPodIsNamedEverywhere(t *testing.T) {
+	n := newNode(t, "10.88.0.0/24")
+	n.mustAdd(conflist(t, "1.0.0"), n.pod("c1"))
+	want := cniwire.Pod{Namespace: "default", Name: "pod-c1", UID: "uid-c1"}
+	links, err := podlink.List()
+	if err != nil || len(links) != 1 {
+		t.Fatalf("%v, %v", links, err)
+	}
+	if _, got, err := podlink.ParseAlias(links[0].Alias); err != nil || got != want {
+		t.Errorf("alias %q: %v", links[0].Alias, err)
+	}
+	if req := n.agent.Requests()[0]; req.Pod != want || req.Verb != cniwire.Add {
+		t.Errorf("request %+v", req)
+	}
+}
+
+func TestSettingsOfTheInterface(t *testing.T) {
+	n := newNode(t, "10.88.0.0/24", "fd88::/64")
+	list := conflist(t, "1.1.0", `{"type": "ropeway", "mtu": 1300, "num_queues": 2, "container_settings": {"allow_ip_forwarding": false},
+		"ipam": {"type": "calico-ipam", "assign_ipv4": "true", "routes": [{"dst": "10.0.0.0/8"}]}, "include_default_routes": true,
+		"log_level": "info", "datastore_type": "kubernetes", "nodename": "n", "policy": {"type": "k8s"}, "kubernetes": {"kubeconfig": "/none"}}`)
+	p := n.pod("c1")
+	result := n.mustAdd(list, p)
+	if got := addrs(t, result); len(got) != 1 || !got[0].Is4() {
+		t.Errorf("assign_ipv4 only: addresses %v", got)
+	}
+	if len(result.Routes) != 2 || result.Interfaces[1].Mtu != 1300 {
+		t.Errorf("routes %v, mtu %d", result.Routes, result.Interfaces[1].Mtu)
+	}
+	err := p.Do(func() error {
+		link, err := netlink.LinkByName("eth0")
+		if err != nil {
+			return err
+		}
+		forward, err := os.ReadFile("/proc/sys/net/ipv4/ip_forward")
+		if link.Attrs().MTU != 1300 || link.Attrs().NumTxQueues != 2 || strings.TrimSpace(string(forward)) != "0" {
+			t.Errorf("mtu %d, queues %d, ip_forward %s", link.Attrs().MTU, link.Attrs().NumTxQueues, forward)
+		}
+		return err
+	})
+	if err != nil {
+		t.Error(err)
+	}
+	if err := n.cni.CheckNetworkList(t.Context(), list, p.rt); err != nil {
+		t.Errorf("CHECK: %v", err)
+	}
+}
+
+// CNI specification 1.1.0, section 3: a plugin that is not the first keeps what
+// those before it made.
+func TestBehindAnotherPlugin(t *testing.T) {
+	n := newNode(t, "10.88.0.0/24")
+	p := n.pod("c1")
+	conf := fmt.Sprintf(`{"cniVersion": "1.0.0", "name": "rwt-net", "type": "ropeway", "prevResult": {"cniVersion": "1.0.0",
+		"interfaces": [{"name": "lo0", "sandbox": %q}], "ips": [{"interface": 0, "address": "192.0.2.1/24"}], "dns": {"domain": "example.org"}}}`, p.Path())
+	out, failure := n.run(run{verb: "ADD", netns: p.Path(), conf: conf})
+	if failure != nil {
+		t.Fatal(failure)
+	}
+	result, err := parseResult([]byte(out), "1.0.0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(result.Interfaces) != 3 || len(result.IPs) != 2 || *result.IPs[0].Interface != 0 || *result.IPs[1].Interface != 2 || result.DNS.Domain != "example.org" {
+		t.Errorf("result: %s", out)
+	}
+}
+
+// CNI specification 1.1.0, section 2, ADD, and section 5: all or nothing, and
+// the code says what it was.
+func TestAddAllOrNothing(t *testing.T) {
+	full, err := os.OpenFile("/dev/full", os.O_WRONLY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer full.Close()
+	const ours, hostLocal = `"ipam": {"type": "ropeway-ipam"}`, `"ipam": {"type": "host-local", "subnet": "usePodCidr"}`
+	for _, tt := range []struct {
+		name  string
+		spoil func(*node, *run, *pod)
+		extra string
+		code  uint
+		want  string // in the message
+	}{
+		{"the agent has no address", func(n *node, _ *run, _ *pod) {
+			n.agent.FailNext(cniwire.Add, &cniwire.Error{Code: cniwire.CodeNoAddress, Msg: "no free address in 10.88.0.0/24"})
+		}, "", cniwire.CodeNoAddress, "no free address"},
+		{"the agent is not ready", func(n *node, _ *run, _ *pod) {
+			n.agent.FailNext(cniwire.Add, &cniwire.Error{Code: cniwire.CodeTryAgainLater, Msg: "no lease yet"})
+		}, "", 11, "no lease yet"},
+		{"the interface exists in the pod", func(n *node, _ *run, p *pod) {
+			if err := p.Do(func() error {
+				return netlink.LinkAdd(&netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: "eth0"}, PeerName: "x"})
+			}); err != nil {
+				n.t.Fatal(err)
+			}
+		}, "", cniwire.CodeMismatch, "eth0"},
+		{"the address is routed elsewhere", func(n *node, _ *run, _ *pod) {
+			if out, err := exec.Command("ip", "route", "add", "10.88.0.2/32", "dev", "lo").CombinedOutput(); err != nil {
+				n.t.Fatalf("%v: %s", err, out)
+			}
+		}, "", cniwire.CodeMismatch, "10.88.0.2"},
+		{"an MTU that no link can have", nil, `"mtu": 70000`, cniwire.CodeInvalidConfig, "70000"},
+		{"a route of a family that the pod lacks", nil, `"include_default_routes": false`, cniwire.CodeInvalidConfig, "::/0"},
+		{"nobody reads the result", func(_ *node, r *run, _ *pod) { r.stdout = full }, "", 0, ""},
+		{"no namespace", func(_ *node, r *run, _ *pod) { r.netns = "/run/netns/none" }, "", types.ErrInvalidNetNS, "/run/netns/none"},
+		{"the node's namespace", func(_ *node, r *run, _ *pod) { r.netns = "/proc/self/ns/net" }, "", types.ErrInvalidNetNS, "own"},
+	} {
+		for _, ipam := range []string{ours, hostLocal} {
+			t.Run(tt.name+" "+ipam, func(t *testing.T) {
+				n := newNode(t, "10.88.0.0/24")
+				p := n.pod("c1")
+				fields := []string{`"cniVersion": "1.1.0", "name": "rwt-net", "type": "ropeway"`, ipam}
+				if strings.Contains(tt.want, "::/0") {
+					fields[1] = strings.TrimSuffix(ipam, "}") + `, "routes": [{"dst": "::/0"}]}`
+				}
+				if tt.extra != "" {
+					fields = append(fields, tt.extra)
+				}
+				r := run{verb: "ADD", netns: p.Path(), conf: "{" + strings.Join(fields, ",") + "}"}
+				if tt.spoil != nil {
+					tt.spoil(n, &r, p)
+				}
+				before := n.state()
+				_, failure := n.run(r)
+				if failure == nil || failure.Code != tt.code || !strings.Contains(failure.Msg+failure.Details, tt.want) {
+					t.Fatalf("got %+v, want code %d and %q", failure, tt.code, tt.want)
+				}
+				if held := n.agent.Held(); len(held) != 0 {
+					t.Errorf("the agent still holds %v", held)
+				}
+				if after := n.state(); after != before {
+					t.Errorf("left:\n%s\nbefore:\n%s", after, before)
+				}
+			})
+		}
+	}
+}
+
+// Invariant 1: the address of a wired pod is not given away by an ADD that
+// repeats it without a DEL.
+func TestAddTwiceKeepsTheFirst(t *testing.T) {
+	for _, ipam := range []string{`{"type": "ropeway-ipam"}`, `{"type": "host-local", "subnet": "10.88.0.0/24"}`} {
+		t.Run(ipam, func(t *testing.T) {
+			n := newNode(t, "10.88.0.0/24")
+			list := conflist(t, "1.0.0", `{"type": "ropeway", "ipam": `+ipam+`}`)
+			p := n.pod("c1")
+			n.mustAdd(list, p)
+			held, state := n.agent.Held(), n.state()
+			if _, err := n.add(list, p); code(err) != cniwire.CodeMismatch || !strings.Contains(err.Error(), "DEL it first") {
+				t.Errorf("the second ADD: %v", err)
+			}
+			if len(n.agent.Held()) != len(held) || n.state() != state {
+				t.Errorf("the first was harmed: the agent holds %v, want %v", n.agent.Held(), held)
+			}
+		})
+	}
+}
+
+// An ADD that is interrupted while it waits ends soon, and takes nothing.
+func TestAddIsInterrupted(t *testing.T) {
+	n := newNode(t)
+	n.agent.Close()
+	p := n.pod("c1")
+	before := n.state()
+	start := time.Now()
+	_, failure := n.run(run{verb: "ADD", netns: p.Path(), conf: `{"cniVersion": "1.0.0", "name": "rwt-net", "type": "ropeway"}`,
+		before: func(cmd *exec.Cmd) {
+			go func() {
+				// Once the plugin runs, it waits for the agent.
+				for cmd.Process == nil || !sleeping(cmd.Process.Pid) {
+					if t.Context().Err() != nil {
+						return
+					}
+				}
+				_ = cmd.Process.Signal(syscall.SIGTERM)
+			}()
+		}})
+	if failure == nil || time.Since(start) > 10*time.Second {
+		t.Errorf("got %v after %s", failure, time.Since(start))
+	}
+	if after := n.state(); after != before {
+		t.Errorf("left:\n%s", after)
+	}
+}
+
+// sleeping reports whether the plugin has installed its signal handler.
+func sleeping(pid int) bool {
+	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	if err != nil {
+		return false
+	}
+	comm, err := os.ReadFile(fmt.Sprintf("/proc/%d/comm", pid))
+	return err == nil && strings.TrimSpace(string(comm)) == "ropeway" && strings.Contains(string(status), "State:\tS")
+}
+
+// A plugin that is started before the agent waits for it (a restart, an upgrade).
+func TestAddWaitsForTheAgent(t *testing.T) {
+	n := newNode(t)
+	p := n.pod("c1")
+	dir := t.TempDir()
+	late := func(*exec.Cmd) {
+		go func() {
+			agent, err := cniwire.NewFakeAgent(dir, cniwire.FakeConfig{Ranges: []netip.Prefix{netip.MustParsePrefix("10.88.0.0/24")}})
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			t.Cleanup(agent.Close)
+		}()
+	}
+	conf := fmt.Sprintf(`{"cniVersion": "1.0.0", "name": "rwt-net", "type": "ropeway", "socket": %q}`, filepath.Join(dir, "cni.sock"))
+	out, failure := n.run(run{verb: "ADD", netns: p.Path(), conf: conf, before: late})
+	if failure != nil || !strings.Contains(out, "10.88.0.2") {
+		t.Errorf("got %s, %v", out, failure)
+	}
+}
+
+// Invariant 6, and CNI specification 1.1.0, section 2, DEL: it needs no agent,
+// no namespace and no sound configuration.
+func TestDelWithoutTheAgent(t *testing.T) {
+	for _, ipam := range []string{`{"type": "ropeway-ipam"}`, `{"type": "host-local", "ranges": [[{"subnet": "usePodCidr", "rangeStart": "10.88.0.10"}], [{"subnet": "usePodCidrIPv6"}]]}`} {
+		t.Run(ipam, func(t *testing.T) {
+			n := newNode(t, "10.88.0.0/24", "fd88::/64")
+			list := conflist(t, "0.3.1", `{"type": "ropeway", "ipam": `+ipam+`}`)
+			before := n.state()
+			p := n.pod("c1")
+			n.mustAdd(list, p)
+			n.agent.Close()
+			p.Close() // the namespace is gone as well
+			start := time.Now()
+			n.mustDel(list, p)
+			if took := time.Since(start); took > 5*time.Second {
+				t.Errorf("DEL took %s", took)
+			}
+			if after := n.state(); after != before {
+				t.Errorf("left:\n%s\nbefore:\n%s", after, before)
+			}
+			stones, err := cniwire.ReadTombstones(cniwire.TombstoneDir)
+			want := cniwire.Attachment{Network: "rwt-net", ContainerID: "c1", IfName: "eth0"}
+			if err != nil || len(stones) != 1 || stones[0].Attachment != want || stones[0].Pod.UID != "uid-c1" {
+				t.Errorf("tombstones %+v, %v", stones, err)
+			}
+		})
+	}
+}
+
+func TestDelWhenTheAgentRefuses(t *testing.T) {
+	n := newNode(t, "10.88.0.0/24")
+	list, p := conflist(t, "1.0.0"), n.pod("c1")
+	n.mustAdd(list, p)
+	n.agent.FailNext(cniwire.Del, &cniwire.Error{Code: cniwire.CodeInternal, Msg: "the journal's disk is full"})
+	n.mustDel(list, p)
+	if stones, err := cniwire.ReadTombstones(cniwire.TombstoneDir); err != nil || len(stones) != 1 {
+		t.Errorf("tombstones %+v, %v", stones, err)
+	}
+}
+
+func TestDelOfWhatIsNotUnderstood(t *testing.T) {
+	n := newNode(t, "10.88.0.0/24")
+	p := n.pod("c1")
+	for _, conf := range []string{
+		`"mtu": "large", "policy": 7, "device_type": "netkit"`,
+		`"ipam": ["calico-ipam"]`,
+		`"ipam": {"type": "spiderpool"}`,
+		`"socket": 7`,
+	} {
+		n.mustAdd(conflist(t, "1.0.0"), p)
+		conf = `{"cniVersion": "1.0.0", "name": "rwt-net", "type": "ropeway", ` + conf + `}`
+		if _, failure := n.run(run{verb: "DEL", netns: p.Path(), args: "broken", conf: conf}); failure != nil {
+			t.Errorf("%s: %v", conf, failure)
+		}
+		if links, err := podlink.List(); err != nil || len(links) != 0 || len(n.agent.Held()) != 0 {
+			t.Errorf("%s: links %v, held %v, %v", conf, links, n.agent.Held(), err)
+		}
+	}
+}
+
+// The address is free only once nothing uses it (invariant 1).
+func TestDelUnwiresBeforeItReleases(t *testing.T) {
+	n := newNode(t)
+	n.agent.Close()
+	name := podlink.HostLinkName("rwt-net", "c1", "eth0")
+	released := false
+	n.startAgent(func(req cniwire.Request) {
+		if req.Verb != cniwire.Del {
+			return
+		}
+		released = true
+		_ = n.ns.Do(func() error {
+			if _, err := netlink.LinkByName(name); err == nil {
+				t.Error("the address is released while the link is there")
+			}
+			return nil
+		})
+	}, "10.88.0.0/24")
+	list, p := conflist(t, "1.0.0"), n.pod("c1")
+	n.mustAdd(list, p)
+	n.mustDel(list, p)
+	n.agent.Close()
+	if !released {
+		t.Error("the agent heard nothing")
+	}
+}
+
+// An ADD that fails when the agent cannot take the address back either.
+func TestFailedAddLeavesATombstone(t *testing.T) {
+	n := newNode(t, "10.88.0.0/24")
+	n.agent.FailNext(cniwire.Del, &cniwire.Error{Code: cniwire.CodeInternal, Msg: "not now"})
+	p := n.pod("c1")
+	if _, err := n.add(conflist(t, "1.0.0", `{"type": "ropeway", "mtu": 70000}`), p); code(err) != cniwire.CodeInvalidConfig {
+		t.Fatal(err)
+	}
+	if stones, err := cniwire.ReadTombstones(cniwire.TombstoneDir); err != nil || len(stones) != 1 || stones[0].Attachment.ContainerID != "c1" {
+		t.Errorf("tombstones %+v, %v", stones, err)
+	}
+}
+
+// A pod that the calico plugin made can be deleted after the take-over.
+func TestDelOfCalicosPod(t *testing.T) {
+	n := newNode(t)
+	p := n.pod("c1")
+	ns, err := os.Open(p.Path())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ns.Close()
+	attrs := netlink.NewLinkAttrs()
+	attrs.Name = "cali0123456789a"
+	if err := netlink.LinkAdd(&netlink.Veth{LinkAttrs: attrs, PeerName: "eth0", PeerNamespace: netlink.NsFd(int(ns.Fd()))}); err != nil {
+		t.Fatal(err)
+	}
+	if _, failure := n.run(run{name: "calico", verb: "DEL", netns: p.Path(), conf: `{"cniVersion": "0.3.1", "name": "k8s-pod-network", "type": "calico", "ipam": {"type": "calico-ipam"}}`}); failure != nil {
+		t.Fatal(failure)
+	}
+	if _, err := netlink.LinkByName(attrs.Name); err == nil {
+		t.Error("the link is still there")
+	}
+}
+
+// CNI specification 1.1.0, section 2, STATUS: code 50 when ADD cannot be served.
+func TestStatus(t *testing.T) {
+	n := newNode(t, "10.88.0.0/24")
+	conf := func(ipam string) string {
+		return `{"cniVersion": "1.1.0", "name": "rwt-net", "type": "ropeway", "ipam": ` + ipam + `}`
+	}
+	for _, tt := range []struct {
+		name, ipam string
+		fail       *cniwire.Error
+		code       uint
+	}{
+		{"ready", `{}`, nil, 0},
+		{"delegated", `{"type": "host-local", "subnet": "usePodCidr"}`, nil, 0},
+		{"the node has no such CIDR", `{"type": "host-local", "subnet": "usePodCidrIPv6"}`, nil, 50},
+		{"the agent is not ready", `{}`, &cniwire.Error{Code: 50, Msg: "no lease"}, 50},
+		{"the agent says later", `{}`, &cniwire.Error{Code: 11, Msg: "no lease"}, 50},
+		{"no such plugin", `{"type": "nowhere"}`, nil, 7},
+		{"refused", `{"type": "spiderpool"}`, nil, 7},
+	} {
+		if tt.fail != nil {
+			n.agent.FailNext(cniwire.Status, tt.fail)
+		}
+		_, failure := n.run(run{verb: "STATUS", conf: conf(tt.ipam)})
+		if failure == nil && tt.code != 0 || failure != nil && failure.Code != tt.code {
+			t.Errorf("%s: %+v, want code %d", tt.name, failure, tt.code)
+		}
+	}
+	n.agent.Close()
+	start := time.Now()
+	for _, name := range []string{"ropeway", "ropeway-ipam"} {
+		if _, failure := n.run(run{name: name, verb: "STATUS", conf: conf(`{}`)}); failure == nil || failure.Code != 50 || !strings.Contains(failure.Msg, "kubectl") {
+			t.Errorf("without an agent: %+v", failure)
+		}
+	}
+	if took := time.Since(start); took > 10*time.Second {
+		t.Errorf("STATUS without an agent took %s", took)
+	}
+}
+
+// CNI specification 1.1.0, section 2, CHECK.
+func TestCheckFinds(t *testing.T) {
+	for _, tt := range []struct {
+		name  string
+		spoil func(*node, *pod) error
+		code  uint
+		want  string
+	}{
+		{"the link", func(*node, *pod) error {
+			return exec.Command("ip", "link", "del", podlink.HostLinkName("rwt-net", "c1", "eth0")).Run()
+		}, cniwire.CodeInternal, "not wired"},
+		{"the agent's record", func(n *node, _ *pod) error {
+			_, err := cniwire.Call(context.Background(), n.agent.Socket, cniwire.Request{Verb: cniwire.Del, Attachment: cniwire.Attachment{Network: "rwt-net", ContainerID: "c1", IfName: "eth0"}})
+			return err
+		}, cniwire.CodeMismatch, "no address is recorded"},
+		{"a delegated record", func(*node, *pod) error {
+			return os.RemoveAll("/var/lib/cni/networks/rwt-net")
+		}, types.ErrInternal, "host-local"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			n := newNode(t, "10.88.0.0/24")
+			ipam := `{}`
+			if strings.HasPrefix(tt.name, "a delegated") {
+				ipam = `{"type": "host-local", "subnet": "usePodCidr"}`
+			}
+			list, p := conflist(t, "0.4.0", `{"type": "ropeway", "ipam": `+ipam+`}`), n.pod("c1")
+			n.mustAdd(list, p)
+			if err := n.cni.CheckNetworkList(t.Context(), list, p.rt); err != nil {
+				t.Fatalf("CHECK before: %v", err)
+			}
+			if err := tt.spoil(n, p); err != nil {
+				t.Fatal(err)
+			}
+			err := n.cni.CheckNetworkList(t.Context(), list, p.rt)
+			if code(err) != tt.code || !strings.Contains(err.Error(), tt.want) {
+				t.Errorf("CHECK after: %v (code %d), want code %d and %q", err, code(err), tt.code, tt.want)
+			}
+		})
+	}
+}
+
+func TestCheckNeedsTheResult(t *testing.T) {
+	n := newNode(t, "10.88.0.0/24")
+	p := n.pod("c1")
+	for _, prev := range []string{`null`, `{"cniVersion": "1.0.0"}`, `{"cniVersion": "1.0.0", "ips": 7}`} {
+		_, failure := n.run(run{verb: "CHECK", netns: p.Path(), conf: `{"cniVersion": "1.0.0", "name": "rwt-net", "type": "ropeway", "prevResult": ` + prev + `}`})
+		if failure == nil || !strings.Contains(failure.Msg, "prevResult") {
+			t.Errorf("%s: %+v", prev, failure)
+		}
+	}
+}
+
+// CNI specification 1.1.0, section 2, GC.
+func TestGC(t *testing.T) {
+	n := newNode(t, "10.88.0.0/24")
+	list := conflist(t, "1.1.0")
+	keep, stale := n.pod("keep"), n.pod("stale")
+	n.mustAdd(list, keep)
+	n.mustAdd(list, stale)
+	gc := func(valid string) *types.Error {
+		_, failure := n.run(run{verb: "GC", conf: `{"cniVersion": "1.1.0", "name": "rwt-net", "type": "ropeway"` + valid + `}`})
+		return failure
+	}
+	if failure := gc(""); failure == nil || failure.Code != 7 || len(n.agent.Held()) != 2 {
+		t.Errorf("a GC that names nothing: %+v", failure)
+	}
+	if failure := gc(`, "cni.dev/valid-attachments": [{"containerID": "keep", "ifname": "eth0"}]`); failure != nil {
+		t.Fatal(failure)
+	}
+	links, err := podlink.List()
+	if err != nil || len(links) != 1 || len(n.agent.Held()) != 1 {
+		t.Errorf("links %v, held %v, %v", links, n.agent.Held(), err)
+	}
+	if err := n.cni.CheckNetworkList(t.Context(), list, keep.rt); err != nil {
+		t.Errorf("the valid one was harmed: %v", err)
+	}
+	if err := n.cni.GCNetworkList(t.Context(), list, &libcni.GCArgs{ValidAttachments: []types.GCAttachment{{ContainerID: "keep", IfName: "eth0"}}}); err != nil {
+		t.Errorf("GC through libcni: %v", err)
+	}
+	n.agent.FailNext(cniwire.GC, &cniwire.Error{Code: cniwire.CodeInternal, Msg: "not now"})
+	if failure := gc(`, "cni.dev/valid-attachments": []`); failure == nil || !strings.Contains(failure.Msg, "not now") {
+		t.Errorf("the agent's failure is not reported: %+v", failure)
+	}
+	if links, err := podlink.List(); err != nil || len(links) != 0 {
+		t.Errorf("GC stopped at the agent's failure: %v, %v", links, err)
+	}
+}
+
+// What the plugin must import, and what nothing may bring in: it starts for
+// every pod, and it holds no credentials.
+func TestImportsAreFrozen(t *testing.T) {
+	out, err := exec.Command("go", "list", "-deps", ".").Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	allowed := []string{
+		"ropeway.dev/ropeway/cmd/ropeway-cni", "ropeway.dev/ropeway/internal/cniwire", "ropeway.dev/ropeway/internal/dataplane/podlink",
+		"github.com/containernetworking/cni/pkg/", // but not invoke, which brings net/http
+		"github.com/containernetworking/plugins/pkg/netlinksafe", "github.com/pkg/errors",
+		"github.com/vishvananda/netlink", "github.com/vishvananda/netns", "golang.org/x/sys/unix",
+	}
+	banned := []string{"net/http", "crypto/tls", "github.com/containernetworking/cni/pkg/invoke", "text/template", "html/template", "encoding/xml", "log/slog"}
+	for _, pkg := range strings.Fields(string(out)) {
+		third := strings.Contains(strings.Split(pkg, "/")[0], ".")
+		if third && !slices.ContainsFunc(allowed, func(a string) bool { return strings.HasPrefix(pkg, a) }) {
+			t.Errorf("the plugin imports %s: it is not on the list; a start costs for every pod", pkg)
+		}
+		if slices.Contains(banned, pkg) {
+			t.Errorf("the plugin imports %s, directly or not: it must stay small", pkg)
+		}
+	}
+}
+
+// The budget of an ADD is about 5 ms, with the start of the process. The bound
+// is loose, as the machine is shared.
+func TestAddIsQuick(t *testing.T) {
+	n := newNode(t, "10.88.0.0/24")
+	const runs = 15
+	var took []time.Duration
+	for i := range runs {
+		p := n.pod(fmt.Sprint("c", i))
+		start := time.Now()
+		if _, failure := n.run(run{verb: "ADD", id: p.rt.ContainerID, netns: p.Path(), conf: `{"cniVersion": "1.0.0", "name": "rwt-net", "type": "ropeway"}`}); failure != nil {
+			t.Fatal(failure)
+		}
+		took = append(took, time.Since(start))
+	}
+	slices.Sort(took)
+	t.Logf("ADD with the start of the process: median %s, slowest %s", took[runs/2], took[runs-1])
+	if took[runs/2] > 200*time.Millisecond {
+		t.Errorf("ADD takes %s in the median", took[runs/2])
+	}
+}
+
+func TestErrorsHaveCodes(t *testing.T) {
+	for _, tt := range []struct {
+		err  error
+		want uint
+	}{
+		{errors.New("x"), cniwire.CodeInternal},
+		{fmt.Errorf("x: %w", types.NewError(7, "m", "d")), 7},
+		{&cniwire.Error{Code: 110, Msg: "m"}, 110},
+		{fmt.Errorf("x: %w", &cniwire.UnavailableError{}), 11},
+		{fmt.Errorf("x: %w", podlink.ErrNoNetns), 8},
+		{fmt.Errorf("x: %w", podlink.ErrHostNetns), 8},
+		{podlink.ErrExists, 111},
+		{podlink.ErrInterfaceExists, 111},
+		{&podlink.TakenError{}, 111},
+		{podlink.ErrInvalid, 7},
+		{podlink.ErrAliasTooLong, 7},
+	} {
+		if got := coded(tt.err); got.Code != tt.want || got.Msg == "" && tt.err.Error() != "" {
+			t.Errorf("%v: %+v, want code %d", tt.err, got, tt.want)
+		}
+	}
+}
