@@ -1,0 +1,221 @@
+package controller
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"maps"
+	"sync"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"ropeway.dev/ropeway/internal/kube"
+)
+
+// The node condition NetworkUnavailable has one writer, the leading controller.
+// It is True from the moment that a Node is seen until its CIDRs are proven
+// reachable, and False from then on for as long as the Node object lives: what
+// happens later is for routes and probes to mend, and a taint would not help.
+//
+// Where somebody else writes the condition too, two writers would contradict
+// each other for ever. A word of somebody else's is replaced once, when there
+// is something better to say. If it comes back, its writer is alive: the Node
+// gets an annotation with the other's reason, an event names it, and the
+// condition is left alone until the other's word is gone.
+
+const (
+	// settle is how long after a write a cache may still show the state before.
+	settle = 5 * time.Second
+	// messageInterval bounds how often the message alone is brought up to date.
+	messageInterval = 30 * time.Second
+	// writers bounds the writes at a time.
+	writers = 8
+)
+
+// nodeMemory is what was done to one Node.
+type nodeMemory struct {
+	version string    // the Node's version that the last write was decided on
+	acted   time.Time // when that was
+	wrote   time.Time // when its condition was last written
+}
+
+// wanted is what to change on one Node. The zero value is nothing.
+type wanted struct {
+	status  corev1.ConditionStatus // of NetworkUnavailable; empty: leave it
+	message string
+	writer  *string // the value of the annotation; "" removes it
+}
+
+func (w wanted) nothing() bool { return w.status == "" && w.writer == nil }
+
+// decide says what to write to a Node, given whether it is proven and what was
+// done to it before.
+func decide(node *corev1.Node, proven bool, message string, m nodeMemory, now time.Time) wanted {
+	cond := kube.NetworkUnavailable(node)
+	writer, yielded := node.Annotations[kube.WriterAnnotation]
+	var w wanted
+	switch {
+	case cond == nil || kube.IsOurs(cond):
+		w = decideOurs(cond, proven, message, m, now)
+		if yielded {
+			gone := ""
+			w.writer = &gone
+		}
+	case yielded && writer == cond.Reason:
+		// The other has it; that has been said.
+	case yielded, !m.wrote.IsZero() && now.Sub(m.wrote) >= settle:
+		w.writer = &cond.Reason
+	case proven && m.wrote.IsZero():
+		w.status, w.message = corev1.ConditionFalse, message
+	}
+	return w
+}
+
+// decideOurs is decide where nobody else has spoken.
+func decideOurs(cond *corev1.NodeCondition, proven bool, message string, m nodeMemory, now time.Time) wanted {
+	switch {
+	case cond != nil && cond.Status == corev1.ConditionFalse:
+		return wanted{} // proven once is proven for this Node object
+	case proven:
+		return wanted{status: corev1.ConditionFalse, message: message}
+	case cond == nil, cond.Message != message && now.Sub(m.wrote) >= messageInterval:
+		return wanted{status: corev1.ConditionTrue, message: message}
+	}
+	return wanted{}
+}
+
+// writeConditions decides on all Nodes and writes what differs, several at a
+// time.
+func (c *controller) writeConditions(ctx context.Context, o *observed, m *memory) error {
+	now := c.now()
+	m.forgetNodes(o.objects.Nodes)
+	var (
+		g     errgroup.Group
+		mu    sync.Mutex
+		errs  []error
+		taken int
+	)
+	g.SetLimit(writers)
+	for i := range o.objects.Nodes {
+		node := &o.objects.Nodes[i]
+		nm := m.node(node.UID)
+		w := decide(node, o.verdicts[node.Name].Reachable && o.noNet == "", conditionMessage(o, node.Name), *nm, now)
+		if cond := kube.NetworkUnavailable(node); cond != nil && !kube.IsOurs(cond) {
+			taken++
+		}
+		if w.nothing() || nm.version == node.ResourceVersion && now.Sub(nm.acted) < settle {
+			continue // the second: written already, and the cache is behind
+		}
+		g.Go(func() error {
+			err := c.writeNode(ctx, node, w)
+			mu.Lock()
+			defer mu.Unlock()
+			if err != nil {
+				errs = append(errs, err)
+				return nil
+			}
+			nm.version, nm.acted = node.ResourceVersion, now
+			if w.status != "" {
+				nm.wrote = now
+			}
+			return nil
+		})
+	}
+	_ = g.Wait() // the functions report to errs
+	c.metrics.foreignConditions.Set(float64(taken))
+	return errors.Join(errs...)
+}
+
+// conditionMessage is the sentence of a Node's condition.
+func conditionMessage(o *observed, node string) string {
+	if v := o.verdicts[node]; v.Reachable && o.noNet == "" {
+		return v.Reason
+	}
+	return explain(o, node)
+}
+
+// writeNode patches one Node. The UID in the patch is a precondition: if the
+// Node was deleted and made anew, the API server refuses. A Node that is gone
+// or another is success; the next pass sees it.
+func (c *controller) writeNode(ctx context.Context, node *corev1.Node, w wanted) error {
+	patch, err := nodePatch(node, w, metav1.NewTime(c.now()))
+	if err != nil {
+		return err
+	}
+	target := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: node.Name}}
+	err = c.api.Status().Patch(ctx, target, client.RawPatch(types.StrategicMergePatchType, patch))
+	switch {
+	case apierrors.IsNotFound(err), apierrors.IsConflict(err):
+		c.log.Info("the Node changed its identity; its condition waits for the next pass", "node", node.Name)
+		return nil
+	case err != nil:
+		return fmt.Errorf("write the condition NetworkUnavailable of node %s: %w", node.Name, err)
+	}
+	if w.status != "" {
+		c.metrics.conditionWrites.WithLabelValues(string(w.status)).Inc()
+		c.log.Info("node condition NetworkUnavailable", "node", node.Name, "status", w.status, "message", w.message)
+	}
+	if w.writer != nil && *w.writer != "" {
+		message := fmt.Sprintf("another program writes the node condition NetworkUnavailable (reason %s); Ropeway leaves it alone: stop the other "+
+			"(a cloud controller manager's route controller, or another pod network)", *w.writer)
+		c.log.Warn(message, "node", node.Name)
+		c.recorder.Event(kube.NodeReference(node.Name), corev1.EventTypeWarning, "NetworkUnavailableWrittenTwice", message)
+	}
+	return nil
+}
+
+func nodePatch(node *corev1.Node, w wanted, now metav1.Time) ([]byte, error) {
+	metadata := map[string]any{"uid": node.UID}
+	patch := map[string]any{"metadata": metadata}
+	if w.writer != nil {
+		var value any // null removes the annotation
+		if *w.writer != "" {
+			value = *w.writer
+		}
+		metadata["annotations"] = map[string]any{kube.WriterAnnotation: value}
+	}
+	if w.status != "" {
+		cond := corev1.NodeCondition{
+			Type: corev1.NodeNetworkUnavailable, Status: w.status, Reason: kube.ReasonNotProven, Message: w.message,
+			LastHeartbeatTime: now, LastTransitionTime: now,
+		}
+		if w.status == corev1.ConditionFalse {
+			cond.Reason = kube.ReasonProven
+		}
+		if old := kube.NetworkUnavailable(node); old != nil && old.Status == w.status {
+			cond.LastTransitionTime = old.LastTransitionTime
+		}
+		patch["status"] = map[string]any{"conditions": []corev1.NodeCondition{cond}}
+	}
+	out, err := json.Marshal(patch)
+	if err != nil {
+		return nil, fmt.Errorf("write down the change of node %s: %w", node.Name, err)
+	}
+	return out, nil
+}
+
+func (m *memory) node(uid types.UID) *nodeMemory {
+	nm := m.nodes[uid]
+	if nm == nil {
+		nm = &nodeMemory{}
+		m.nodes[uid] = nm
+	}
+	return nm
+}
+
+// forgetNodes drops what is remembered of Nodes that are gone.
+func (m *memory) forgetNodes(nodes []corev1.Node) {
+	there := make(map[types.UID]bool, len(nodes))
+	for i := range nodes {
+		there[nodes[i].UID] = true
+	}
+	maps.DeleteFunc(m.nodes, func(uid types.UID, _ *nodeMemory) bool { return !there[uid] })
+}

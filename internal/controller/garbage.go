@@ -1,0 +1,127 @@
+package controller
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"ropeway.dev/ropeway/api/v1alpha1"
+	"ropeway.dev/ropeway/internal/kube"
+)
+
+// A lease outlives its Node object for Grace: a kubelet that registers anew
+// adopts it. It is taken back on evidence only: the Node was missing in the
+// cache for Grace, the API server itself says that there is none, and the lease
+// still names it when it is deleted.
+
+// overdue returns the nodes that objects speak of and that have been missing for
+// grace. It brings m.missing up to date. When no Node at all is known, nobody
+// is missing: that is an empty or wrong cache rather than an empty cluster, and
+// an empty cluster needs no addresses.
+func overdue(o *kube.Objects, m *memory, grace time.Duration, now time.Time) []string {
+	named := map[string]bool{}
+	if len(o.Nodes) > 0 {
+		for i := range o.Blocks {
+			named[o.Blocks[i].Spec.Node] = true
+		}
+		for i := range o.NodeNetworks {
+			named[o.NodeNetworks[i].Name] = true
+		}
+		for i := range o.Nodes {
+			delete(named, o.Nodes[i].Name)
+		}
+	}
+	for node := range m.missing {
+		if !named[node] {
+			delete(m.missing, node) // it came back, or nothing is left of it
+		}
+	}
+	var out []string
+	for node := range named {
+		since, known := m.missing[node]
+		if !known {
+			m.missing[node] = now
+			continue
+		}
+		if now.Sub(since) >= grace {
+			out = append(out, node)
+		}
+	}
+	slices.Sort(out)
+	return out
+}
+
+// collect takes back what nodes that are gone have left.
+func (c *controller) collect(ctx context.Context, o *observed, m *memory) error {
+	var errs []error
+	for _, node := range overdue(o.objects, m, c.cfg.Grace, c.now()) {
+		gone, err := c.isGone(ctx, node)
+		if err != nil {
+			errs = append(errs, err)
+			continue
+		}
+		if !gone {
+			delete(m.missing, node) // the cache was wrong: start anew
+			continue
+		}
+		errs = append(errs, c.collectNode(ctx, o.objects, node))
+	}
+	return errors.Join(errs...)
+}
+
+// isGone asks the API server itself.
+func (c *controller) isGone(ctx context.Context, node string) (bool, error) {
+	err := c.api.Get(ctx, client.ObjectKey{Name: node}, &corev1.Node{})
+	if apierrors.IsNotFound(err) {
+		return true, nil
+	}
+	if err != nil {
+		return false, fmt.Errorf("ask whether node %s is gone, to take back its leases: %w", node, err)
+	}
+	return false, nil
+}
+
+func (c *controller) collectNode(ctx context.Context, o *kube.Objects, node string) error {
+	var errs []error
+	for i := range o.Blocks {
+		if b := &o.Blocks[i]; b.Spec.Node == node {
+			errs = append(errs, c.collectBlock(ctx, b))
+		}
+	}
+	for i := range o.NodeNetworks {
+		nn := &o.NodeNetworks[i]
+		if nn.Name != node {
+			continue
+		}
+		stale := &v1alpha1.NodeNetwork{ObjectMeta: metav1.ObjectMeta{Name: nn.Name}}
+		err := c.api.Delete(ctx, stale, client.Preconditions{UID: &nn.UID})
+		if client.IgnoreNotFound(err) != nil && !apierrors.IsConflict(err) {
+			errs = append(errs, fmt.Errorf("delete NodeNetwork %s of a node that is gone: %w", nn.Name, err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// collectBlock deletes one lease if it is still as it was seen: the version is a
+// precondition, so a lease that was adopted meanwhile stays.
+func (c *controller) collectBlock(ctx context.Context, b *v1alpha1.AddressBlock) error {
+	stale := &v1alpha1.AddressBlock{ObjectMeta: metav1.ObjectMeta{Name: b.Name}}
+	err := c.api.Delete(ctx, stale, client.Preconditions{UID: &b.UID, ResourceVersion: &b.ResourceVersion})
+	switch {
+	case apierrors.IsNotFound(err), apierrors.IsConflict(err):
+		return nil
+	case err != nil:
+		return fmt.Errorf("take back block %s of node %s, which is gone: %w", b.Spec.CIDR, b.Spec.Node, err)
+	}
+	c.metrics.blocksCollected.Inc()
+	c.log.Info("block taken back: its node is gone", "block", b.Spec.CIDR, "node", b.Spec.Node, "nodeUID", b.Spec.NodeUID)
+	return nil
+}

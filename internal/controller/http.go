@@ -1,0 +1,73 @@
+package controller
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+)
+
+// server answers /healthz, /readyz and /metrics. A replica is ready when it has
+// read the API server, whether it leads or not.
+type server struct {
+	listener net.Listener // nil when switched off
+	http     *http.Server
+	synced   atomic.Pointer[func() error]
+}
+
+// listen opens the port, so that a port in use is an error at the start.
+func (c *controller) listen() (*server, error) {
+	s := &server{}
+	if c.cfg.Listen == "off" {
+		return s, nil
+	}
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "ok") })
+	mux.HandleFunc("GET /readyz", s.answerReady)
+	mux.Handle("GET /metrics", promhttp.HandlerFor(c.metrics.registry, promhttp.HandlerOpts{}))
+	s.http = &http.Server{Handler: mux, ReadHeaderTimeout: 5 * time.Second}
+	var err error
+	s.listener, err = net.Listen("tcp", c.cfg.Listen)
+	if errors.Is(err, syscall.EADDRINUSE) {
+		return nil, fmt.Errorf("serve health and metrics on %s: another program, or another replica on this host, has the port: "+
+			"give a different one (--listen), or run the replicas on different hosts: %w", c.cfg.Listen, err)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("serve health and metrics on %s: %w", c.cfg.Listen, err)
+	}
+	return s, nil
+}
+
+// ready tells the server how to know whether the API server has been read.
+func (s *server) ready(synced func() error) { s.synced.Store(&synced) }
+
+func (s *server) answerReady(w http.ResponseWriter, _ *http.Request) {
+	err := errors.New("the API server has not answered yet")
+	if synced := s.synced.Load(); synced != nil {
+		err = (*synced)()
+	}
+	if err != nil {
+		http.Error(w, err.Error(), http.StatusServiceUnavailable)
+		return
+	}
+	fmt.Fprintln(w, "ok")
+}
+
+// serve answers until the context ends.
+func (s *server) serve(ctx context.Context) error {
+	if s.listener == nil {
+		<-ctx.Done()
+		return nil
+	}
+	defer context.AfterFunc(ctx, func() { s.http.Close() })()
+	if err := s.http.Serve(s.listener); err != nil && !errors.Is(err, http.ErrServerClosed) {
+		return fmt.Errorf("serve health and metrics: %w", err)
+	}
+	return nil
+}

@@ -1,0 +1,239 @@
+package controller
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/equality"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/api/meta"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"ropeway.dev/ropeway/api/v1alpha1"
+	"ropeway.dev/ropeway/internal/kube"
+)
+
+// Reasons of the condition Accepted.
+const (
+	reasonAccepted         = "Accepted"
+	reasonInvalid          = "Invalid"
+	reasonOverlapsServices = "OverlapsServices"
+	reasonOverlapsNodes    = "OverlapsNodes"
+	reasonInUse            = "InUse"
+)
+
+// judgement is whether the ClusterNetwork's spec comes into force.
+type judgement struct {
+	accepted        bool
+	reason, message string
+	spec            *v1alpha1.ClusterNetworkSpec // with defaults; nil without a ClusterNetwork
+}
+
+// apply puts the judgement into an object's status.
+func (j judgement) apply(cn *v1alpha1.ClusterNetwork) {
+	status := metav1.ConditionFalse
+	if j.accepted {
+		status = metav1.ConditionTrue
+		cn.Status.InForce = j.spec.DeepCopy()
+	}
+	cn.Status.ObservedGeneration = cn.Generation
+	meta.SetStatusCondition(&cn.Status.Conditions, metav1.Condition{
+		Type: v1alpha1.ConditionAccepted, Status: status, Reason: j.reason, Message: j.message, ObservedGeneration: cn.Generation,
+	})
+}
+
+// judge compares the ClusterNetwork with the rest of the cluster. What it
+// refuses changes nothing: the network that was in force stays.
+func judge(o *observed) judgement {
+	cn := o.objects.Network
+	if cn == nil {
+		return judgement{}
+	}
+	j := judgement{spec: cn.Spec.DeepCopy()}
+	v1alpha1.Defaults(j.spec)
+	if err := v1alpha1.Validate(j.spec); err != nil {
+		j.reason, j.message = reasonInvalid, err.Error()+": correct it"
+		return j
+	}
+	for _, check := range []func(*observed, []netip.Prefix) (string, string){overlapsServices, overlapsNodes, leavesOutWhatIsInUse} {
+		if j.reason, j.message = check(o, prefixesOf(j.spec)); j.reason != "" {
+			if cn.Status.InForce != nil {
+				j.message += "; what was in force before stays in force"
+			}
+			return j
+		}
+	}
+	j.accepted, j.reason = true, reasonAccepted
+	j.message = fmt.Sprintf("pods get addresses of %s (%s); transports: %s", strings.Join(j.spec.PodCIDRs, ", "),
+		j.spec.AddressSource, joined(j.spec.Transports))
+	return j
+}
+
+func joined(transports []v1alpha1.Transport) string {
+	var out []string
+	for _, t := range transports {
+		out = append(out, string(t))
+	}
+	return strings.Join(out, ", ")
+}
+
+// prefixesOf returns the podCIDRs of a valid spec, in their order.
+func prefixesOf(spec *v1alpha1.ClusterNetworkSpec) []netip.Prefix {
+	return kube.Network(spec, "").PodCIDRs
+}
+
+// overlapsServices: such a Service's address would be a pod's.
+func overlapsServices(o *observed, pods []netip.Prefix) (reason, message string) {
+	for i, p := range pods {
+		for _, s := range o.services {
+			if p.Overlaps(s.prefix) {
+				return reasonOverlapsServices, fmt.Sprintf(
+					"spec.podCIDRs[%d]: %s overlaps the Services' range %s (ServiceCIDR %s): give pods a range of their own", i, p, s.prefix, s.name)
+			}
+		}
+	}
+	return "", ""
+}
+
+// overlapsNodes: packets to such a node would be taken for a pod's.
+func overlapsNodes(o *observed, pods []netip.Prefix) (reason, message string) {
+	for i := range o.objects.Nodes {
+		n := &o.objects.Nodes[i]
+		for _, a := range n.Status.Addresses {
+			addr, err := netip.ParseAddr(a.Address)
+			if a.Type != corev1.NodeInternalIP || err != nil {
+				continue
+			}
+			if at := slices.IndexFunc(pods, func(p netip.Prefix) bool { return p.Contains(addr.Unmap()) }); at >= 0 {
+				return reasonOverlapsNodes, fmt.Sprintf(
+					"spec.podCIDRs[%d]: %s contains %s, the address of node %s: give pods a range that no node is in", at, pods[at], addr, n.Name)
+			}
+		}
+	}
+	return "", ""
+}
+
+// leavesOutWhatIsInUse: pods would lose their addresses while they run.
+func leavesOutWhatIsInUse(o *observed, pods []netip.Prefix) (reason, message string) {
+	before := o.objects.Network.Status.InForce
+	if before == nil {
+		return "", ""
+	}
+	leftOut := func(p netip.Prefix) bool { return within(p, prefixesOf(before)) && !within(p, pods) }
+	for _, l := range o.objects.Leases() {
+		if leftOut(l.Prefix) {
+			return reasonInUse, fmt.Sprintf(
+				"spec.podCIDRs leaves out %s, which node %s holds: keep its range until no pod has an address of it and the block is given back", l.Prefix, l.Node)
+		}
+	}
+	if before.AddressSource != v1alpha1.AddressesFromNodeCIDR {
+		return "", ""
+	}
+	for i := range o.objects.Nodes {
+		n := &o.objects.Nodes[i]
+		for _, text := range n.Spec.PodCIDRs {
+			if p, err := netip.ParsePrefix(text); err == nil && leftOut(p.Masked()) {
+				return reasonInUse, fmt.Sprintf("spec.podCIDRs leaves out %s, the podCIDR of node %s: keep its range while that node is there", p, n.Name)
+			}
+		}
+	}
+	return "", ""
+}
+
+// within says whether one of the ranges contains p.
+func within(p netip.Prefix, ranges []netip.Prefix) bool {
+	return slices.ContainsFunc(ranges, func(r netip.Prefix) bool { return r.Bits() <= p.Bits() && r.Overlaps(p) })
+}
+
+// listed bounds how many nodes a condition's message names.
+const listed = 5
+
+// setReachable fills the counts and the condition NodesReachable.
+func setReachable(cn *v1alpha1.ClusterNetwork, o *observed) {
+	var proven int
+	var missing []string
+	for _, n := range o.snapshot.Nodes {
+		if o.verdicts[n.Name].Reachable {
+			proven++
+		} else {
+			missing = append(missing, n.Name+": "+explain(o, n.Name))
+		}
+	}
+	total := len(o.snapshot.Nodes)
+	cn.Status.Nodes, cn.Status.ReachableNodes = int32(total), int32(proven)
+	cond := metav1.Condition{Type: v1alpha1.ConditionNodesReachable, Status: metav1.ConditionTrue, Reason: "AllProven", ObservedGeneration: cn.Generation}
+	cond.Message = fmt.Sprintf("%d of %d nodes are proven reachable", proven, total)
+	switch {
+	case o.noNet != "":
+		cond.Status, cond.Reason, cond.Message = metav1.ConditionFalse, "NoNetwork", "no pod network is in force: "+o.noNet
+	case len(missing) > 0:
+		cond.Status, cond.Reason = metav1.ConditionFalse, "NotProven"
+		slices.Sort(missing)
+		cond.Message += "; " + strings.Join(missing[:min(listed, len(missing))], "; ")
+		if len(missing) > listed {
+			cond.Message += fmt.Sprintf("; and %d more", len(missing)-listed)
+		}
+	}
+	meta.SetStatusCondition(&cn.Status.Conditions, cond)
+}
+
+// explain says why a node is not proven: what is wrong with it, or what the
+// probes miss.
+func explain(o *observed, node string) string {
+	if wrong := o.wrong[node]; len(wrong) > 0 {
+		return strings.Join(wrong, "; ")
+	}
+	return cmp.Or(o.noNet, o.verdicts[node].Reason)
+}
+
+// setPolicyEnforced fills the condition PolicyEnforced.
+func setPolicyEnforced(cn *v1alpha1.ClusterNetwork, p policies) {
+	if !p.known {
+		return
+	}
+	cond := metav1.Condition{
+		Type: v1alpha1.ConditionPolicyEnforced, Status: metav1.ConditionTrue, Reason: "NoPolicies",
+		Message: "there are no NetworkPolicies to enforce", ObservedGeneration: cn.Generation,
+	}
+	if p.count > 0 {
+		cond.Status, cond.Reason = metav1.ConditionFalse, "NotImplemented"
+		cond.Message = fmt.Sprintf("this version does not enforce NetworkPolicies, and there are %d (such as %s): "+
+			"traffic that they forbid passes; delete them, or do not rely on them", p.count, p.first)
+	}
+	meta.SetStatusCondition(&cn.Status.Conditions, cond)
+}
+
+// writeNetworkStatus makes the ClusterNetwork's status say what was decided.
+func (c *controller) writeNetworkStatus(ctx context.Context, o *observed, j judgement, m *memory) error {
+	before := o.objects.Network
+	if before == nil || before.DeletionTimestamp != nil {
+		return nil
+	}
+	next := before.DeepCopy()
+	j.apply(next)
+	setReachable(next, o)
+	setPolicyEnforced(next, o.policies)
+	if equality.Semantic.DeepEqual(before.Status, next.Status) {
+		return nil
+	}
+	patch := client.MergeFromWithOptions(before, client.MergeFromWithOptimisticLock{})
+	err := c.api.Status().Patch(ctx, next, patch)
+	if apierrors.IsConflict(err) || apierrors.IsNotFound(err) {
+		return nil // the cache is behind: its next change brings the next pass
+	}
+	if err != nil {
+		return fmt.Errorf("write the status of ClusterNetwork %s: %w", before.Name, err)
+	}
+	if was := meta.FindStatusCondition(before.Status.Conditions, v1alpha1.ConditionAccepted); was == nil || was.Message != j.message {
+		c.log.Info("ClusterNetwork judged", "accepted", j.accepted, "reason", j.reason, "message", j.message, "generation", before.Generation)
+	}
+	c.tell(m, networkReference(before), "ClusterNetwork/"+before.Name, !j.accepted, j.reason, j.message)
+	return nil
+}

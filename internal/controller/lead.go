@@ -1,0 +1,189 @@
+package controller
+
+import (
+	"context"
+	"errors"
+	"net/netip"
+	"time"
+
+	networkingv1 "k8s.io/api/networking/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+
+	"ropeway.dev/ropeway/internal/kube"
+	"ropeway.dev/ropeway/internal/plan"
+)
+
+// observed is everything that a pass decides from. The objects are the cache's:
+// they are not changed.
+type observed struct {
+	objects  *kube.Objects
+	services []serviceRange
+	policies policies
+
+	// What follows from the network in force; filled by reason.
+	snapshot plan.Snapshot
+	verdicts map[string]plan.Verdict // node -> whether it is proven
+	problems []plan.Problem          // those about a node
+	wrong    map[string][]string     // node -> their sentences
+	noNet    string                  // why no network is in force, if so
+}
+
+type serviceRange struct {
+	name   string // of the ServiceCIDR
+	prefix netip.Prefix
+}
+
+// policies are the NetworkPolicies of the cluster.
+type policies struct {
+	known bool // they have been read
+	count int
+	first string // namespace/name of one
+}
+
+// memory is what a leader remembers from pass to pass. It is lost with the
+// leadership, which only makes the next leader wait anew.
+type memory struct {
+	missing map[string]time.Time      // node that has leases but no Node -> since when
+	nodes   map[types.UID]*nodeMemory // Node -> what was done to its condition
+	told    map[told]string           // event -> its message as last recorded
+}
+
+// told identifies an event that is recorded when its message changes.
+type told struct{ object, reason string }
+
+func newMemory() *memory {
+	return &memory{missing: map[string]time.Time{}, nodes: map[types.UID]*nodeMemory{}, told: map[told]string{}}
+}
+
+// retryAfter is how soon a pass that failed is repeated.
+const retryAfter = time.Second
+
+// lead makes passes until the context ends: when something changed, but not
+// more often than Interval, and every Resync.
+func (c *controller) lead(ctx context.Context) {
+	c.leading.Store(true)
+	c.metrics.leader.Set(1)
+	defer c.leading.Store(false)
+	defer c.metrics.resign()
+	m := newMemory()
+	for ctx.Err() == nil {
+		wait := c.cfg.Resync
+		start := c.now()
+		err := c.pass(ctx, m)
+		c.metrics.passSeconds.Observe(c.now().Sub(start).Seconds())
+		if err != nil && ctx.Err() == nil {
+			wait = retryAfter
+			if !errors.Is(err, kube.ErrNotSynced) {
+				c.metrics.passErrors.Inc()
+				c.log.Error("not everything could be done; trying again", "error", err, "wait", wait)
+			}
+		}
+		pause(ctx, c.cfg.Interval, nil)
+		pause(ctx, wait, c.observer.Changed())
+	}
+}
+
+// pause waits for a time, a value or the end.
+func pause(ctx context.Context, d time.Duration, wake <-chan struct{}) {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-ctx.Done():
+	case <-t.C:
+	case <-wake:
+	}
+}
+
+// pass looks, decides and writes once. Each part is done even if another
+// fails.
+func (c *controller) pass(ctx context.Context, m *memory) error {
+	o, err := c.observe(ctx)
+	if err != nil {
+		return err
+	}
+	j := judge(o)
+	o.reason(j)
+	c.count(o)
+	c.tellProblems(o, m)
+	return errors.Join(
+		c.writeConditions(ctx, o, m),
+		c.writeNetworkStatus(ctx, o, j, m),
+		c.collect(ctx, o, m),
+	)
+}
+
+func (c *controller) observe(ctx context.Context) (*observed, error) {
+	objects, err := c.observer.Objects(ctx)
+	if err != nil {
+		return nil, err
+	}
+	o := &observed{objects: objects}
+	if c.services {
+		var list networkingv1.ServiceCIDRList
+		if err := c.observer.Reader().List(ctx, &list); err != nil {
+			return nil, err
+		}
+		o.services = serviceRanges(list.Items)
+	}
+	list := &metav1.PartialObjectMetadataList{TypeMeta: metav1.TypeMeta{APIVersion: "networking.k8s.io/v1", Kind: "NetworkPolicyList"}}
+	if c.observer.PoliciesSynced() {
+		if err := c.observer.Reader().List(ctx, list); err != nil {
+			return nil, err
+		}
+		o.policies = countPolicies(list.Items)
+	}
+	return o, nil
+}
+
+func serviceRanges(in []networkingv1.ServiceCIDR) []serviceRange {
+	var out []serviceRange
+	for _, s := range in {
+		for _, text := range s.Spec.CIDRs {
+			if p, err := netip.ParsePrefix(text); err == nil {
+				out = append(out, serviceRange{name: s.Name, prefix: p})
+			}
+		}
+	}
+	return out
+}
+
+func countPolicies(in []metav1.PartialObjectMetadata) policies {
+	p := policies{known: true, count: len(in)}
+	for _, np := range in {
+		if name := np.Namespace + "/" + np.Name; p.first == "" || name < p.first {
+			p.first = name
+		}
+	}
+	return p
+}
+
+// reason computes what follows from the network that is in force once the
+// judgement is.
+func (o *observed) reason(j judgement) {
+	objects := *o.objects
+	if objects.Network != nil {
+		// What is being accepted in this pass counts in this pass.
+		objects.Network = objects.Network.DeepCopy()
+		j.apply(objects.Network)
+	}
+	o.snapshot, o.noNet = objects.Snapshot("")
+	o.verdicts = plan.Verdicts(o.snapshot)
+	o.problems = nodeProblems(plan.Compute(o.snapshot).Problems)
+	o.wrong = map[string][]string{}
+	for _, p := range o.problems {
+		o.wrong[p.Node] = append(o.wrong[p.Node], p.Message)
+	}
+}
+
+// nodeProblems keeps those that are about a node: the plan's own about a
+// network that is not in force, or about nobody in particular, say nothing here.
+func nodeProblems(in []plan.Problem) []plan.Problem {
+	var out []plan.Problem
+	for _, p := range in {
+		if p.Node != "" {
+			out = append(out, p)
+		}
+	}
+	return out
+}

@@ -1,0 +1,233 @@
+package kube
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"strings"
+
+	corev1 "k8s.io/api/core/v1"
+	networkingv1 "k8s.io/api/networking/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/fields"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/rest"
+	toolscache "k8s.io/client-go/tools/cache"
+
+	"sigs.k8s.io/controller-runtime/pkg/cache"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"ropeway.dev/ropeway/api/v1alpha1"
+)
+
+// Observer keeps the objects of a cluster that the plan depends on, slimmed,
+// and says when one of them changed.
+type Observer struct {
+	log     *slog.Logger
+	cache   cache.Cache
+	watched []watched
+	changed chan struct{}
+}
+
+// watched is one kind of object that the Observer keeps.
+type watched struct {
+	name     string // plural, for messages
+	obj      client.Object
+	optional bool // HasSynced and Objects do not wait for it
+	informer cache.Informer
+}
+
+// ObserverOptions say what an Observer keeps beside nodes, leases and networks.
+type ObserverOptions struct {
+	// Self is the node whose own NodeNetwork and pods are kept whole; empty
+	// for none, and then no pods are kept.
+	Self string
+	// Policies keeps the names of the cluster's NetworkPolicies.
+	Policies bool
+	// ServiceCIDRs keeps the ServiceCIDR objects (Kubernetes 1.33 and later).
+	ServiceCIDRs bool
+}
+
+// metadataOf returns an object that stands for the metadata of a core kind.
+func metadataOf(apiVersion, kind string) *metav1.PartialObjectMetadata {
+	return &metav1.PartialObjectMetadata{TypeMeta: metav1.TypeMeta{APIVersion: apiVersion, Kind: kind}}
+}
+
+// NewObserver makes an Observer; Run starts it. It makes no call yet.
+func NewObserver(cfg *rest.Config, opts ObserverOptions, log *slog.Logger) (*Observer, error) {
+	yes := true
+	pods, namespaces := metadataOf("v1", "Pod"), metadataOf("v1", "Namespace")
+	byObject := map[client.Object]cache.ByObject{
+		&corev1.Node{}:          {Transform: slimNode},
+		&v1alpha1.NodeNetwork{}: {Transform: slimNodeNetwork(opts.Self)},
+		namespaces:              {Field: fields.OneTermEqualSelector("metadata.name", SystemNamespace)},
+	}
+	if opts.Self != "" {
+		byObject[pods] = cache.ByObject{
+			Field:     fields.OneTermEqualSelector("spec.nodeName", opts.Self),
+			Transform: slimPod,
+		}
+	}
+	c, err := cache.New(cfg, cache.Options{
+		Scheme:                       NewScheme(),
+		Mapper:                       NewMapper(),
+		ByObject:                     byObject,
+		DefaultTransform:             slimOther,
+		DefaultUnsafeDisableDeepCopy: &yes,
+		ReaderFailOnMissingInformer:  true,
+	})
+	if err != nil {
+		return nil, fmt.Errorf("prepare to watch the API server %s: %w", cfg.Host, err)
+	}
+	o := &Observer{log: log, cache: c, changed: make(chan struct{}, 1)}
+	o.watched = kindsToWatch(opts)
+	return o, o.subscribe()
+}
+
+func kindsToWatch(opts ObserverOptions) []watched {
+	kinds := []watched{
+		{name: "clusternetworks", obj: &v1alpha1.ClusterNetwork{}},
+		{name: "nodes", obj: &corev1.Node{}},
+		{name: "nodenetworks", obj: &v1alpha1.NodeNetwork{}},
+		{name: "addressblocks", obj: &v1alpha1.AddressBlock{}},
+		{name: "namespaces", obj: metadataOf("v1", "Namespace")},
+	}
+	if opts.Self != "" {
+		kinds = append(kinds, watched{name: "pods", obj: metadataOf("v1", "Pod"), optional: true})
+	}
+	if opts.Policies {
+		kinds = append(kinds, watched{name: "networkpolicies", obj: metadataOf("networking.k8s.io/v1", "NetworkPolicy"), optional: true})
+	}
+	if opts.ServiceCIDRs {
+		kinds = append(kinds, watched{name: "servicecidrs", obj: &networkingv1.ServiceCIDR{}})
+	}
+	return kinds
+}
+
+// subscribe makes the informers and lets each of their changes raise the
+// signal.
+func (o *Observer) subscribe() error {
+	handler := toolscache.ResourceEventHandlerFuncs{
+		AddFunc:    func(any) { o.Touch() },
+		DeleteFunc: func(any) { o.Touch() },
+		UpdateFunc: func(before, after any) {
+			b, ok1 := before.(client.Object)
+			a, ok2 := after.(client.Object)
+			if !ok1 || !ok2 || !sameForUs(b, a) {
+				o.Touch()
+			}
+		},
+	}
+	for i := range o.watched {
+		w := &o.watched[i]
+		inf, err := o.cache.GetInformer(context.Background(), w.obj, cache.BlockUntilSynced(false))
+		if err != nil {
+			return fmt.Errorf("prepare to watch %s: %w", w.name, err)
+		}
+		if _, err := inf.AddEventHandler(handler); err != nil {
+			return fmt.Errorf("prepare to watch %s: %w", w.name, err)
+		}
+		w.informer = inf
+	}
+	return nil
+}
+
+// Run watches until the context ends. It retries for as long as the API server
+// does not answer.
+func (o *Observer) Run(ctx context.Context) error {
+	go o.announceSync(ctx)
+	if err := o.cache.Start(ctx); err != nil && !errors.Is(err, context.Canceled) {
+		return fmt.Errorf("watch the API server: %w", err)
+	}
+	return nil
+}
+
+// announceSync raises the signal when a kind has been read for the first time,
+// also when there is no object of it.
+func (o *Observer) announceSync(ctx context.Context) {
+	for _, w := range o.watched {
+		if !toolscache.WaitForCacheSync(ctx.Done(), w.informer.HasSynced) {
+			return
+		}
+		o.Touch()
+	}
+}
+
+// Changed gives a value after changes, many of them in one. There is one
+// channel: it is for one reader.
+func (o *Observer) Changed() <-chan struct{} { return o.changed }
+
+// Touch raises the signal of Changed.
+func (o *Observer) Touch() {
+	select {
+	case o.changed <- struct{}{}:
+	default:
+	}
+}
+
+// Synced returns nil once everything needed has been read, else ErrNotSynced
+// wrapped with what is missing.
+func (o *Observer) Synced() error {
+	var missing []string
+	for _, w := range o.watched {
+		if !w.optional && !w.informer.HasSynced() {
+			missing = append(missing, w.name)
+		}
+	}
+	if len(missing) > 0 {
+		return fmt.Errorf("%w: waiting for %s", ErrNotSynced, strings.Join(missing, ", "))
+	}
+	return nil
+}
+
+// Objects returns what is kept. They are the cache's own: do not change them.
+func (o *Observer) Objects(ctx context.Context) (*Objects, error) {
+	if err := o.Synced(); err != nil {
+		return nil, err
+	}
+	return readObjects(ctx, o.cache)
+}
+
+// Reader reads from the Observer's cache the kinds that it keeps.
+func (o *Observer) Reader() client.Reader { return o.cache }
+
+// readObjects reads a snapshot's objects, from a cache or from the API server.
+func readObjects(ctx context.Context, r client.Reader) (*Objects, error) {
+	var (
+		out   Objects
+		cns   v1alpha1.ClusterNetworkList
+		nodes corev1.NodeList
+		nns   v1alpha1.NodeNetworkList
+		abs   v1alpha1.AddressBlockList
+	)
+	for _, list := range []client.ObjectList{&cns, &nodes, &nns, &abs} {
+		if err := r.List(ctx, list); err != nil {
+			return nil, fmt.Errorf("list %T: %w", list, err)
+		}
+	}
+	ns := metadataOf("v1", "Namespace")
+	if err := r.Get(ctx, types.NamespacedName{Name: SystemNamespace}, ns); err != nil {
+		return nil, fmt.Errorf("read the namespace %s, whose UID is the cluster's id: %w", SystemNamespace, err)
+	}
+	out.ClusterID = string(ns.UID)
+	for i := range cns.Items {
+		if cns.Items[i].Name == v1alpha1.ClusterNetworkName {
+			out.Network = &cns.Items[i]
+		}
+	}
+	out.Nodes, out.NodeNetworks, out.Blocks = nodes.Items, nns.Items, abs.Items
+	return &out, nil
+}
+
+// PoliciesSynced says whether the NetworkPolicies are kept and have been read.
+func (o *Observer) PoliciesSynced() bool { return o.syncedKind("networkpolicies") }
+
+func (o *Observer) syncedKind(name string) bool {
+	for _, w := range o.watched {
+		if w.name == name {
+			return w.informer.HasSynced()
+		}
+	}
+	return false
+}

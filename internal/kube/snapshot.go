@@ -1,0 +1,187 @@
+package kube
+
+import (
+	"cmp"
+	"net"
+	"net/netip"
+	"slices"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/meta"
+
+	"ropeway.dev/ropeway/api/v1alpha1"
+	"ropeway.dev/ropeway/internal/plan"
+)
+
+// Objects are the objects of a cluster that the plan depends on. They may be a
+// cache's own: nobody changes them.
+type Objects struct {
+	// ClusterID is the UID of the kube-system namespace.
+	ClusterID string
+	// Network is the ClusterNetwork named default; nil when there is none.
+	Network      *v1alpha1.ClusterNetwork
+	Nodes        []corev1.Node
+	NodeNetworks []v1alpha1.NodeNetwork
+	Blocks       []v1alpha1.AddressBlock
+}
+
+// Snapshot says the objects in the plan's words, for one node; self may be
+// empty. When no network is in force, the Snapshot's Network is the zero value
+// and the second result says why, as a sentence.
+func (o *Objects) Snapshot(self string) (plan.Snapshot, string) {
+	s := plan.Snapshot{Self: self}
+	spec, problem := InForce(o.Network)
+	if spec != nil {
+		s.Network = Network(spec, o.ClusterID)
+	}
+	blocks := blocksByNode(o.Leases())
+	said := make(map[string]*v1alpha1.NodeNetwork, len(o.NodeNetworks))
+	for i := range o.NodeNetworks {
+		said[o.NodeNetworks[i].Name] = &o.NodeNetworks[i]
+	}
+	s.Nodes = make([]plan.Node, 0, len(o.Nodes))
+	for i := range o.Nodes {
+		node := &o.Nodes[i]
+		n := planNode(node)
+		n.Blocks = blocks[node.Name]
+		if nn := said[node.Name]; nn != nil && nn.Status.NodeUID == n.UID {
+			addWords(&n, nn)
+			s.Probes = append(s.Probes, planProbes(nn)...)
+		}
+		s.Nodes = append(s.Nodes, n)
+	}
+	slices.SortFunc(s.Nodes, func(a, b plan.Node) int { return cmp.Compare(a.Name, b.Name) })
+	slices.SortStableFunc(s.Probes, func(a, b plan.Probe) int { return cmp.Compare(a.From, b.From) })
+	return s, problem
+}
+
+// Leases returns the AddressBlocks in our words, by CIDR. Blocks whose CIDR
+// cannot be read are left out; the CRD admits none.
+func (o *Objects) Leases() []Lease {
+	leases := make([]Lease, 0, len(o.Blocks))
+	for i := range o.Blocks {
+		if l, ok := leaseOf(&o.Blocks[i]); ok {
+			leases = append(leases, l)
+		}
+	}
+	sortLeases(leases)
+	return leases
+}
+
+func leaseOf(b *v1alpha1.AddressBlock) (Lease, bool) {
+	p, err := netip.ParsePrefix(b.Spec.CIDR)
+	return Lease{Prefix: p, Node: b.Spec.Node, NodeUID: b.Spec.NodeUID, Generation: b.Spec.Generation}, err == nil
+}
+
+func sortLeases(leases []Lease) {
+	slices.SortFunc(leases, func(a, b Lease) int {
+		return cmp.Or(a.Prefix.Addr().Compare(b.Prefix.Addr()), cmp.Compare(a.Prefix.Bits(), b.Prefix.Bits()))
+	})
+}
+
+// blocksByNode goes by the node's name and not by its UID: while a node that
+// was registered anew has not yet adopted its leases, its pods are still there.
+func blocksByNode(leases []Lease) map[string][]netip.Prefix {
+	m := map[string][]netip.Prefix{}
+	for _, l := range leases {
+		m[l.Node] = append(m[l.Node], l.Prefix)
+	}
+	return m
+}
+
+// planNode says what the Node object itself knows.
+func planNode(node *corev1.Node) plan.Node {
+	n := plan.Node{Name: node.Name, UID: string(node.UID), Created: node.CreationTimestamp.Unix()}
+	var internal []string
+	for _, a := range node.Status.Addresses {
+		if a.Type == corev1.NodeInternalIP {
+			internal = append(internal, a.Address)
+		}
+	}
+	n.Addresses = parseAddresses(internal)
+	cidrs := node.Spec.PodCIDRs
+	if len(cidrs) == 0 && node.Spec.PodCIDR != "" {
+		cidrs = []string{node.Spec.PodCIDR}
+	}
+	for _, p := range parsePrefixes(cidrs) {
+		n.NodeCIDRs = append(n.NodeCIDRs, p.Masked())
+	}
+	return n
+}
+
+// addWords adds what the node's agent says.
+func addWords(n *plan.Node, nn *v1alpha1.NodeNetwork) {
+	st := &nn.Status
+	n.Ready = st.ReadySince != nil
+	n.Sources = parseAddresses(st.Sources)
+	if mac, err := net.ParseMAC(st.VTEP); err == nil && len(mac) == len(n.VTEP) {
+		n.VTEP = plan.MAC(mac)
+	}
+	for _, t := range st.Transports {
+		if t.Supported {
+			continue
+		}
+		if n.Refuses == nil {
+			n.Refuses = map[plan.Transport]string{}
+		}
+		n.Refuses[plan.Transport(t.Name)] = t.Reason
+	}
+}
+
+func planProbes(nn *v1alpha1.NodeNetwork) []plan.Probe {
+	probes := make([]plan.Probe, 0, len(nn.Status.Probes))
+	for _, p := range nn.Status.Probes {
+		probes = append(probes, plan.Probe{
+			From: nn.Name, To: p.Node, ToUID: p.NodeUID,
+			Family: plan.Family(p.Family), Transport: plan.Transport(p.Transport),
+			Reachable: p.Reachable, Reason: p.Reason,
+		})
+	}
+	return probes
+}
+
+// Programmed says whether a node's agent says that the kernel is as wanted,
+// and its sentence.
+func Programmed(nn *v1alpha1.NodeNetwork) (bool, string) {
+	c := meta.FindStatusCondition(nn.Status.Conditions, v1alpha1.ConditionProgrammed)
+	if c == nil {
+		return false, "the agent has not said so"
+	}
+	return c.Status == "True", c.Message
+}
+
+// The reasons of the node condition NetworkUnavailable that Ropeway's
+// controller writes.
+const (
+	ReasonProven    = "RopewayProven"
+	ReasonNotProven = "RopewayNotProven"
+	// WriterAnnotation on a Node is the reason that another writer of the
+	// condition gives. The controller sets it, once, and then leaves the
+	// condition to the other.
+	WriterAnnotation = "ropeway.dev/network-unavailable-written-by"
+)
+
+// NetworkUnavailable returns the node's condition of that type, nil if none.
+func NetworkUnavailable(node *corev1.Node) *corev1.NodeCondition {
+	for i := range node.Status.Conditions {
+		if c := &node.Status.Conditions[i]; c.Type == corev1.NodeNetworkUnavailable {
+			return c
+		}
+	}
+	return nil
+}
+
+// IsOurs says whether Ropeway's controller wrote the condition.
+func IsOurs(c *corev1.NodeCondition) bool {
+	return c != nil && (c.Reason == ReasonProven || c.Reason == ReasonNotProven)
+}
+
+// nodeCondition returns what the controller has said of a node. Where it has
+// left the condition to another writer, the other's word stands.
+func nodeCondition(node *corev1.Node) *NodeCondition {
+	c := NetworkUnavailable(node)
+	if c == nil || !IsOurs(c) && node.Annotations[WriterAnnotation] == "" {
+		return nil
+	}
+	return &NodeCondition{Status: c.Status != corev1.ConditionFalse, Reason: c.Reason, Message: c.Message}
+}

@@ -1,0 +1,217 @@
+package kube
+
+import (
+	"net/netip"
+	"reflect"
+	"testing"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+
+	"ropeway.dev/ropeway/api/v1alpha1"
+	"ropeway.dev/ropeway/internal/plan"
+)
+
+func node(name, uid string, addresses ...string) corev1.Node {
+	n := corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: name, UID: types.UID(uid), CreationTimestamp: metav1.Unix(1000, 0)}}
+	for _, a := range addresses {
+		n.Status.Addresses = append(n.Status.Addresses, corev1.NodeAddress{Type: corev1.NodeInternalIP, Address: a})
+	}
+	return n
+}
+
+func block(cidr, node, uid string) v1alpha1.AddressBlock {
+	b := v1alpha1.AddressBlock{Spec: v1alpha1.AddressBlockSpec{CIDR: cidr, Node: node, NodeUID: uid, Generation: 1}}
+	b.Name = v1alpha1.BlockName(netip.MustParsePrefix(cidr))
+	return b
+}
+
+func said(name, uid string) v1alpha1.NodeNetwork {
+	since := metav1.Unix(2000, 0)
+	return v1alpha1.NodeNetwork{
+		ObjectMeta: metav1.ObjectMeta{Name: name},
+		Status: v1alpha1.NodeNetworkStatus{
+			NodeUID: uid, ReadySince: &since, Sources: []string{"10.244.1.1"}, VTEP: "02:00:00:00:00:01",
+			Transports: []v1alpha1.TransportStatus{{Name: "ipip", Reason: "no tcx"}, {Name: "vxlan", Supported: true}},
+			Probes:     []v1alpha1.ProbeResult{{Node: "a", NodeUID: "ua", Family: "IPv4", Transport: "ipip", Reachable: true, Reason: "r"}},
+		},
+	}
+}
+
+func TestSnapshot(t *testing.T) {
+	a := node("a", "ua", "192.0.2.1", "2001:db8::1", "192.0.2.99")
+	a.Status.Addresses = append([]corev1.NodeAddress{{Type: corev1.NodeExternalIP, Address: "198.51.100.1"}, {Type: corev1.NodeHostName, Address: "a"}}, a.Status.Addresses...)
+	a.Spec.PodCIDRs = []string{"10.244.7.0/24", "fd00:7::/64"}
+	o := &Objects{
+		ClusterID:    "cluster",
+		Network:      network("10.244.0.0/16"),
+		Nodes:        []corev1.Node{node("c", "uc", "::ffff:192.0.2.3"), node("b", "ub", "192.0.2.2", "nonsense"), a},
+		NodeNetworks: []v1alpha1.NodeNetwork{said("b", "ub"), said("c", "of an earlier c"), said("gone", "ug")},
+		Blocks:       []v1alpha1.AddressBlock{block("10.244.2.0/26", "b", "ub"), block("10.244.1.0/26", "b", "of an earlier b"), block("10.244.9.0/26", "gone", "ug")},
+	}
+	got, problem := o.Snapshot("a")
+	if problem != "" || got.Self != "a" || got.Network.ClusterID != "cluster" {
+		t.Fatalf("problem %q, snapshot %+v", problem, got)
+	}
+	addr, cidr := netip.MustParseAddr, netip.MustParsePrefix
+	want := []plan.Node{
+		{
+			Name: "a", UID: "ua", Created: 1000, Addresses: []netip.Addr{addr("192.0.2.1"), addr("2001:db8::1")},
+			NodeCIDRs: []netip.Prefix{cidr("10.244.7.0/24"), cidr("fd00:7::/64")},
+		},
+		{
+			Name: "b", UID: "ub", Created: 1000, Addresses: []netip.Addr{addr("192.0.2.2")},
+			Blocks: []netip.Prefix{cidr("10.244.1.0/26"), cidr("10.244.2.0/26")},
+			Ready:  true, Sources: []netip.Addr{addr("10.244.1.1")}, VTEP: plan.MAC{2, 0, 0, 0, 0, 1},
+			Refuses: map[plan.Transport]string{plan.IPIP: "no tcx"},
+		},
+		{Name: "c", UID: "uc", Created: 1000, Addresses: []netip.Addr{addr("192.0.2.3")}},
+	}
+	if !reflect.DeepEqual(got.Nodes, want) {
+		t.Errorf("nodes\n%+v\nwant\n%+v", got.Nodes, want)
+	}
+	probes := []plan.Probe{{From: "b", To: "a", ToUID: "ua", Family: plan.IPv4, Transport: plan.IPIP, Reachable: true, Reason: "r"}}
+	if !reflect.DeepEqual(got.Probes, probes) {
+		t.Errorf("probes %+v, want %+v: those of c's predecessor and of a node that is gone say nothing", got.Probes, probes)
+	}
+	var leases []string
+	for _, l := range o.Leases() {
+		leases = append(leases, l.Prefix.String()+" "+l.Node)
+	}
+	if want := []string{"10.244.1.0/26 b", "10.244.2.0/26 b", "10.244.9.0/26 gone"}; !reflect.DeepEqual(leases, want) {
+		t.Errorf("leases %v, want %v", leases, want)
+	}
+}
+
+func TestSnapshotWithoutANetwork(t *testing.T) {
+	o := &Objects{Nodes: []corev1.Node{node("a", "ua")}}
+	got, problem := o.Snapshot("a")
+	if problem == "" || got.Network.PodCIDRs != nil || len(got.Nodes) != 1 {
+		t.Errorf("problem %q, snapshot %+v", problem, got)
+	}
+}
+
+func TestNodeIsReadyOnceItWasProgrammed(t *testing.T) {
+	nn := said("b", "ub")
+	nn.Status.Conditions = []metav1.Condition{{Type: v1alpha1.ConditionProgrammed, Status: metav1.ConditionFalse, Message: "one route"}}
+	o := &Objects{Nodes: []corev1.Node{node("b", "ub")}, NodeNetworks: []v1alpha1.NodeNetwork{nn}}
+	if s, _ := o.Snapshot(""); !s.Nodes[0].Ready {
+		t.Error("a later failure made the node not ready: its peers would drop what still works")
+	}
+	o.NodeNetworks[0].Status.ReadySince = nil
+	if s, _ := o.Snapshot(""); s.Nodes[0].Ready {
+		t.Error("ready without ever having been programmed")
+	}
+}
+
+func TestNodeCondition(t *testing.T) {
+	with := func(status corev1.ConditionStatus, reason, writer string) *corev1.Node {
+		n := node("a", "ua")
+		if writer != "" {
+			n.Annotations = map[string]string{WriterAnnotation: writer}
+		}
+		n.Status.Conditions = []corev1.NodeCondition{
+			{Type: corev1.NodeReady, Status: corev1.ConditionTrue, Reason: ReasonProven},
+			{Type: corev1.NodeNetworkUnavailable, Status: status, Reason: reason, Message: "m"},
+		}
+		return &n
+	}
+	none := node("a", "ua")
+	for name, tc := range map[string]struct {
+		node *corev1.Node
+		want *NodeCondition
+	}{
+		"none":                         {&none, nil},
+		"ours, unavailable":            {with(corev1.ConditionTrue, ReasonNotProven, ""), &NodeCondition{true, ReasonNotProven, "m"}},
+		"ours, available":              {with(corev1.ConditionFalse, ReasonProven, ""), &NodeCondition{false, ReasonProven, "m"}},
+		"somebody else's":              {with(corev1.ConditionFalse, "RouteCreated", ""), nil},
+		"left to somebody else by us":  {with(corev1.ConditionFalse, "RouteCreated", "RouteCreated"), &NodeCondition{false, "RouteCreated", "m"}},
+		"unknown counts as not usable": {with(corev1.ConditionUnknown, ReasonProven, ""), &NodeCondition{true, ReasonProven, "m"}},
+	} {
+		if got := nodeCondition(tc.node); !reflect.DeepEqual(got, tc.want) {
+			t.Errorf("%s: %+v, want %+v", name, got, tc.want)
+		}
+	}
+}
+
+func TestSlimming(t *testing.T) {
+	n := node("a", "ua", "192.0.2.1")
+	n.ResourceVersion = "7"
+	n.Labels = map[string]string{"l": "v"}
+	n.Annotations = map[string]string{"big": "x", WriterAnnotation: "Other"}
+	n.ManagedFields = []metav1.ManagedFieldsEntry{{Manager: "kubelet"}}
+	n.Spec = corev1.NodeSpec{PodCIDR: "10.244.1.0/24", PodCIDRs: []string{"10.244.1.0/24"}, Taints: []corev1.Taint{{Key: "t"}}}
+	n.Status.Images = []corev1.ContainerImage{{Names: []string{"image"}}}
+	n.Status.Conditions = []corev1.NodeCondition{
+		{Type: corev1.NodeMemoryPressure}, {Type: corev1.NodeReady, LastHeartbeatTime: metav1.Now()}, {Type: corev1.NodeNetworkUnavailable, Reason: "r"},
+	}
+	out, err := slimNode(&n)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := corev1.Node{
+		ObjectMeta: metav1.ObjectMeta{Name: "a", UID: "ua", ResourceVersion: "7", CreationTimestamp: metav1.Unix(1000, 0), Annotations: map[string]string{WriterAnnotation: "Other"}},
+		Spec:       corev1.NodeSpec{PodCIDR: "10.244.1.0/24", PodCIDRs: []string{"10.244.1.0/24"}},
+		Status: corev1.NodeStatus{
+			Addresses:  []corev1.NodeAddress{{Type: corev1.NodeInternalIP, Address: "192.0.2.1"}},
+			Conditions: []corev1.NodeCondition{{Type: corev1.NodeReady}, {Type: corev1.NodeNetworkUnavailable, Reason: "r"}},
+		},
+	}
+	if !reflect.DeepEqual(out, &want) {
+		t.Errorf("kept %+v\nwant %+v", out, want)
+	}
+
+	own, other := said("a", "ua"), said("b", "ub")
+	for _, nn := range []*v1alpha1.NodeNetwork{&own, &other} {
+		nn.Status.Pods, nn.Status.Peers = 3, map[string]int32{"ipip": 1}
+		if _, err := slimNodeNetwork("a")(nn); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if own.Status.Pods != 3 || other.Status.Pods != 0 || other.Status.Peers != nil || len(other.Status.Probes) != 1 {
+		t.Errorf("own %+v, other %+v", own.Status, other.Status)
+	}
+
+	pod := &metav1.PartialObjectMetadata{ObjectMeta: metav1.ObjectMeta{Name: "p", Annotations: map[string]string{configHashAnnotation: "h", "other": "x"}, OwnerReferences: []metav1.OwnerReference{{}}}}
+	if _, err := slimPod(pod); err != nil || !reflect.DeepEqual(pod.Annotations, map[string]string{configHashAnnotation: "h"}) || pod.OwnerReferences != nil {
+		t.Errorf("pod kept %+v, %v", pod, err)
+	}
+}
+
+func TestHeartbeatsWakeNobody(t *testing.T) {
+	before := node("a", "ua", "192.0.2.1")
+	after := *before.DeepCopy()
+	before.ResourceVersion, after.ResourceVersion = "1", "2"
+	if !sameForUs(&before, &after) {
+		t.Error("a heartbeat counted as a change")
+	}
+	after.Spec.PodCIDRs = []string{"10.244.1.0/24"}
+	if sameForUs(&before, &after) {
+		t.Error("a podCIDR did not count as a change")
+	}
+	again := node("a", "another", "192.0.2.1")
+	if sameForUs(&before, &again) {
+		t.Error("a Node made anew did not count as a change")
+	}
+	nn := said("b", "ub")
+	changed := *nn.DeepCopy()
+	changed.Status.Probes[0].Reachable = false
+	if !sameForUs(&nn, nn.DeepCopy()) || sameForUs(&nn, &changed) {
+		t.Error("NodeNetwork: only the flip of a probe is a change")
+	}
+	b := block("10.244.1.0/26", "a", "ua")
+	adopted := *b.DeepCopy()
+	adopted.Spec.NodeUID = "new"
+	if !sameForUs(&b, b.DeepCopy()) || sameForUs(&b, &adopted) {
+		t.Error("AddressBlock: only the change of hands is a change")
+	}
+	if sameForUs(network("10.244.0.0/16"), network("10.244.0.0/16")) {
+		t.Error("every update of the ClusterNetwork is worth a look")
+	}
+	gone := &metav1.PartialObjectMetadata{ObjectMeta: metav1.ObjectMeta{Name: "p", DeletionTimestamp: &metav1.Time{Time: time.Unix(1, 0)}}}
+	if sameForUs(&metav1.PartialObjectMetadata{ObjectMeta: metav1.ObjectMeta{Name: "p"}}, gone) {
+		t.Error("a pod that is asked to go is a change")
+	}
+}
