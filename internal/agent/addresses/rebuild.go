@@ -1,0 +1,210 @@
+package addresses
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"net/netip"
+	"os"
+	"slices"
+	"strings"
+	"time"
+
+	"ropeway.dev/ropeway/internal/dataplane"
+	"ropeway.dev/ropeway/internal/dataplane/podlink"
+	"ropeway.dev/ropeway/internal/ipam"
+	"ropeway.dev/ropeway/internal/ipam/journal"
+)
+
+// Open opens the book: journal, then what the plugin left behind, then what the
+// kernel and host-local show. When it returns, every address that is in use on
+// the node is held. A journal that cannot be read is kept aside and the book is
+// made from the rest.
+func Open(o Options) (*Book, error) {
+	if err := forgetFormerBoot(o); err != nil {
+		return nil, err
+	}
+	b := &Book{options: o, log: o.Log, now: time.Now,
+		withdrawn: map[netip.Prefix]bool{}, empty: map[netip.Prefix]time.Time{},
+		suspects: map[ipam.Key]bool{}, hostLocal: map[ipam.Key]bool{}, changed: make(chan struct{}, 1)}
+	if err := b.openJournal(); err != nil {
+		return nil, fmt.Errorf("opening the node's book of addresses: %w", err)
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.applyTombstones()
+	if err := errors.Join(b.recordLinks(), b.recordForeign(), b.recordHostLocal()); err != nil {
+		return nil, errors.Join(fmt.Errorf("finding the addresses that are in use on the node: %w", err), b.journal.Close())
+	}
+	return b, nil
+}
+
+// openJournal opens the journal and what it says.
+func (b *Book) openJournal() error {
+	j, err := journal.Open(b.options.JournalPath)
+	if _, corrupt := errors.AsType[*journal.CorruptError](err); corrupt {
+		b.log.Warn("the journal of addresses was damaged; making it anew from the kernel", "err", err)
+		j, err = journal.Open(b.options.JournalPath)
+	}
+	if err != nil {
+		return err
+	}
+	b.journal = j
+	b.allocator, err = ipam.New(j, ipam.Options{})
+	if err != nil {
+		return errors.Join(err, j.Close())
+	}
+	return nil
+}
+
+// forgetFormerBoot removes what speaks of an earlier boot, which no sandbox
+// survives. It matters where the run directory is not in memory.
+func forgetFormerBoot(o Options) error {
+	last, err := os.ReadFile(o.BootPath)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("reading which boot the node's book of addresses is of: %w", err)
+	}
+	if string(last) == o.BootID {
+		return nil
+	}
+	if len(last) > 0 {
+		for _, path := range []string{o.JournalPath, o.TombstoneDir, o.SandboxDir} {
+			if err := os.RemoveAll(path); err != nil {
+				return fmt.Errorf("removing what is of an earlier boot: %w", err)
+			}
+		}
+	}
+	if err := os.WriteFile(o.BootPath, []byte(o.BootID), 0o600); err != nil {
+		return fmt.Errorf("noting the boot's id: %w", err)
+	}
+	return nil
+}
+
+// recordLinks holds the addresses that are routed to our pods' links. The
+// kernel is believed before the journal: a sandbox that has the address, and a
+// link, has it.
+func (b *Book) recordLinks() error {
+	links, err := b.options.Kernel.PodLinks()
+	if err != nil {
+		return fmt.Errorf("listing the pods' links: %w", err)
+	}
+	wired := map[ipam.Key]bool{}
+	for _, l := range links {
+		key, _ := attachmentOf(l)
+		wired[key] = true
+	}
+	var errs []error
+	for _, l := range links {
+		key, owner := attachmentOf(l)
+		for _, a := range l.Addresses {
+			errs = append(errs, b.recordSeen(key, owner, a, wired))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// attachmentOf returns whose link it is; for one whose alias is lost, a key that
+// stands in for it.
+func attachmentOf(l dataplane.PodLink) (ipam.Key, ipam.Owner) {
+	a, pod, err := podlink.ParseAlias(l.Alias)
+	if err != nil {
+		return ipam.Key{Network: standInNetwork, ContainerID: l.Name, IfName: "link"}, ipam.Owner{}
+	}
+	return ipam.Key{Network: a.Network, ContainerID: a.ContainerID, IfName: a.IfName},
+		ipam.Owner{Namespace: pod.Namespace, Name: pod.Name, UID: pod.UID}
+}
+
+// recordSeen holds one address that was seen in the kernel.
+func (b *Book) recordSeen(key ipam.Key, owner ipam.Owner, a netip.Addr, wired map[ipam.Key]bool) error {
+	if held, ok := b.allocator.Get(key); ok && slices.Contains(held.Addresses, a) {
+		return nil
+	}
+	if holder, held := b.allocator.Lookup(a); held {
+		if wired[holder.Key] {
+			b.log.Error("two pods on this node have the same address: delete one of them", "address", a, "one", owner.String(), "other", holder.Owner.String())
+			return nil
+		}
+		if err := b.release(holder.Key); err != nil {
+			return err
+		}
+	}
+	b.log.Info("found an address in use that the journal did not have", "address", a, "container", key.ContainerID, "pod", owner.String())
+	return b.allocator.Record(key, owner, []netip.Addr{a}, b.now())
+}
+
+// recordForeign holds addresses that another product's pods have, while they
+// live on beside ours after a take-over.
+func (b *Book) recordForeign() error {
+	pods, err := b.options.Kernel.ForeignPods()
+	if err != nil {
+		return fmt.Errorf("listing routes to other products' pods: %w", err)
+	}
+	var errs []error
+	for _, p := range pods {
+		if _, held := b.allocator.Lookup(p.Address); held {
+			continue
+		}
+		b.log.Debug("an address is routed to a link that is not ours; it is held until the route is gone", "address", p.Address, "link", p.Link)
+		errs = append(errs, b.allocator.Record(standIn(p.Link, p.Address), ipam.Owner{}, []netip.Addr{p.Address}, b.now()))
+	}
+	return errors.Join(errs...)
+}
+
+// recordHostLocal holds what host-local has given, if its files are there.
+func (b *Book) recordHostLocal() error {
+	var errs []error
+	for _, r := range readHostLocal(b.options.HostLocalDir) {
+		if holder, held := b.allocator.Lookup(r.Address); held && holder.Key != r.Key {
+			if !isStandIn(holder.Key) {
+				b.log.Warn("host-local's files name another holder than the node's book; the book stands", "address", r.Address, "holder", holder.Key.String(), "file", r.Key.String())
+				continue
+			}
+			errs = append(errs, b.release(holder.Key))
+		}
+		b.hostLocal[r.Key] = true
+		errs = append(errs, b.allocator.Record(r.Key, ipam.Owner{}, []netip.Addr{r.Address}, b.now()))
+	}
+	return errors.Join(errs...)
+}
+
+// hostLocalRecord is one file of host-local's.
+type hostLocalRecord struct {
+	Key     ipam.Key
+	Address netip.Addr
+}
+
+// readHostLocal reads host-local's store: <dir>/<network>/<address>, each file
+// with the container's id and, on a line of its own, the interface. What is not
+// readable or not of that form is not a reservation.
+func readHostLocal(dir string) []hostLocalRecord {
+	networks, err := os.ReadDir(dir)
+	if err != nil {
+		return nil // no host-local on this node
+	}
+	var records []hostLocalRecord
+	for _, network := range networks {
+		files, err := os.ReadDir(dir + "/" + network.Name())
+		if err != nil {
+			continue
+		}
+		for _, f := range files {
+			a, err := netip.ParseAddr(f.Name())
+			if err != nil {
+				continue // lock, last_reserved_ip.0
+			}
+			content, err := os.ReadFile(dir + "/" + network.Name() + "/" + f.Name())
+			if err != nil {
+				continue // released meanwhile
+			}
+			container, ifName, _ := strings.Cut(strings.TrimSpace(string(content)), "\n")
+			key := ipam.Key{Network: network.Name(), ContainerID: strings.TrimSpace(container), IfName: strings.TrimSpace(ifName)}
+			if key.IfName == "" {
+				key.IfName = "eth0" // host-local before 0.7 wrote the container's id alone
+			}
+			if key.ContainerID != "" {
+				records = append(records, hostLocalRecord{key, a})
+			}
+		}
+	}
+	return records
+}

@@ -1,0 +1,454 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"ropeway.dev/ropeway/internal/agent/addresses"
+	"ropeway.dev/ropeway/internal/agent/probe"
+	"ropeway.dev/ropeway/internal/cniwire"
+	"ropeway.dev/ropeway/internal/dataplane"
+	"ropeway.dev/ropeway/internal/kube"
+	"ropeway.dev/ropeway/internal/plan"
+)
+
+// fakeAPI is an API server with a controller, as agents see them. Tests change
+// it by its methods; each change wakes every client.
+type fakeAPI struct {
+	mu        sync.Mutex
+	down      bool          // no call succeeds, and nothing new is heard
+	hang      chan struct{} // calls wait for it to be closed, if it is not nil
+	network   plan.Network
+	problem   string
+	nodes     []plan.Node
+	leases    []kube.Lease
+	published map[string]kube.NodeStatus
+	condition map[string]*kube.NodeCondition
+	alive     bool
+	clients   []*fakeClient
+	log       []string // what was done, in order
+}
+
+func newFakeAPI() *fakeAPI {
+	return &fakeAPI{alive: true, published: map[string]kube.NodeStatus{}, condition: map[string]*kube.NodeCondition{},
+		network: plan.Network{ClusterID: "cluster", PodCIDRs: prefixes("10.244.0.0/16"), BlockBits: map[plan.Family]int{plan.IPv4: 26, plan.IPv6: 122},
+			Transports: []plan.Transport{plan.IPIP, plan.VXLAN}, VXLANPort: 4789, VXLANVNI: 4096,
+			MTU: plan.MTUPolicy{Mode: plan.MTUPerRoute}, Masquerade: true}}
+}
+
+// change changes the cluster and wakes the agents.
+func (a *fakeAPI) change(f func(*fakeAPI)) {
+	a.mu.Lock()
+	f(a)
+	clients := slices.Clone(a.clients)
+	a.mu.Unlock()
+	for _, c := range clients {
+		notify(c.changed)
+	}
+}
+
+// addNode registers a node with the address 192.168.<i>.10.
+func (a *fakeAPI) addNode(name string, podCIDRs ...string) {
+	a.change(func(a *fakeAPI) {
+		i := len(a.nodes)
+		a.nodes = append(a.nodes, plan.Node{Name: name, UID: "uid-" + name, Created: int64(i),
+			Addresses: []netip.Addr{netip.AddrFrom4([4]byte{192, 168, byte(i), 10})}, NodeCIDRs: prefixes(podCIDRs...)})
+	})
+}
+
+func (a *fakeAPI) setNode(name string, f func(*plan.Node)) {
+	a.change(func(a *fakeAPI) {
+		for i := range a.nodes {
+			if a.nodes[i].Name == name {
+				f(&a.nodes[i])
+			}
+		}
+	})
+}
+
+// say writes the controller's condition.
+func (a *fakeAPI) say(node string, unavailable bool) {
+	a.change(func(a *fakeAPI) {
+		a.condition[node] = &kube.NodeCondition{Status: unavailable}
+		a.log = append(a.log, fmt.Sprintf("condition %s %v", node, unavailable))
+	})
+}
+
+func (a *fakeAPI) status(node string) kube.NodeStatus {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.published[node]
+}
+
+func (a *fakeAPI) leasesOf(node string) []netip.Prefix {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	var out []netip.Prefix
+	for _, l := range a.leases {
+		if l.Node == node {
+			out = append(out, l.Prefix)
+		}
+	}
+	return out
+}
+
+// fakeClient is one node's view of a fakeAPI.
+type fakeClient struct {
+	api     *fakeAPI
+	node    string
+	changed chan struct{}
+
+	mu     sync.Mutex
+	last   *kube.View
+	events []string
+}
+
+func (a *fakeAPI) client(node string) *fakeClient {
+	c := &fakeClient{api: a, node: node, changed: make(chan struct{}, 1)}
+	a.change(func(a *fakeAPI) { a.clients = append(a.clients, c) })
+	return c
+}
+
+func (c *fakeClient) Run(ctx context.Context) error { <-ctx.Done(); return nil }
+
+func (c *fakeClient) Changed() <-chan struct{} { return c.changed }
+
+func (c *fakeClient) NodeEvent(_ bool, reason, message string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.events = append(c.events, reason+": "+message)
+}
+
+func (c *fakeClient) eventsNow() string {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return strings.Join(c.events, "\n")
+}
+
+func (c *fakeClient) View() (kube.View, error) {
+	c.api.mu.Lock()
+	defer c.api.mu.Unlock()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.api.down {
+		if c.last == nil {
+			return kube.View{}, fmt.Errorf("%w: waiting for nodes", kube.ErrNotSynced)
+		}
+		return *c.last, nil
+	}
+	v := c.api.view(c.node)
+	c.last = &v
+	return v, nil
+}
+
+func (a *fakeAPI) view(self string) kube.View {
+	v := kube.View{Condition: a.condition[self], ControllerAlive: a.alive, Leases: slices.Clone(a.leases), Problem: a.problem}
+	v.Snapshot = plan.Snapshot{Self: self}
+	if a.problem == "" {
+		v.Snapshot.Network = a.network
+	}
+	for _, n := range a.nodes {
+		n.Blocks = nil
+		for _, l := range a.leases {
+			if l.Node == n.Name {
+				n.Blocks = append(n.Blocks, l.Prefix)
+			}
+		}
+		if st, ok := a.published[n.Name]; ok && st.NodeUID == n.UID {
+			n.Ready, n.Sources, n.VTEP, n.Refuses = n.Ready || st.Programmed.Status, st.Sources, st.VTEP, st.Refuses
+			for _, p := range st.Probes {
+				v.Snapshot.Probes = append(v.Snapshot.Probes, p.Probe)
+			}
+		}
+		if n.Name == self {
+			v.NodeUID = n.UID
+		}
+		v.Snapshot.Nodes = append(v.Snapshot.Nodes, n)
+	}
+	return v
+}
+
+var errDown = errors.New("connection refused")
+
+// call is the start of every call: it waits if the server hangs, and fails if it
+// is down.
+func (c *fakeClient) call(ctx context.Context) error {
+	c.api.mu.Lock()
+	hang, down := c.api.hang, c.api.down
+	c.api.mu.Unlock()
+	if hang != nil {
+		select {
+		case <-hang:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+	if down {
+		return errDown
+	}
+	return nil
+}
+
+func (c *fakeClient) Publish(ctx context.Context, s kube.NodeStatus) error {
+	if err := c.call(ctx); err != nil {
+		return err
+	}
+	c.api.mu.Lock()
+	same := fmt.Sprintf("%+v", c.api.published[c.node]) == fmt.Sprintf("%+v", s)
+	c.api.mu.Unlock()
+	if !same {
+		c.api.change(func(a *fakeAPI) {
+			a.published[c.node] = s
+			a.log = append(a.log, fmt.Sprintf("publish %s programmed=%v", c.node, s.Programmed.Status))
+		})
+	}
+	return nil
+}
+
+func (c *fakeClient) ClaimBlock(ctx context.Context, p netip.Prefix) error {
+	if err := c.call(ctx); err != nil {
+		return err
+	}
+	var err error
+	c.api.change(func(a *fakeAPI) {
+		for _, l := range a.leases {
+			if l.Prefix == p && l.Node != c.node {
+				err = &kube.TakenError{Prefix: p, Node: l.Node}
+				return
+			}
+		}
+		a.leases = append(a.leases, kube.Lease{Prefix: p, Node: c.node, NodeUID: a.uid(c.node), Generation: 1})
+		a.log = append(a.log, "claim "+c.node)
+	})
+	return err
+}
+
+func (c *fakeClient) AdoptBlock(ctx context.Context, p netip.Prefix) error {
+	if err := c.call(ctx); err != nil {
+		return err
+	}
+	c.api.change(func(a *fakeAPI) {
+		for i := range a.leases {
+			if a.leases[i].Prefix == p {
+				a.leases[i].NodeUID = a.uid(c.node)
+				a.leases[i].Generation++
+			}
+		}
+	})
+	return nil
+}
+
+func (c *fakeClient) ReleaseBlock(ctx context.Context, p netip.Prefix) error {
+	if err := c.call(ctx); err != nil {
+		return err
+	}
+	c.api.change(func(a *fakeAPI) {
+		a.leases = slices.DeleteFunc(a.leases, func(l kube.Lease) bool { return l.Prefix == p && l.Node == c.node })
+	})
+	return nil
+}
+
+func (a *fakeAPI) uid(node string) string {
+	for _, n := range a.nodes {
+		if n.Name == node {
+			return n.UID
+		}
+	}
+	return ""
+}
+
+// fakeKernel has the pods' links that a test says.
+type fakeKernel struct {
+	mu      sync.Mutex
+	links   []dataplane.PodLink
+	foreign []addresses.ForeignPod
+}
+
+func (k *fakeKernel) PodLinks() ([]dataplane.PodLink, error) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return slices.Clone(k.links), nil
+}
+
+func (k *fakeKernel) ForeignPods() ([]addresses.ForeignPod, error) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return slices.Clone(k.foreign), nil
+}
+
+// machine is a node that outlives its agents: directories, kernel, wire.
+type machine struct {
+	t         *testing.T
+	name      string
+	api       *fakeAPI
+	root      string
+	dataplane *dataplane.Fake
+	kernel    *fakeKernel
+	fabric    *probe.FakeFabric
+	config    Config
+}
+
+func newMachine(t *testing.T, api *fakeAPI, fabric *probe.FakeFabric, name string) *machine {
+	t.Helper()
+	m := &machine{t: t, name: name, api: api, root: t.TempDir(), dataplane: dataplane.NewFake(), kernel: &fakeKernel{}, fabric: fabric}
+	m.config = Config{NodeName: name, BinDir: m.root + "/bin", ConfDir: m.root + "/net.d", PluginSource: m.root + "/image",
+		RunDir: m.root + "/run", HostLocalDir: m.root + "/cni/networks", ListenAddress: "127.0.0.1:0", Version: "test", Log: testLog(t),
+		timing: timing{addWait: 5 * time.Second, resync: 200 * time.Millisecond, settle: time.Millisecond,
+			retryMin: 5 * time.Millisecond, retryMax: 50 * time.Millisecond, call: 500 * time.Millisecond}}
+	for _, plugin := range []string{"ropeway-cni", "host-local", "portmap", "bandwidth"} {
+		m.write("image/"+plugin, plugin)
+	}
+	return m
+}
+
+// testLog logs to the test, while it runs.
+func testLog(t *testing.T) *slog.Logger {
+	return slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelInfo}))
+}
+
+func (m *machine) write(path, content string) {
+	m.t.Helper()
+	full := filepath.Join(m.root, path)
+	if err := os.MkdirAll(filepath.Dir(full), 0o755); err != nil {
+		m.t.Fatal(err)
+	}
+	if err := os.WriteFile(full, []byte(content), 0o755); err != nil {
+		m.t.Fatal(err)
+	}
+}
+
+func (m *machine) conflist() string {
+	data, err := os.ReadFile(m.root + "/net.d/10-ropeway.conflist")
+	if err != nil {
+		return ""
+	}
+	return string(data)
+}
+
+// agent is one run of the agent on a machine.
+type runningAgent struct {
+	*machine
+	node   *node
+	client *fakeClient
+	stop   func()
+}
+
+// start starts an agent; the test's end stops it.
+func (m *machine) start() *runningAgent {
+	m.t.Helper()
+	cfg := m.config
+	cfg.Defaults()
+	if err := cfg.Validate(); err != nil {
+		m.t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	c := m.api.client(m.name)
+	p := parts{dataplane: m.dataplane, changes: m.dataplane.Changes(ctx), client: c, kernel: m.kernel, wire: m.fabric.Wire()}
+	n, err := newNode(ctx, cfg, p)
+	if err != nil {
+		cancel()
+		m.t.Fatal(err)
+	}
+	done := make(chan error, 1)
+	go func() { done <- errors.Join(n.work(ctx, p), n.book.Close()) }()
+	a := &runningAgent{machine: m, node: n, client: c}
+	a.stop = sync.OnceFunc(func() {
+		cancel()
+		select {
+		case err := <-done:
+			if err != nil {
+				m.t.Errorf("the agent of %s ended with %v", m.name, err)
+			}
+		case <-time.After(10 * time.Second):
+			m.t.Errorf("the agent of %s did not stop", m.name)
+		}
+	})
+	m.t.Cleanup(a.stop)
+	return a
+}
+
+// eventually waits for a condition, which returns "" when it holds and else
+// what is missing.
+func eventually(t *testing.T, missing func() string) {
+	t.Helper()
+	deadline := time.After(20 * time.Second)
+	tick := time.NewTicker(5 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		what := missing()
+		if what == "" {
+			return
+		}
+		select {
+		case <-deadline:
+			t.Fatalf("waited for too long: %s", what)
+		case <-tick.C:
+		}
+	}
+}
+
+// call sends a request to the agent's real socket.
+func (a *runningAgent) call(req cniwire.Request) (cniwire.Response, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	defer cancel()
+	return cniwire.Call(ctx, a.root+"/run/cni.sock", req)
+}
+
+func attachment(container string) cniwire.Attachment {
+	return cniwire.Attachment{Network: "k8s-pod-network", ContainerID: container, IfName: "eth0"}
+}
+
+// add adds a pod, which must succeed, and returns its addresses.
+func (a *runningAgent) add(container string) []netip.Addr {
+	a.t.Helper()
+	resp, err := a.call(cniwire.Request{Verb: cniwire.Add, Attachment: attachment(container), IPAM: "ropeway-ipam",
+		Pod: cniwire.Pod{Namespace: "default", Name: container, UID: "uid-" + container}})
+	if err != nil {
+		a.t.Fatalf("ADD %s: %v", container, err)
+	}
+	return resp.Addresses
+}
+
+// refused sends a request that must fail, and returns the error.
+func (a *runningAgent) refused(req cniwire.Request, code uint, says string) {
+	a.t.Helper()
+	_, err := a.call(req)
+	spoken, ok := errors.AsType[*cniwire.Error](err)
+	if !ok || spoken.Code != code || !strings.Contains(spoken.Error(), says) {
+		a.t.Errorf("%s: got %v, want code %d and %q", req.Verb, err, code, says)
+	}
+}
+
+func (a *runningAgent) waitServing() {
+	a.t.Helper()
+	eventually(a.t, func() string {
+		now, _ := a.node.board.get()
+		return now.notReady
+	})
+}
+
+func prefixes(list ...string) []netip.Prefix {
+	var out []netip.Prefix
+	for _, s := range list {
+		out = append(out, netip.MustParsePrefix(s))
+	}
+	return out
+}
+
+func addrs(list ...string) []netip.Addr {
+	var out []netip.Addr
+	for _, s := range list {
+		out = append(out, netip.MustParseAddr(s))
+	}
+	return out
+}

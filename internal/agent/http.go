@@ -1,0 +1,104 @@
+package agent
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"time"
+
+	"ropeway.dev/ropeway/internal/dataplane"
+	"ropeway.dev/ropeway/internal/ipam"
+	"ropeway.dev/ropeway/internal/plan"
+)
+
+// StateAnswer is what GET /v1/state answers: what the node does, whole. The
+// API server only ever gets a summary of it.
+type StateAnswer struct {
+	Node    string `json:"node"`
+	Version string `json:"version"`
+	// NotServing says why pods cannot be started, "" if they can.
+	NotServing string `json:"notServing,omitempty"`
+	// Conflist says what is wrong with the conflist, "" if nothing is.
+	Conflist string         `json:"conflist,omitempty"`
+	State    plan.State     `json:"state"`
+	Report   ReportAnswer   `json:"report"`
+	Bindings []ipam.Binding `json:"bindings"`
+	Probes   []plan.Probe   `json:"probes"`
+}
+
+// ReportAnswer is what setting the kernel achieved.
+type ReportAnswer struct {
+	Refuses map[plan.Transport]string `json:"refuses,omitempty"`
+	Failed  map[string]string         `json:"failed,omitempty"` // destination -> why
+	Uplinks []dataplane.Uplink        `json:"uplinks"`
+	PodMTU  int                       `json:"podMTU"` // bytes
+}
+
+// web serves health, metrics and state. Nothing in it changes anything.
+type web struct {
+	config *Config
+	node   *node
+}
+
+func (w *web) handler() http.Handler {
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /healthz", func(rw http.ResponseWriter, _ *http.Request) { fmt.Fprintln(rw, "ok") })
+	mux.HandleFunc("GET /readyz", w.ready)
+	mux.Handle("GET /metrics", w.node.metrics.handler())
+	mux.HandleFunc("GET /v1/state", w.state)
+	return mux
+}
+
+// ready says whether the local state is set: nothing that depends on peers or
+// on the API server once the node was set up, so that a roll-out never waits
+// for what it might break.
+func (w *web) ready(rw http.ResponseWriter, _ *http.Request) {
+	shows := w.node.look()
+	if !shows.Ready {
+		rw.WriteHeader(http.StatusServiceUnavailable)
+		fmt.Fprintln(rw, shows.Why)
+		return
+	}
+	fmt.Fprintln(rw, "ok")
+}
+
+func (w *web) state(rw http.ResponseWriter, _ *http.Request) {
+	shows := w.node.look()
+	failed := map[string]string{}
+	for dst, why := range shows.Report.Failed {
+		failed[dst.String()] = why
+	}
+	answer := StateAnswer{
+		Node: w.config.NodeName, Version: w.config.Version, NotServing: shows.Why,
+		Conflist: w.node.installer.problemNow(), State: shows.State,
+		Report:   ReportAnswer{Refuses: shows.Report.Refuses, Failed: failed, Uplinks: shows.Report.Uplinks, PodMTU: shows.Report.PodMTU},
+		Bindings: w.node.book.Bindings(), Probes: w.node.prober.Results(),
+	}
+	rw.Header().Set("Content-Type", "application/json")
+	if err := json.NewEncoder(rw).Encode(answer); err != nil {
+		w.config.Log.Debug("answering /v1/state", "err", err)
+	}
+}
+
+// listen opens the port; a port that is in use is an error of the start.
+func (w *web) listen() (net.Listener, error) {
+	l, err := net.Listen("tcp", w.config.ListenAddress)
+	if err != nil {
+		return nil, fmt.Errorf("listening on %s for health checks and metrics (is another program using the port? the agent's flag for its listen address changes it): %w", w.config.ListenAddress, err)
+	}
+	return l, nil
+}
+
+// serve serves until ctx is done.
+func (w *web) serve(ctx context.Context, l net.Listener) error {
+	server := &http.Server{Handler: w.handler(), ReadHeaderTimeout: 5 * time.Second, WriteTimeout: 30 * time.Second}
+	stop := context.AfterFunc(ctx, func() { _ = server.Close() })
+	defer stop()
+	if err := server.Serve(l); !errors.Is(err, http.ErrServerClosed) {
+		return fmt.Errorf("serving HTTP on %s: %w", w.config.ListenAddress, err)
+	}
+	return nil
+}

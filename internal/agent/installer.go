@@ -1,0 +1,142 @@
+package agent
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"sync"
+
+	"ropeway.dev/ropeway/internal/agent/hostinstall"
+)
+
+// installer puts the plugins onto the node at the start, and the conflist last:
+// when it is there, the runtime begins to start pods.
+type installer struct {
+	config *Config
+	host   hostinstall.Host
+	event  func(warning bool, reason, message string)
+	log    *slog.Logger
+
+	installed bool // the plugins are
+
+	mu      sync.Mutex
+	problem string // why the conflist is not as the template says
+	foreign string // conflists that hide ours
+}
+
+func newInstaller(cfg *Config, event func(bool, string, string)) *installer {
+	return &installer{config: cfg, host: cfg.host(), event: event, log: cfg.Log}
+}
+
+// plugins installs the plugins, once.
+func (in *installer) plugins() error {
+	if in.installed {
+		return nil
+	}
+	wrote, err := in.host.InstallPlugins()
+	if len(wrote) > 0 {
+		in.log.Info("installed plugins", "directory", in.config.BinDir, "plugins", wrote)
+	}
+	in.installed = err == nil
+	return err
+}
+
+// step installs the plugins, and makes the conflist what the template says. may is whether a conflist may
+// appear where there is none; one that is there is kept up to date in any case
+// and never taken away. With a template that cannot be used, the conflist stays
+// as it was.
+func (in *installer) step(may bool) error {
+	if err := in.plugins(); err != nil {
+		return err
+	}
+	if !may && !in.host.ConflistInstalled() {
+		return nil
+	}
+	err := in.conflist()
+	in.note(err)
+	in.nameForeign()
+	if _, broken := errors.AsType[*hostinstall.TemplateError](err); broken {
+		return nil // only a person can mend it; it was told
+	}
+	return err
+}
+
+func (in *installer) conflist() error {
+	template, err := in.template()
+	if err != nil {
+		return err
+	}
+	conf, err := hostinstall.Render(template, hostinstall.Values{NodeName: in.config.NodeName, MTU: in.config.VethMTU})
+	if err != nil {
+		return err
+	}
+	changed, err := in.host.InstallConflist(conf)
+	if changed {
+		in.log.Info("installed the conflist: the container runtime uses Ropeway from here on", "directory", in.config.ConfDir, "name", in.config.ConfName)
+	}
+	return err
+}
+
+// template returns the text that is in force now.
+func (in *installer) template() (string, error) {
+	switch {
+	case in.config.ConflistTemplateFile != "":
+		data, err := os.ReadFile(in.config.ConflistTemplateFile)
+		if err != nil {
+			return "", fmt.Errorf("reading the conflist template (is the ConfigMap ropeway-config mounted, with the key cni_network_config?): %w", err)
+		}
+		return string(data), nil
+	case in.config.ConflistTemplate != "":
+		return in.config.ConflistTemplate, nil
+	default:
+		return hostinstall.DefaultTemplate, nil
+	}
+}
+
+// note tells of a new problem with the conflist, once.
+func (in *installer) note(err error) {
+	problem := ""
+	if err != nil {
+		problem = err.Error()
+	}
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	if problem == in.problem {
+		return
+	}
+	in.problem = problem
+	if problem == "" {
+		in.event(false, "ConflistInstalled", "the conflist is as its template says again")
+		return
+	}
+	in.log.Error("the conflist is not as its template says; what was installed before stays", "err", err)
+	in.event(true, "ConflistBroken", problem+"; what was installed before stays")
+}
+
+// problemNow says what is wrong with the conflist, or "".
+func (in *installer) problemNow() string {
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	return in.problem
+}
+
+// nameForeign tells of conflists that the runtime prefers to ours, once.
+func (in *installer) nameForeign() {
+	found, err := in.host.Foreign()
+	if err != nil {
+		in.log.Warn("looking for other products' conflists", "err", err)
+		return
+	}
+	text := ""
+	for _, f := range found {
+		text += f.String() + "; "
+	}
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	if text != in.foreign && text != "" {
+		in.log.Warn("another conflist hides Ropeway's", "conflists", text)
+		in.event(true, "ForeignConflist", text)
+	}
+	in.foreign = text
+}

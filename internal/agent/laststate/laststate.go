@@ -1,0 +1,124 @@
+// Package laststate keeps, under the agent's run directory, what the node did
+// last: enough for a new agent to go on while the API server is down. The file
+// carries a checksum, is replaced by rename, and names the boot that it is of.
+package laststate
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"ropeway.dev/ropeway/internal/ipam"
+	"ropeway.dev/ropeway/internal/plan"
+)
+
+// version is the version of the file's layout.
+const version = 1
+
+// header begins the file; the checksum of everything behind the line follows it.
+const header = "ropeway-state sha256:"
+
+// State is what the node did last.
+type State struct {
+	Version int
+	BootID  string
+	// Node and NodeUID are the Node object that the state was made for.
+	Node, NodeUID string
+	Network       plan.Network
+	// Plan is what the kernel was made equal to.
+	Plan plan.State
+	// NodeCIDRs are the node's spec.podCIDRs.
+	NodeCIDRs []netip.Prefix
+	// Ranges are what pods' addresses came from, Sources the node's own
+	// addresses in the pod network.
+	Ranges  []ipam.Range
+	Sources []netip.Addr
+	PodMTU  int // bytes
+	// Refuses maps transport -> why the node cannot use it.
+	Refuses map[plan.Transport]string
+	// ProvenUID is the UID of the Node object that was proven reachable.
+	ProvenUID string
+}
+
+// ErrUnusable is returned for a file that cannot be trusted: cut off, changed,
+// or written by a later version.
+var ErrUnusable = errors.New("the saved state is unusable")
+
+// Load reads the state, which is nil if there is none. With ErrUnusable the
+// file has been renamed to *.unusable, and the caller goes on without.
+func Load(path string) (*State, error) {
+	data, err := os.ReadFile(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("reading the saved state: %w", err)
+	}
+	s, err := parse(data)
+	if err != nil {
+		aside := path + ".unusable"
+		return nil, errors.Join(fmt.Errorf("%w (%w); it is kept as %s", ErrUnusable, err, aside), os.Rename(path, aside))
+	}
+	return s, nil
+}
+
+func parse(data []byte) (*State, error) {
+	line, body, found := bytes.Cut(data, []byte("\n"))
+	sum, ours := strings.CutPrefix(string(line), header)
+	if !found || !ours {
+		return nil, errors.New("it does not begin as a state does")
+	}
+	if sum != checksum(body) {
+		return nil, errors.New("its checksum does not match")
+	}
+	var s State
+	if err := json.Unmarshal(body, &s); err != nil {
+		return nil, err
+	}
+	if s.Version > version {
+		return nil, fmt.Errorf("it is of version %d, and this agent knows %d", s.Version, version)
+	}
+	return &s, nil
+}
+
+// Save replaces the state. After a crash at any moment the file is the old
+// state or the new one. Nothing is synced to a disk: the run directory is
+// memory, and a boot clears it.
+func Save(path string, s State) error {
+	s.Version = version
+	body, err := json.Marshal(s)
+	if err != nil {
+		return fmt.Errorf("encoding the state: %w", err)
+	}
+	tmp := filepath.Join(filepath.Dir(path), "."+filepath.Base(path)+".tmp")
+	data := append([]byte(header+checksum(body)+"\n"), body...)
+	if err := os.WriteFile(tmp, data, 0o600); err != nil {
+		return fmt.Errorf("saving the state (is the disk full?): %w", errors.Join(err, os.Remove(tmp)))
+	}
+	if err := os.Rename(tmp, path); err != nil {
+		return fmt.Errorf("saving the state: %w", err)
+	}
+	return nil
+}
+
+// BootID returns the kernel's identifier of the current boot.
+func BootID() (string, error) {
+	id, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	if err != nil {
+		return "", fmt.Errorf("reading the boot's id: %w", err)
+	}
+	return strings.TrimSpace(string(id)), nil
+}
+
+func checksum(body []byte) string {
+	sum := sha256.Sum256(body)
+	return hex.EncodeToString(sum[:])
+}

@@ -1,0 +1,206 @@
+// Package lease decides which blocks of pod addresses a node should lease, take
+// over from its former self, and give back. It is pure: the caller does what it
+// says against the API server, and asks again.
+//
+// Blocks are leased ahead of need, so that no pod waits for the API server, and
+// an address that a pod has is never left outside the node's CIDRs: where a
+// lease was lost, or addresses come from another source than before, the block
+// around such an address is leased again.
+package lease
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+	"time"
+
+	"ropeway.dev/ropeway/internal/ipam"
+	"ropeway.dev/ropeway/internal/plan"
+)
+
+const (
+	// EmptyFor is how long a block holds no address before it is given back.
+	EmptyFor = 10 * time.Minute
+	// A block is leased when less than a quarter of the node's addresses are
+	// free, and given back only if half of the rest stay free: in between
+	// nothing happens, so that leases do not come and go.
+	leaseBelow, releaseAbove = 0.25, 0.5
+)
+
+// Lease is an AddressBlock as one node sees it.
+type Lease struct {
+	Prefix netip.Prefix
+	Mine   bool
+	// Stale is true for a lease of a former Node object of this node's name.
+	Stale bool
+}
+
+// Usage is how much of one of the node's blocks is in use.
+type Usage struct {
+	Total, Free int // addresses that pods may get
+	Held        int // addresses that pods have, others' IPAM included
+	// EmptySince is when the last one was freed; zero while there are some.
+	EmptySince time.Time
+}
+
+// Input is what the decision depends on.
+type Input struct {
+	Network     plan.Network
+	Node        string
+	NodeCIDRs   []netip.Prefix // the node's own spec.podCIDRs
+	OthersCIDRs []netip.Prefix // other nodes' spec.podCIDRs
+	Leases      []Lease        // all nodes'
+	Usage       map[netip.Prefix]Usage
+	Uncovered   []netip.Addr // that pods have, in none of the node's CIDRs
+	Sources     []netip.Addr // the node's own addresses in the pod network
+	Now         time.Time
+}
+
+// Decision is what to do, in this order.
+type Decision struct {
+	Adopt, Claim, Release []netip.Prefix
+	// Problems are sentences: what cannot be leased, and what to do.
+	Problems []string
+}
+
+// Decide compares what the node holds with what it needs.
+func Decide(in Input) Decision {
+	d := decider{Input: in}
+	for _, l := range in.Leases {
+		d.taken = append(d.taken, l.Prefix)
+		if l.Mine {
+			d.owned = append(d.owned, l.Prefix)
+		}
+		if l.Mine && l.Stale {
+			d.Adopt = append(d.Adopt, l.Prefix)
+		}
+	}
+	d.cover()
+	if !in.Network.NodeCIDR {
+		for _, family := range Families(in.Network.PodCIDRs) {
+			d.leaseAhead(family)
+		}
+	}
+	d.giveBack()
+	return d.Decision
+}
+
+// Families returns the families of some CIDRs, IPv4 first.
+func Families(cidrs []netip.Prefix) []plan.Family {
+	var families []plan.Family
+	for _, f := range []plan.Family{plan.IPv4, plan.IPv6} {
+		if slices.ContainsFunc(cidrs, func(p netip.Prefix) bool { return plan.FamilyOf(p.Addr()) == f }) {
+			families = append(families, f)
+		}
+	}
+	return families
+}
+
+type decider struct {
+	Input
+	Decision
+	owned, taken []netip.Prefix
+}
+
+// claim adds a block to what is to be leased.
+func (d *decider) claim(block netip.Prefix) {
+	d.Claim = append(d.Claim, block)
+	d.owned = append(d.owned, block)
+	d.taken = append(d.taken, block)
+}
+
+// cover leases the blocks around addresses that pods have and that no CIDR of
+// the node contains: without that nobody could reach those pods.
+func (d *decider) cover() {
+	for _, a := range d.Uncovered {
+		if !contains(d.Network.PodCIDRs, a) || contains(d.owned, a) {
+			continue
+		}
+		bits := d.Network.BlockBits[plan.FamilyOf(a)]
+		block, err := a.Prefix(bits)
+		if err != nil || bits <= 0 {
+			continue
+		}
+		if i := slices.IndexFunc(d.taken, block.Overlaps); i >= 0 {
+			d.Problems = append(d.Problems, fmt.Sprintf("a pod on this node has the address %s, and %s is leased to another node: delete the pod, so that it gets another address", a, d.taken[i]))
+			continue
+		}
+		d.claim(block)
+	}
+}
+
+// leaseAhead leases one more block if the node's addresses run short.
+func (d *decider) leaseAhead(family plan.Family) {
+	var total, free int
+	for _, p := range d.owned {
+		if plan.FamilyOf(p.Addr()) == family {
+			total += d.Usage[p].Total
+			free += d.Usage[p].Free
+		}
+	}
+	justClaimed := slices.ContainsFunc(d.Claim, func(p netip.Prefix) bool { return plan.FamilyOf(p.Addr()) == family })
+	if justClaimed || total > 0 && float64(free) >= leaseBelow*float64(total) {
+		return
+	}
+	block, err := ipam.NextBlock(ipam.BlockRequest{
+		Family:   ipam.Family(family),
+		PodCIDRs: ofFamily(d.Network.PodCIDRs, family), Bits: d.Network.BlockBits[family],
+		Owned: ofFamily(d.owned, family), Taken: ofFamily(d.taken, family),
+		Preferred: ofFamily(d.NodeCIDRs, family), Avoid: ofFamily(d.OthersCIDRs, family), Seed: d.Node,
+	})
+	if err != nil {
+		d.Problems = append(d.Problems, fmt.Sprintf("no %s block can be leased: %v", family, err))
+		return
+	}
+	d.claim(block)
+}
+
+// giveBack releases at most one block of each family that has been empty for
+// long, if enough stays free. In node-CIDR mode no block is needed at all. The
+// block with the node's own address stays, and with it at least one.
+func (d *decider) giveBack() {
+	if len(d.Claim) > 0 {
+		return
+	}
+	for _, family := range []plan.Family{plan.IPv4, plan.IPv6} {
+		var total, free int
+		for _, p := range ofFamily(d.owned, family) {
+			total += d.Usage[p].Total
+			free += d.Usage[p].Free
+		}
+		for _, p := range ofFamily(d.owned, family) {
+			if d.surplus(p, total, free) {
+				d.Release = append(d.Release, p)
+				break
+			}
+		}
+	}
+}
+
+// surplus is true if the node can do without the block.
+func (d *decider) surplus(p netip.Prefix, total, free int) bool {
+	u, counted := d.Usage[p]
+	empty := counted && u.Held == 0 && !u.EmptySince.IsZero() && d.Now.Sub(u.EmptySince) >= EmptyFor
+	if !empty || slices.ContainsFunc(d.Sources, p.Contains) {
+		return false
+	}
+	if d.Network.NodeCIDR {
+		return true
+	}
+	restTotal, restFree := total-u.Total, free-u.Free
+	return restTotal > 0 && float64(restFree) >= releaseAbove*float64(restTotal)
+}
+
+func ofFamily(prefixes []netip.Prefix, family plan.Family) []netip.Prefix {
+	var found []netip.Prefix
+	for _, p := range prefixes {
+		if plan.FamilyOf(p.Addr()) == family {
+			found = append(found, p)
+		}
+	}
+	return found
+}
+
+func contains(prefixes []netip.Prefix, a netip.Addr) bool {
+	return slices.ContainsFunc(prefixes, func(p netip.Prefix) bool { return p.Contains(a) })
+}

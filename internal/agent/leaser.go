@@ -1,0 +1,208 @@
+package agent
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"net/netip"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"ropeway.dev/ropeway/internal/agent/addresses"
+	"ropeway.dev/ropeway/internal/agent/lease"
+	"ropeway.dev/ropeway/internal/kube"
+)
+
+// leaseAPI is where leases are kept (kube.NodeClient).
+type leaseAPI interface {
+	ClaimBlock(ctx context.Context, block netip.Prefix) error
+	AdoptBlock(ctx context.Context, block netip.Prefix) error
+	ReleaseBlock(ctx context.Context, block netip.Prefix) error
+}
+
+// leaser keeps the node in blocks: it does what package lease decides, beside
+// the node loop, so that a slow API server holds up nothing else.
+type leaser struct {
+	api     leaseAPI
+	book    *addresses.Book
+	config  *Config
+	metrics *metrics
+	log     *slog.Logger
+	kick    chan struct{}
+	done    func() // called after something changed
+
+	mu      sync.Mutex
+	view    *kube.View // nil until the first one
+	sources []netip.Addr
+	problem string
+}
+
+func newLeaser(api leaseAPI, book *addresses.Book, cfg *Config, m *metrics, done func()) *leaser {
+	return &leaser{api: api, book: book, config: cfg, metrics: m, log: cfg.Log, kick: make(chan struct{}, 1), done: done}
+}
+
+// more asks the leaser to look at what is needed now.
+func (l *leaser) more() {
+	select {
+	case l.kick <- struct{}{}:
+	default:
+	}
+}
+
+// see tells the leaser what the cluster and the node are like.
+func (l *leaser) see(v kube.View, sources []netip.Addr) {
+	l.mu.Lock()
+	l.view, l.sources = &v, sources
+	l.mu.Unlock()
+	l.more()
+}
+
+// problemNow says why no block can be leased, empty if nothing is wrong.
+func (l *leaser) problemNow() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.problem
+}
+
+// run works until ctx is done.
+func (l *leaser) run(ctx context.Context) {
+	pause := l.config.timing.retryMin
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-l.kick:
+		case <-time.After(l.config.timing.resync):
+		}
+		l.settle(ctx)
+		err := l.step(ctx)
+		if err == nil || ctx.Err() != nil {
+			pause = l.config.timing.retryMin
+			continue
+		}
+		// Many nodes may have failed at the same moment: they come back apart.
+		wait := pause/2 + rand.N(pause)
+		l.log.Warn("leasing addresses; trying again", "err", err, "in", wait)
+		pause = min(2*pause, l.config.timing.retryMax)
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(wait):
+		}
+		l.more()
+	}
+}
+
+// settle lets many kicks (each ADD is one) become one look.
+func (l *leaser) settle(ctx context.Context) {
+	select {
+	case <-ctx.Done():
+	case <-time.After(l.config.timing.settle):
+	}
+	select {
+	case <-l.kick:
+	default:
+	}
+}
+
+// step does one decision. If another node was faster to lease a block, the next
+// decision, on a newer view, names another.
+func (l *leaser) step(ctx context.Context) error {
+	l.mu.Lock()
+	view, sources := l.view, l.sources
+	l.mu.Unlock()
+	if view == nil || view.Problem != "" || view.NodeUID == "" {
+		return nil
+	}
+	decision := lease.Decide(l.input(*view, sources))
+	changed := l.setProblem(strings.Join(decision.Problems, "; "))
+	err := l.do(ctx, decision, &changed)
+	if changed {
+		l.done()
+	}
+	return err
+}
+
+func (l *leaser) do(ctx context.Context, d lease.Decision, changed *bool) error {
+	for _, b := range d.Adopt {
+		if err := l.call(ctx, "adopt", b, l.api.AdoptBlock); err != nil {
+			return err
+		}
+		*changed = true
+	}
+	for _, b := range d.Claim {
+		if err := l.call(ctx, "claim", b, l.api.ClaimBlock); err != nil {
+			return err
+		}
+		l.log.Info("leased a block of addresses", "block", b)
+		*changed = true
+	}
+	for _, b := range d.Release {
+		// No address of it is handed out from here on; if one was a moment
+		// ago, the block stays.
+		if !l.book.Withdraw(b) {
+			continue
+		}
+		if err := l.call(ctx, "release", b, l.api.ReleaseBlock); err != nil {
+			return err
+		}
+		l.log.Info("gave back an empty block of addresses", "block", b)
+		*changed = true
+	}
+	return nil
+}
+
+func (l *leaser) call(ctx context.Context, what string, block netip.Prefix, api func(context.Context, netip.Prefix) error) error {
+	ctx, cancel := context.WithTimeout(ctx, l.config.timing.call)
+	defer cancel()
+	err := api(ctx, block)
+	l.metrics.lease(what, err)
+	if err != nil {
+		return fmt.Errorf("%s block %s: %w", what, block, err)
+	}
+	return nil
+}
+
+// setProblem keeps the sentence, logs a new one, and returns whether it is new.
+func (l *leaser) setProblem(problem string) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if problem == l.problem {
+		return false
+	}
+	l.problem = problem
+	if problem != "" {
+		l.log.Warn("addresses cannot be leased as needed", "problem", problem)
+	}
+	return true
+}
+
+// input gathers what the decision depends on.
+func (l *leaser) input(v kube.View, sources []netip.Addr) lease.Input {
+	in := lease.Input{Network: v.Snapshot.Network, Node: v.Snapshot.Self, Sources: sources, Now: time.Now()}
+	var own []netip.Prefix
+	for _, le := range v.Leases {
+		mine := le.Node == v.Snapshot.Self
+		in.Leases = append(in.Leases, lease.Lease{Prefix: le.Prefix, Mine: mine, Stale: mine && le.NodeUID != v.NodeUID})
+		if mine {
+			own = append(own, le.Prefix)
+		}
+	}
+	for _, n := range v.Snapshot.Nodes {
+		if n.Name == v.Snapshot.Self {
+			in.NodeCIDRs = n.NodeCIDRs
+		} else {
+			in.OthersCIDRs = append(in.OthersCIDRs, n.NodeCIDRs...)
+		}
+	}
+	in.Usage = l.book.Usage(own, rangesOf(v.Snapshot, sources))
+	covered := own
+	if in.Network.NodeCIDR {
+		covered = slices.Concat(own, in.NodeCIDRs)
+	}
+	in.Uncovered = l.book.Outside(covered)
+	return in
+}

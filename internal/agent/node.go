@@ -1,0 +1,466 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"net/netip"
+	"reflect"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"ropeway.dev/ropeway/internal/agent/addresses"
+	"ropeway.dev/ropeway/internal/agent/laststate"
+	"ropeway.dev/ropeway/internal/agent/lease"
+	"ropeway.dev/ropeway/internal/agent/probe"
+	"ropeway.dev/ropeway/internal/dataplane"
+	"ropeway.dev/ropeway/internal/ipam"
+	"ropeway.dev/ropeway/internal/kube"
+	"ropeway.dev/ropeway/internal/plan"
+)
+
+// cluster is what the node loop asks of the API server (kube.NodeClient).
+type cluster interface {
+	// Changed gives a value after changes.
+	Changed() <-chan struct{}
+	// View is what was last heard; kube.ErrNotSynced until something was.
+	View() (kube.View, error)
+	// NodeEvent records an event on the node; it never blocks.
+	NodeEvent(warning bool, reason, message string)
+}
+
+// node is the node loop: it looks at the cluster and the kernel, computes what
+// the kernel should hold, sets it, and tells everybody. It is driven by levels,
+// not by events: each pass looks at everything, and what failed is tried again.
+type node struct {
+	config    *Config
+	cluster   cluster
+	dataplane dataplane.Dataplane
+	book      *addresses.Book
+	board     *board
+	leaser    *leaser
+	prober    *probe.Prober
+	publisher *publisher
+	installer *installer
+	metrics   *metrics
+	log       *slog.Logger
+	again     <-chan struct{} // somebody else wants a pass
+
+	// The rest belongs to the goroutine of run.
+	last        laststate.State // what was set last, and goes into the state file
+	saved       laststate.State // what the state file has
+	programmed  bool            // a Set went well, for last.NodeUID
+	report      dataplane.Report
+	setErr      error
+	kernelDirty bool // the kernel may differ from what was set
+	hold        string
+	seeded      bool
+
+	shown sync.Mutex // guards what others may read
+	shows shown
+}
+
+// shown is what the HTTP server shows.
+type shown struct {
+	Ready  bool
+	Why    string
+	State  plan.State
+	Report dataplane.Report
+}
+
+// run loops until ctx is done. changes delivers changes in the kernel that
+// others made; it may be nil.
+func (n *node) run(ctx context.Context, changes <-chan struct{}) {
+	n.resume(ctx)
+	pause := n.config.timing.retryMin
+	for {
+		wait := n.config.timing.resync
+		if err := n.pass(ctx); err != nil && ctx.Err() == nil {
+			wait = min(wait, pause/2+rand.N(pause))
+			pause = min(2*pause, n.config.timing.retryMax)
+			n.log.Warn("the node is not as it should be; trying again", "err", err, "in", wait)
+		} else {
+			pause = n.config.timing.retryMin
+		}
+		if !n.sleep(ctx, wait, changes) {
+			return
+		}
+	}
+}
+
+// resume goes on where the node's last agent stopped. With a state file, pods
+// are served at once: the kernel still is as that agent left it. Without one,
+// the kernel says which addresses are the node's own.
+func (n *node) resume(ctx context.Context) {
+	n.kernelDirty = true
+	if n.last.NodeUID != "" {
+		n.programmed = true
+		n.serveLast()
+		return
+	}
+	observed, err := n.dataplane.Observe(ctx)
+	if err != nil {
+		n.log.Warn("cannot read what the kernel has; going on from the API server alone", "err", err)
+		return
+	}
+	n.last.Sources = observed.Sources
+}
+
+// sleep waits for a reason to look again, and then a moment more, so that many
+// changes cause one pass. It returns false when ctx is done.
+func (n *node) sleep(ctx context.Context, wait time.Duration, changes <-chan struct{}) bool {
+	timer := time.NewTimer(wait)
+	defer timer.Stop()
+	select {
+	case <-ctx.Done():
+		return false
+	case <-n.cluster.Changed():
+	case <-changes:
+		n.kernelDirty = true
+	case <-n.prober.Changed():
+	case <-n.again:
+	case <-timer.C:
+		n.kernelDirty = true
+		n.sweep()
+	}
+	select {
+	case <-ctx.Done():
+		return false
+	case <-time.After(n.config.timing.settle):
+		return true
+	}
+}
+
+func (n *node) sweep() {
+	if err := n.book.Sweep(); err != nil {
+		n.log.Warn("looking for sandboxes that are gone", "err", err)
+	}
+}
+
+// pass looks at everything once. What can be done is done, also when something
+// else fails.
+func (n *node) pass(ctx context.Context) error {
+	view, err := n.cluster.View()
+	if err != nil {
+		return n.withoutCluster(ctx, fmt.Sprintf("the API server has not answered yet (%v)", err))
+	}
+	if why := unusable(view); why != "" {
+		n.leaser.see(view, n.last.Sources)
+		return n.withoutCluster(ctx, why)
+	}
+	n.hold = ""
+	snapshot := n.overlay(view)
+	want := plan.Compute(snapshot)
+	n.set(ctx, want, view.NodeUID)
+	n.serve(snapshot, want)
+	n.leaser.see(view, n.last.Sources)
+	n.prober.Set(probeView(snapshot, want))
+	if !n.seeded {
+		n.prober.Seed(view.Snapshot.Probes)
+		n.seeded = true
+	}
+	n.publisher.publish(n.status(snapshot, want))
+	conflistErr := n.installer.step(n.programmed && n.mayJoin(view))
+	return errors.Join(n.setErr, conflistErr, n.save())
+}
+
+// unusable says why a view cannot be planned from.
+func unusable(v kube.View) string {
+	switch {
+	case v.Problem != "":
+		return v.Problem
+	case v.NodeUID == "":
+		return fmt.Sprintf("there is no Node object named %s: is the agent's node name the kubelet's?", v.Snapshot.Self)
+	default:
+		return ""
+	}
+}
+
+// withoutCluster keeps what the node did last, from the state file if this
+// process has done nothing yet: what works goes on working.
+func (n *node) withoutCluster(ctx context.Context, why string) error {
+	if why != n.hold {
+		n.log.Warn("keeping what the node did last", "why", why)
+		n.hold = why
+	}
+	if n.last.NodeUID == "" {
+		n.board.set(service{notReady: why})
+		n.show(why)
+		return nil
+	}
+	n.set(ctx, n.last.Plan, n.last.NodeUID)
+	n.serveLast()
+	return errors.Join(n.setErr, n.installer.step(n.programmed && n.last.ProvenUID == n.last.NodeUID))
+}
+
+// overlay puts into the view what this node knows better: its own addresses in
+// the pod network, what it can carry, and its own probes.
+func (n *node) overlay(v kube.View) plan.Snapshot {
+	s := v.Snapshot
+	s.Nodes = slices.Clone(s.Nodes)
+	i := slices.IndexFunc(s.Nodes, func(x plan.Node) bool { return x.Name == s.Self })
+	if i >= 0 {
+		own := &s.Nodes[i]
+		if len(n.last.Sources) > 0 {
+			own.Sources = n.last.Sources
+		}
+		own.Sources = n.chooseSources(s, *own)
+		own.VTEP = plan.VTEPMAC(own.UID)
+		own.Refuses = n.last.Refuses
+		own.Ready = own.Ready || n.programmed
+	}
+	latest := n.prober.Results()
+	if n.seeded {
+		s.Probes = slices.DeleteFunc(slices.Clone(s.Probes), func(p plan.Probe) bool { return p.From == s.Self })
+		s.Probes = append(s.Probes, latest...)
+	}
+	return s
+}
+
+// chooseSources keeps the node's own addresses while they are the node's, and
+// chooses others that no pod has. plan.Compute makes the same choice where no
+// pod is in the way.
+func (n *node) chooseSources(s plan.Snapshot, own plan.Node) []netip.Addr {
+	ranges := plan.RangesOf(s.Network, own, s.Nodes)
+	destinations := plan.Destinations(s.Network, own, s.Nodes)
+	var sources []netip.Addr
+	for _, f := range []plan.Family{plan.IPv4, plan.IPv6} {
+		now := plan.OfFamily(own.Sources, f)
+		if !slices.ContainsFunc(destinations, func(p netip.Prefix) bool { return p.Contains(now) }) || n.book.IsHeld(now) {
+			now = n.freeSource(ranges, f)
+		}
+		if now.IsValid() {
+			sources = append(sources, now)
+		}
+	}
+	return sources
+}
+
+// freeSource returns the first address behind a range's base that no pod holds.
+func (n *node) freeSource(ranges []plan.Range, f plan.Family) netip.Addr {
+	const most = 4096 // addresses looked at in each range
+	for _, r := range ranges {
+		if plan.FamilyOf(r.CIDR.Addr()) != f {
+			continue
+		}
+		a := plan.SourceOf(r.CIDR)
+		for tried := 0; tried < most && r.CIDR.Contains(a); tried++ {
+			if !n.book.IsHeld(a) && !slices.ContainsFunc(r.Except, func(p netip.Prefix) bool { return p.Contains(a) }) {
+				return a
+			}
+			a = a.Next()
+		}
+	}
+	return netip.Addr{}
+}
+
+// set makes the kernel equal to the plan, if anything changed on either side.
+func (n *node) set(ctx context.Context, want plan.State, uid string) {
+	same := n.setErr == nil && !n.kernelDirty && reflect.DeepEqual(want, n.last.Plan)
+	if same {
+		return
+	}
+	start := time.Now()
+	report, err := n.dataplane.Set(ctx, want)
+	n.metrics.set(time.Since(start), err)
+	n.report, n.setErr = report, err
+	n.kernelDirty = false
+	if err != nil {
+		n.setErr = fmt.Errorf("setting the kernel: %w", err)
+	} else {
+		n.programmed = true
+	}
+	if report.Changed {
+		n.log.Info("the kernel was changed", "peers", len(want.Peers), "routes", len(want.Routes), "cidrs", want.CIDRs, "took", time.Since(start))
+	}
+	n.last.Plan, n.last.NodeUID, n.last.Node = want, uid, want.Self
+	n.last.Sources = want.Sources
+	n.last.Refuses = report.Refuses
+	if report.PodMTU > 0 {
+		n.last.PodMTU = report.PodMTU
+	}
+}
+
+// serve makes the CNI server work by what is in the kernel now. New ranges are
+// used only once the kernel has them: a pod is never wired to an address that
+// the node cannot receive.
+func (n *node) serve(s plan.Snapshot, want plan.State) {
+	own := self(s)
+	n.last.Network = s.Network
+	n.last.NodeCIDRs = own.NodeCIDRs
+	ranges := rangesOf(s, want.Sources)
+	if n.setErr != nil {
+		known := prefixesOf(n.last.Ranges)
+		ranges = slices.DeleteFunc(ranges, func(r ipam.Range) bool { return !slices.Contains(known, r.Prefix) })
+	}
+	n.last.Ranges = ranges
+	n.book.SetRanges(ranges)
+	n.board.set(n.service(problemsOf(want.Problems, s.Self)))
+}
+
+// serveLast is serve for what the node did last.
+func (n *node) serveLast() {
+	n.book.SetRanges(n.last.Ranges)
+	n.board.set(n.service(nil))
+}
+
+// service is what the CNI server serves by, from n.last.
+func (n *node) service(problems []plan.Problem) service {
+	s := service{
+		podCIDRs: n.last.Network.PodCIDRs, cidrs: n.last.Plan.CIDRs, sources: n.last.Sources,
+		nodeCIDRs: n.last.NodeCIDRs, nodeCIDRMode: n.last.Network.NodeCIDR, podMTU: n.last.PodMTU,
+		families: lease.Families(n.last.Network.PodCIDRs), leaseProblem: n.leaser.problemNow(),
+	}
+	usable := lease.Families(prefixesOf(n.last.Ranges))
+	if s.nodeCIDRMode && len(usable) > 0 {
+		// The cluster chose which families this node has.
+		s.families = usable
+	}
+	if s.nodeCIDRMode {
+		s.nodeCIDRProblem = joinMessages(problems)
+	}
+	s.notReady = n.notReady(s, usable)
+	n.show(s.notReady)
+	return s
+}
+
+// notReady says what pods wait for, or "".
+func (n *node) notReady(s service, usable []plan.Family) string {
+	missing := slices.DeleteFunc(slices.Clone(s.families), func(f plan.Family) bool { return slices.Contains(usable, f) })
+	switch {
+	case !n.programmed:
+		return fmt.Sprintf("the node's kernel is not set up yet: %v", n.setErr)
+	case s.podMTU == 0:
+		return "the MTU of pods is not known yet: the node's uplink was not found"
+	case len(s.families) == 0:
+		return "the pod network has no usable CIDR: look at the ClusterNetwork"
+	case len(missing) == 0:
+		return ""
+	case s.nodeCIDRMode && s.nodeCIDRProblem != "":
+		return s.nodeCIDRProblem
+	case s.nodeCIDRMode:
+		return fmt.Sprintf("node %s has no usable podCIDR yet (it has %v): start kube-controller-manager with --allocate-node-cidrs=true, or set the ClusterNetwork's addressSource to Blocks", n.last.Node, s.nodeCIDRs)
+	case s.leaseProblem != "":
+		return s.leaseProblem
+	default:
+		return fmt.Sprintf("this node waits for its first block of %s addresses", missing[0])
+	}
+}
+
+// mayJoin is true once the conflist may appear on a node that has none: the
+// cluster knows what this node does, the controller has spoken of it (or is not
+// there to), and it was proven reachable.
+func (n *node) mayJoin(v kube.View) bool {
+	spoken := v.Condition != nil || !v.ControllerAlive
+	return self(v.Snapshot).Ready && spoken && n.proven(v)
+}
+
+// proven is true once the node was found reachable, for its present UID.
+func (n *node) proven(v kube.View) bool {
+	if n.last.ProvenUID == v.NodeUID {
+		return true
+	}
+	proven := v.Condition != nil && !v.Condition.Status
+	if !proven {
+		proven, _ = plan.Reachable(v.Snapshot, v.Snapshot.Self)
+	}
+	if proven {
+		n.last.ProvenUID = v.NodeUID
+	}
+	return proven
+}
+
+// save writes the state file, if something in it changed.
+func (n *node) save() error {
+	if n.setErr != nil || reflect.DeepEqual(n.last, n.saved) {
+		return nil
+	}
+	if err := laststate.Save(n.config.inRunDir(stateName), n.last); err != nil {
+		return err
+	}
+	n.saved = n.last
+	return nil
+}
+
+// show keeps what the HTTP server shows.
+func (n *node) show(notReady string) {
+	n.shown.Lock()
+	defer n.shown.Unlock()
+	n.shows = shown{Ready: n.programmed, Why: notReady, State: n.last.Plan, Report: n.report}
+}
+
+func (n *node) look() shown {
+	n.shown.Lock()
+	defer n.shown.Unlock()
+	return n.shows
+}
+
+// self returns the snapshot's own node.
+func self(s plan.Snapshot) plan.Node {
+	for _, x := range s.Nodes {
+		if x.Name == s.Self {
+			return x
+		}
+	}
+	return plan.Node{Name: s.Self}
+}
+
+// rangesOf returns where addresses for pods may come from.
+func rangesOf(s plan.Snapshot, sources []netip.Addr) []ipam.Range {
+	var ranges []ipam.Range
+	for _, r := range plan.RangesOf(s.Network, self(s), s.Nodes) {
+		kind := ipam.Block
+		if r.NodeCIDR {
+			kind = ipam.NodeCIDR
+		}
+		one := ipam.RangeFor(r.CIDR, kind, sources...)
+		one.Reserved = append(one.Reserved, r.Except...)
+		ranges = append(ranges, one)
+	}
+	return ranges
+}
+
+func prefixesOf(ranges []ipam.Range) []netip.Prefix {
+	var out []netip.Prefix
+	for _, r := range ranges {
+		out = append(out, r.Prefix)
+	}
+	return out
+}
+
+// problemsOf returns the problems with a node's own CIDRs.
+func problemsOf(all []plan.Problem, name string) []plan.Problem {
+	about := []string{plan.ReasonNoNodeCIDR, plan.ReasonInvalidCIDR, plan.ReasonOutsidePodNetwork, plan.ReasonOverlap}
+	return slices.DeleteFunc(slices.Clone(all), func(p plan.Problem) bool {
+		return p.Node != name || !slices.Contains(about, p.Reason)
+	})
+}
+
+// probeView says in the prober's words whom to prove, and whom to answer.
+func probeView(s plan.Snapshot, want plan.State) probe.View {
+	v := probe.View{ClusterID: s.Network.ClusterID, Transports: plan.Allowed(s.Network, plan.IPv4),
+		VXLANPort: want.VXLAN.Port, VXLANVNI: want.VXLAN.VNI, Targets: plan.ProvenBy(s.Nodes, s.Self)}
+	uids := map[string]plan.Node{}
+	for _, x := range s.Nodes {
+		uids[x.Name] = x
+	}
+	for _, p := range want.Peers {
+		v.Nodes = append(v.Nodes, probe.Node{Name: p.Name, UID: uids[p.Name].UID, Outer: p.Addresses, Sources: p.Sources, VTEP: p.VTEP, Refuses: uids[p.Name].Refuses})
+	}
+	own := uids[s.Self]
+	v.Self = probe.Node{Name: s.Self, UID: own.UID, Outer: want.Addresses, Sources: want.Sources, VTEP: want.VXLAN.MAC, Refuses: own.Refuses}
+	return v
+}
+
+// joinMessages puts problems into one sentence.
+func joinMessages(problems []plan.Problem) string {
+	var all []string
+	for _, p := range problems {
+		all = append(all, p.Message)
+	}
+	return strings.Join(all, "; ")
+}

@@ -1,0 +1,343 @@
+// Package probe proves that nodes reach one another: a prober sends a small UDP
+// message to another node's pod-network address, wrapped by hand in each
+// transport that is allowed, whatever the route in the kernel is at the moment;
+// the other node's prober answers by the same transport. So a transport is
+// known to work, or not, before packets of pods are trusted to it.
+//
+// A node probes only the few that it was chosen for (plan.Provers), which makes
+// probing linear in the number of nodes; it answers every node of the cluster
+// and nobody else. A result flips to unreachable after three misses in a row
+// and back with one answer.
+package probe
+
+import (
+	"context"
+	"crypto/rand"
+	"fmt"
+	"log/slog"
+	mathrand "math/rand/v2"
+	"net/netip"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"ropeway.dev/ropeway/internal/plan"
+)
+
+// How often a path is probed, and when its result flips.
+const (
+	// intervalUnproven is between probes while a path is not known to work;
+	// intervalProven while it is.
+	intervalUnproven = time.Second
+	intervalProven   = 5 * time.Second
+	// answerTimeout is how long an answer is waited for.
+	answerTimeout = 900 * time.Millisecond
+	// missesToFail is how many probes in a row go unanswered before a path
+	// counts as failing.
+	missesToFail = 3
+)
+
+// Wire carries probes. It is implemented by NewSockets for the kernel.
+type Wire interface {
+	// Listen makes messages to the addresses (port Port) arrive, and those to
+	// former addresses no longer.
+	Listen(addresses []netip.Addr) error
+	// Send sends a message by a path.
+	Send(p Path, message []byte) error
+	// Received delivers what arrives. It is never closed.
+	Received() <-chan Datagram
+}
+
+// Datagram is a message that arrived.
+type Datagram struct {
+	From    netip.Addr // source of the inner packet
+	Message []byte
+}
+
+// Prober probes and answers. Use New; Run does the work.
+type Prober struct {
+	wire    Wire
+	log     *slog.Logger
+	changed chan struct{}
+	wake    chan struct{}
+
+	mu     sync.Mutex
+	view   View
+	seeded bool
+	states map[key]*state // what is being proven -> what is known of it
+
+	listening []netip.Addr // of Run's goroutine alone
+	mute      bool         // the last Listen failed
+}
+
+// state is what is known of one path.
+type state struct {
+	uid       string // of the node that was probed
+	path      Path
+	known     bool // reachable says something
+	reachable bool
+	misses    int
+	reason    string
+
+	nonce    Nonce
+	waiting  bool      // for an answer to nonce
+	deadline time.Time // of the answer
+	next     time.Time // when to send again
+}
+
+// New returns a prober that does nothing until Set is called and Run runs.
+func New(wire Wire, log *slog.Logger) *Prober {
+	return &Prober{wire: wire, log: log, states: map[key]*state{},
+		changed: make(chan struct{}, 1), wake: make(chan struct{}, 1)}
+}
+
+// Set replaces what the prober works by. Results of nodes that are no longer
+// targets, or that have another UID than before, are forgotten.
+func (p *Prober) Set(v View) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.view = v
+	wanted := map[key]bool{}
+	for _, name := range v.Targets {
+		target, ok := v.node(name)
+		if !ok {
+			continue
+		}
+		for _, path := range v.paths(target) {
+			k := key{target.Name, plan.FamilyOf(path.InnerDst), path.Transport}
+			wanted[k] = true
+			p.want(k, target.UID, path)
+		}
+	}
+	for k := range p.states {
+		if !wanted[k] {
+			delete(p.states, k)
+		}
+	}
+	notify(p.wake)
+}
+
+// want makes k a thing to prove. A new path to the same node (it got another
+// address) keeps the result until probes say otherwise.
+func (p *Prober) want(k key, uid string, path Path) {
+	s := p.states[k]
+	if s == nil || s.uid != uid {
+		p.states[k] = &state{uid: uid, path: path}
+		return
+	}
+	if s.path != path {
+		s.path, s.waiting, s.next = path, false, time.Time{}
+	}
+}
+
+// Seed takes over results that an earlier process published, so that a restart
+// does not forget which transports fail. Only the first call does something,
+// and only for what Set named before.
+func (p *Prober) Seed(published []plan.Probe) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.seeded {
+		return
+	}
+	p.seeded = true
+	for _, r := range published {
+		s := p.states[key{r.To, r.Family, r.Transport}]
+		if s == nil || s.uid != r.ToUID || s.known || r.From != p.view.Self.Name {
+			continue
+		}
+		s.known, s.reachable, s.reason = true, r.Reachable, r.Reason
+	}
+}
+
+// Results returns what is known, in the order of names, families and
+// transports. Paths of which nothing is known yet are not in it.
+func (p *Prober) Results() []plan.Probe {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	results := make([]plan.Probe, 0, len(p.states))
+	for k, s := range p.states {
+		if s.known {
+			results = append(results, plan.Probe{From: p.view.Self.Name, To: k.node, ToUID: s.uid,
+				Family: k.family, Transport: k.transport, Reachable: s.reachable, Reason: s.reason})
+		}
+	}
+	slices.SortFunc(results, func(a, b plan.Probe) int {
+		return strings.Compare(a.To+"/"+string(a.Family)+"/"+string(a.Transport), b.To+"/"+string(b.Family)+"/"+string(b.Transport))
+	})
+	return results
+}
+
+// Changed receives after a result flipped; several flips may be one value.
+func (p *Prober) Changed() <-chan struct{} { return p.changed }
+
+// Run probes and answers until ctx is done.
+func (p *Prober) Run(ctx context.Context) {
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-p.wake:
+			p.listen()
+		case d := <-p.wire.Received():
+			p.receive(d)
+		case <-timer.C:
+			if p.mute {
+				p.listen()
+			}
+		}
+		timer.Reset(p.tick(time.Now()))
+	}
+}
+
+// listen makes the wire listen on the view's own addresses. A failure is tried
+// again at the next tick: probes then go unanswered, which is the truth.
+func (p *Prober) listen() {
+	p.mu.Lock()
+	want := slices.Clone(p.view.Self.Sources)
+	p.mu.Unlock()
+	if slices.Equal(want, p.listening) && !p.mute {
+		return
+	}
+	if err := p.wire.Listen(want); err != nil {
+		if !p.mute {
+			p.log.Warn("cannot receive probes; other nodes will find this one unreachable", "addresses", want, "err", err)
+		}
+		p.mute = true
+		return
+	}
+	p.listening, p.mute = want, false
+}
+
+// tick counts answers that did not come, sends what is due, and returns how
+// long nothing else is.
+func (p *Prober) tick(now time.Time) time.Duration {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	next := now.Add(intervalProven)
+	for k, s := range p.states {
+		if s.waiting && !now.Before(s.deadline) {
+			p.missed(k, s, silence(s.path))
+		}
+		if !s.waiting && !now.Before(s.next) {
+			p.send(k, s, now)
+		}
+		due := s.next
+		if s.waiting {
+			due = s.deadline
+		}
+		if due.Before(next) {
+			next = due
+		}
+	}
+	return max(next.Sub(now), 10*time.Millisecond)
+}
+
+// send sends one request, and plans the one after it.
+func (p *Prober) send(k key, s *state, now time.Time) {
+	// rand.Read never fails (crypto/rand, since Go 1.24).
+	_, _ = rand.Read(s.nonce[:])
+	m := message{kind: request, transport: k.transport, cluster: digest(p.view.ClusterID), target: digest(s.uid), nonce: s.nonce}
+	interval := intervalUnproven
+	if s.known && s.reachable && s.misses == 0 {
+		interval = intervalProven
+	}
+	s.next = now.Add(jitter(interval))
+	s.deadline = now.Add(answerTimeout)
+	s.waiting = true
+	if err := p.wire.Send(s.path, m.marshal()); err != nil {
+		p.missed(k, s, fmt.Sprintf("sending to %s failed: %v", s.path.OuterDst, err))
+	}
+}
+
+// missed counts a probe that was not answered. After the first, the next
+// follows soon, however long ago the path was proven.
+func (p *Prober) missed(k key, s *state, reason string) {
+	s.waiting = false
+	s.misses++
+	if soon := s.deadline.Add(jitter(intervalUnproven) - answerTimeout); soon.Before(s.next) {
+		s.next = soon
+	}
+	if s.misses < missesToFail {
+		return
+	}
+	flipped := !s.known || s.reachable
+	s.known, s.reachable, s.reason = true, false, reason
+	if flipped {
+		p.log.Warn("node does not answer by this transport", "node", k.node, "family", k.family, "transport", k.transport, "reason", reason)
+		notify(p.changed)
+	}
+}
+
+// silence says what was seen, and where to look.
+func silence(p Path) string {
+	carrier := fmt.Sprintf("UDP %d", p.Port)
+	if p.Transport == plan.IPIP {
+		carrier = "protocol 4"
+	}
+	return fmt.Sprintf("%d probes from %s to %s inside %s were not answered: does the fabric (security group, firewall) pass it?",
+		missesToFail, p.OuterSrc, p.OuterDst, carrier)
+}
+
+// receive answers a request, or takes an answer.
+func (p *Prober) receive(d Datagram) {
+	m, err := parseMessage(d.Message)
+	if err != nil {
+		return
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	from, known := p.view.nodeBySource(d.From)
+	if !known || m.cluster != digest(p.view.ClusterID) {
+		return
+	}
+	if m.kind == request {
+		p.answer(from, d.From, m)
+		return
+	}
+	k := key{from.Name, plan.FamilyOf(d.From), m.transport}
+	if s := p.states[k]; s != nil && s.waiting && m.nonce == s.nonce && m.target == digest(s.uid) {
+		p.hit(k, s)
+	}
+}
+
+// hit notes an answer.
+func (p *Prober) hit(k key, s *state) {
+	flipped := !s.known || !s.reachable
+	s.waiting, s.misses = false, 0
+	s.known, s.reachable, s.reason = true, true, ""
+	if flipped {
+		p.log.Info("node answers by this transport", "node", k.node, "family", k.family, "transport", k.transport)
+		notify(p.changed)
+	}
+}
+
+// answer sends a request back by the transport that it came by, to the address
+// that the cluster knows for that node: a forged request reaches nobody else.
+func (p *Prober) answer(to Node, source netip.Addr, m message) {
+	if m.target != digest(p.view.Self.UID) {
+		return
+	}
+	path, ok := p.view.path(to, plan.FamilyOf(source), m.transport)
+	if !ok {
+		return
+	}
+	m.kind = answer
+	if err := p.wire.Send(path, m.marshal()); err != nil {
+		p.log.Debug("cannot answer a probe", "node", to.Name, "transport", m.transport, "err", err)
+	}
+}
+
+// jitter spreads an interval by a fifth, so that nodes do not probe in step.
+func jitter(d time.Duration) time.Duration {
+	return d - d/10 + mathrand.N(d/5)
+}
+
+func notify(c chan struct{}) {
+	select {
+	case c <- struct{}{}:
+	default:
+	}
+}
