@@ -1,0 +1,108 @@
+// Command ropeway is Ropeway's one program: what runs on nodes (agent,
+// controller, node-clean) and what a person runs at a terminal (install,
+// uninstall, status, plan, doctor, version).
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"github.com/spf13/cobra"
+)
+
+// version is the release, set by the linker.
+var version = "v0.1.0-dev"
+
+// environment is what main reads of the process's surroundings, so that
+// nothing else has to.
+type environment struct {
+	nodeName, podName string
+	stdin             io.Reader
+	stdout, stderr    io.Writer
+	terminal          bool // stdin is one: a person can be asked
+}
+
+func main() {
+	os.Exit(run())
+}
+
+func run() int {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	info, err := os.Stdin.Stat()
+	env := environment{
+		nodeName: os.Getenv("NODE_NAME"), podName: os.Getenv("POD_NAME"),
+		stdin: os.Stdin, stdout: os.Stdout, stderr: os.Stderr,
+		terminal: err == nil && info.Mode()&os.ModeCharDevice != 0,
+	}
+	err = newRoot(env).ExecuteContext(ctx)
+	switch {
+	case err == nil:
+		return 0
+	case errors.Is(err, errSaid):
+		return 1
+	}
+	fmt.Fprintln(os.Stderr, "ropeway:", err)
+	return 1
+}
+
+// errSaid ends a command with code 1 that has printed why.
+var errSaid = errors.New("what is wrong has been printed")
+
+// global are the flags that every command has.
+type global struct {
+	kubeconfig, context string
+}
+
+func newRoot(env environment) *cobra.Command {
+	g := &global{}
+	root := &cobra.Command{
+		Use:           "ropeway",
+		Short:         "The pod network for Kubernetes clusters that you run yourself in a cloud",
+		SilenceUsage:  true,
+		SilenceErrors: true,
+		Args:          cobra.NoArgs,
+		RunE:          func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+	}
+	root.SetIn(env.stdin)
+	root.SetOut(env.stdout)
+	root.SetErr(env.stderr)
+	root.CompletionOptions.HiddenDefaultCmd = true
+	root.PersistentFlags().StringVar(&g.kubeconfig, "kubeconfig", "", "path of the kubeconfig (default: KUBECONFIG, then ~/.kube/config)")
+	root.PersistentFlags().StringVar(&g.context, "context", "", "context of the kubeconfig")
+	root.AddGroup(&cobra.Group{ID: "person", Title: "At a terminal:"}, &cobra.Group{ID: "node", Title: "In the cluster (the manifests run these):"})
+	for _, cmd := range []*cobra.Command{newInstall(env, g), newUninstall(env, g), newStatus(g), newPlan(g), newDoctor(g), newVersion()} {
+		cmd.GroupID = "person"
+		root.AddCommand(cmd)
+	}
+	for _, cmd := range []*cobra.Command{newAgent(env, g), newController(env, g), newNodeClean(env)} {
+		cmd.GroupID = "node"
+		root.AddCommand(cmd)
+	}
+	root.SetHelpCommandGroupID("person")
+	return root
+}
+
+func newVersion() *cobra.Command {
+	return &cobra.Command{
+		Use:   "version",
+		Short: "Print the version",
+		Args:  cobra.NoArgs,
+		Run:   func(cmd *cobra.Command, _ []string) { fmt.Fprintln(cmd.OutOrStdout(), version) },
+	}
+}
+
+// newLog makes the log of a long-running command: one event per line.
+func newLog(w io.Writer, level string) (*slog.Logger, error) {
+	var l slog.Level
+	if err := l.UnmarshalText([]byte(level)); err != nil {
+		return nil, fmt.Errorf("--log-level: want debug, info, warn or error, not %q", level)
+	}
+	return slog.New(slog.NewTextHandler(w, &slog.HandlerOptions{Level: l})), nil
+}

@@ -1,0 +1,134 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"ropeway.dev/ropeway/internal/install"
+	"ropeway.dev/ropeway/internal/install/report"
+	"ropeway.dev/ropeway/internal/kube"
+)
+
+// readLimit bounds what only reads the cluster.
+const readLimit = 30 * time.Second
+
+func outputFlag(cmd *cobra.Command) *string {
+	return cmd.Flags().StringP("output", "o", "", "json, yaml, wide; a table if empty")
+}
+
+func (g *global) view(ctx context.Context) (*kube.Objects, error) {
+	ctx, cancel := context.WithTimeout(ctx, readLimit)
+	defer cancel()
+	cfg, err := kube.RESTConfig(g.kubeconfig, g.context)
+	if err != nil {
+		return nil, err
+	}
+	view, err := kube.ClusterView(ctx, cfg)
+	if err != nil {
+		return nil, fmt.Errorf("%w (is Ropeway installed? ropeway doctor says)", err)
+	}
+	return &view.Objects, nil
+}
+
+func newStatus(g *global) *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "status [NODE...]",
+		Short: "Show each node's part: addresses, CIDRs, pods, transports, problems",
+	}
+	output := outputFlag(cmd)
+	cmd.RunE = func(cmd *cobra.Command, nodes []string) error {
+		format, err := report.ParseFormat(*output)
+		if err != nil {
+			return err
+		}
+		view, err := g.view(cmd.Context())
+		if err != nil {
+			return err
+		}
+		s, err := report.StatusOf(view, nodes)
+		if err != nil {
+			return err
+		}
+		return report.Write(cmd.OutOrStdout(), format, s, s.Table)
+	}
+	return cmd
+}
+
+func newPlan(g *global) *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "plan",
+		Short: "Show who owns which CIDR, how each node reaches it and why, and what would change",
+		Example: `  ropeway plan --node cn-chengdu.i-2vcxxr
+  ropeway plan --transports vxlan   # what this would change`,
+		Args: cobra.NoArgs,
+	}
+	nodes := cmd.Flags().StringSlice("node", nil, "show this node's only; can be repeated")
+	transports := cmd.Flags().StringSlice("transports", nil, "suppose that these are allowed, and show what would change")
+	output := outputFlag(cmd)
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		format, err := report.ParseFormat(*output)
+		if err != nil {
+			return err
+		}
+		view, err := g.view(cmd.Context())
+		if err != nil {
+			return err
+		}
+		p, err := report.PlanOf(view, *nodes, report.WhatIf{Transports: *transports})
+		if err != nil {
+			return err
+		}
+		return report.Write(cmd.OutOrStdout(), format, p, p.Table)
+	}
+	return cmd
+}
+
+func newDoctor(g *global) *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "doctor",
+		Short: "Say what is wrong, where, and what to do; exit code 1 if anything is",
+		Args:  cobra.NoArgs,
+	}
+	output := outputFlag(cmd)
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		format, err := report.ParseFormat(*output)
+		if err != nil {
+			return err
+		}
+		d, err := g.diagnose(cmd)
+		if err != nil {
+			return err
+		}
+		if err := report.Write(cmd.OutOrStdout(), format, d, d.Table); err != nil {
+			return err
+		}
+		if d.Failed() {
+			return errSaid
+		}
+		return nil
+	}
+	return cmd
+}
+
+func (g *global) diagnose(cmd *cobra.Command) (report.Diagnosis, error) {
+	ctx, cancel := context.WithTimeout(cmd.Context(), readLimit)
+	defer cancel()
+	cluster, err := g.connect(cmd.ErrOrStderr())
+	if err != nil {
+		return report.Diagnosis{}, err
+	}
+	survey, err := install.Look(ctx, cluster)
+	if err != nil {
+		return report.Diagnosis{}, err
+	}
+	var view *kube.Objects
+	if len(survey.OwnCRDs) > 0 {
+		if view, err = g.view(ctx); err != nil && len(survey.OwnCRDs) >= 3 {
+			return report.Diagnosis{}, err
+		}
+	}
+	return report.Doctor(survey, view), nil
+}

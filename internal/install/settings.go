@@ -1,0 +1,209 @@
+package install
+
+import (
+	"fmt"
+	"net"
+	"net/netip"
+	"slices"
+	"strings"
+
+	"ropeway.dev/ropeway/api/v1alpha1"
+	"ropeway.dev/ropeway/internal/agent/hostinstall"
+)
+
+// Settings are an installation with nothing left open: what Render takes.
+type Settings struct {
+	Namespace          string
+	Image, Version     string
+	Network            v1alpha1.ClusterNetworkSpec
+	APIServerHost      string // empty: through the Service
+	APIServerPort      string
+	Conflist           string
+	TakeOver           []string
+	CNIBinDir          string
+	CNIConfDir         string
+	LogLevel           string
+	ControllerReplicas int
+	AgentPort          int
+	ControllerPort     int
+}
+
+// Resolve finds what the options leave open: in the cluster's own ClusterNetwork,
+// in the cluster, or in the defaults. survey is nil when there is no cluster to
+// look at. The notes say, as sentences, what was found or assumed.
+func Resolve(o Options, survey *Survey) (Settings, []string, error) {
+	if err := o.Validate(); err != nil {
+		return Settings{}, nil, err
+	}
+	image, err := imageReference(o.Image, o.Version, o.Registry)
+	if err != nil {
+		return Settings{}, nil, err
+	}
+	s := Settings{
+		Namespace: Namespace, Image: image, Version: labelVersion(o.Version),
+		Conflist: orElse(o.Conflist, DefaultConflist()), TakeOver: o.TakeOver,
+		CNIBinDir: orElse(o.CNIBinDir, "/opt/cni/bin"), CNIConfDir: orElse(o.CNIConfDir, "/etc/cni/net.d"),
+		LogLevel: orElse(o.LogLevel, "info"), ControllerReplicas: 2,
+		AgentPort: AgentPort, ControllerPort: ControllerPort,
+	}
+	if _, err := hostinstall.Render(s.Conflist, hostinstall.Values{NodeName: "node"}); err != nil {
+		return Settings{}, nil, fmt.Errorf("the conflist would be refused by every agent: %w", err)
+	}
+	var notes []string
+	if s.Network, notes, err = resolveNetwork(o, survey); err != nil {
+		return Settings{}, notes, err
+	}
+	var more []string
+	if s.APIServerHost, s.APIServerPort, more, err = resolveAPIServer(o, survey); err != nil {
+		return Settings{}, notes, err
+	}
+	notes = append(notes, more...)
+	if survey != nil && len(survey.Nodes) == 1 {
+		s.ControllerReplicas = 1
+		notes = append(notes, "one controller instead of two, since the cluster has one node")
+	}
+	return s, notes, nil
+}
+
+// labelVersion makes a version fit a label's value.
+func labelVersion(v string) string {
+	v = strings.Map(func(r rune) rune {
+		if r == '.' || r == '-' || r == '_' || r >= '0' && r <= '9' || r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' {
+			return r
+		}
+		return '_'
+	}, v)
+	return strings.Trim(v[:min(len(v), 63)], "._-")
+}
+
+// resolveNetwork starts from what the cluster has: an installation that is run
+// again changes only what it is told to.
+func resolveNetwork(o Options, survey *Survey) (v1alpha1.ClusterNetworkSpec, []string, error) {
+	var spec v1alpha1.ClusterNetworkSpec
+	var notes []string
+	if survey != nil && survey.Network != nil {
+		spec = *survey.Network.Spec.DeepCopy()
+		notes = append(notes, "the cluster's ClusterNetwork stays as it is, but for what the flags say")
+	}
+	override(&spec, o)
+	if len(spec.PodCIDRs) == 0 {
+		cidrs, note, err := survey.podCIDRs()
+		if err != nil {
+			return spec, notes, err
+		}
+		spec.PodCIDRs = cidrs
+		notes = append(notes, note)
+	}
+	v1alpha1.Defaults(&spec)
+	if err := v1alpha1.Validate(&spec); err != nil {
+		return spec, notes, fmt.Errorf("the pod network that was asked for cannot be: %w", err)
+	}
+	return spec, notes, nil
+}
+
+func override(spec *v1alpha1.ClusterNetworkSpec, o Options) {
+	if len(o.PodCIDRs) > 0 {
+		spec.PodCIDRs = o.PodCIDRs
+	}
+	if len(o.Transports) > 0 {
+		spec.Transports = o.Transports
+	}
+	if mtu, err := parseMTU(o.MTU); err == nil && mtu != nil {
+		spec.MTU = mtu
+	}
+	if o.Masquerade != nil {
+		spec.NAT.Outgoing = o.Masquerade
+	}
+	overrideIfSet(&spec.AddressSource, o.AddressSource)
+	overrideIfSet(&spec.BlockSize.IPv4, o.BlockSizeIPv4)
+	overrideIfSet(&spec.BlockSize.IPv6, o.BlockSizeIPv6)
+	overrideIfSet(&spec.VXLAN.Port, o.VXLANPort)
+	overrideIfSet(&spec.VXLAN.VNI, o.VXLANVNI)
+}
+
+func overrideIfSet[T comparable](to *T, value T) {
+	var zero T
+	if value != zero {
+		*to = value
+	}
+}
+
+// resolveAPIServer finds an address that nodes can reach without the Service,
+// which kube-proxy has to set up first.
+func resolveAPIServer(o Options, survey *Survey) (host, port string, notes []string, err error) {
+	if o.APIServer != "" {
+		host, port, err = SplitAPIServer(o.APIServer)
+		return host, port, nil, err
+	}
+	if survey == nil || survey.Server == "" {
+		return "", "", []string{"agents reach the API server through the Service kubernetes: give --api-server host:port for a direct way"}, nil
+	}
+	host, port, err = SplitAPIServer(survey.Server)
+	if err == nil && !isLoopback(host) {
+		return host, port, nil, nil
+	}
+	if len(survey.APIServers) == 0 {
+		return "", "", nil, fmt.Errorf("the kubeconfig's server %s is no address that nodes can reach: give --api-server host:port", survey.Server)
+	}
+	host, port, err = net.SplitHostPort(survey.APIServers[0])
+	note := fmt.Sprintf("agents reach the API server at %s, since the kubeconfig's %s is this machine's own: --api-server sets another", survey.APIServers[0], survey.Server)
+	return host, port, []string{note}, err
+}
+
+func isLoopback(host string) bool {
+	a, err := netip.ParseAddr(host)
+	return host == "localhost" || err == nil && a.IsLoopback()
+}
+
+// podCIDRs finds the cluster's pod ranges, and says from where. It is called
+// for a nil Survey too.
+func (s *Survey) podCIDRs() (cidrs []string, note string, err error) {
+	if s == nil {
+		return []string{DefaultPodCIDR}, "pod CIDR " + DefaultPodCIDR + ", the default: --pod-cidr sets another", nil
+	}
+	if len(s.PodSubnets) > 0 {
+		return s.PodSubnets, fmt.Sprintf("pod CIDRs %s, from %s", strings.Join(s.PodSubnets, ", "), s.PodSubnetsFrom), nil
+	}
+	outside := outsideOf([]string{DefaultPodCIDR}, s.Nodes)
+	if len(outside) > 0 {
+		return nil, "", fmt.Errorf("what the cluster's pod network is cannot be found out, and %s, the default, does not hold the nodes' podCIDRs (%s): give --pod-cidr, the --cluster-cidr of kube-controller-manager",
+			DefaultPodCIDR, strings.Join(firstFew(outside), ", "))
+	}
+	return []string{DefaultPodCIDR}, "pod CIDR " + DefaultPodCIDR + ", the default, since nothing in the cluster says another: --pod-cidr does", nil
+}
+
+// firstFew shortens a list for a sentence.
+func firstFew(list []string) []string {
+	const few = 5
+	if len(list) <= few {
+		return list
+	}
+	return append(slices.Clone(list[:few]), fmt.Sprintf("and %d more", len(list)-few))
+}
+
+// DefaultConflist is the template of Ropeway's own CNI configuration. Runtimes
+// that know version 1.1.0 (GC, STATUS) take it from cniVersions; older ones do
+// not read that key.
+func DefaultConflist() string {
+	return `{
+  "name": "k8s-pod-network",
+  "cniVersion": "1.0.0",
+  "cniVersions": ["0.4.0", "1.0.0", "1.1.0"],
+  "plugins": [
+    {
+      "type": "ropeway",
+      "mtu": __CNI_MTU__,
+      "ipam": {"type": "ropeway-ipam"}
+    },
+    {
+      "type": "portmap",
+      "snat": true,
+      "capabilities": {"portMappings": true}
+    },
+    {
+      "type": "bandwidth",
+      "capabilities": {"bandwidth": true}
+    }
+  ]
+}`
+}

@@ -1,0 +1,202 @@
+package install
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"ropeway.dev/ropeway/api/v1alpha1"
+	"ropeway.dev/ropeway/internal/calico"
+)
+
+func node(name, address string, podCIDRs ...string) corev1.Node {
+	return corev1.Node{
+		ObjectMeta: metav1.ObjectMeta{Name: name, UID: "uid-" + "x", Labels: map[string]string{corev1.LabelOSStable: "linux"}},
+		Spec:       corev1.NodeSpec{PodCIDRs: podCIDRs},
+		Status: corev1.NodeStatus{
+			Addresses: []corev1.NodeAddress{{Type: corev1.NodeInternalIP, Address: address}},
+			NodeInfo:  corev1.NodeSystemInfo{Architecture: "amd64"},
+		},
+	}
+}
+
+func TestImageReference(t *testing.T) {
+	for _, test := range []struct{ image, version, registry, want string }{
+		{"", "v1", "", "docker.io/ropeway/ropeway:v1"},
+		{"", "v1", "docker.m.daocloud.io", "docker.m.daocloud.io/ropeway/ropeway:v1"},
+		{"", "v1", "mirror.example:5000/hub/", "mirror.example:5000/hub/ropeway/ropeway:v1"},
+		{"me/ropeway", "v1", "mirror.example", "mirror.example/me/ropeway:v1"},
+		{"localhost/ropeway:dev", "v1", "", "localhost/ropeway:dev"},
+		{"host:5000/ropeway", "v1", "", "host:5000/ropeway:v1"},
+		{"r.example/ropeway@sha256:abc", "v1", "", "r.example/ropeway@sha256:abc"},
+		{"", "", "", "error: --version"},
+		{"https://r.example/ropeway", "v1", "", "error: --image"},
+		{"", "v1", "https://mirror.example", "error: --registry"},
+	} {
+		got, err := imageReference(test.image, test.version, test.registry)
+		if want, isError := strings.CutPrefix(test.want, "error: "); isError {
+			if err == nil || !strings.Contains(err.Error(), want) {
+				t.Errorf("%+v: %q, %v", test, got, err)
+			}
+		} else if err != nil || got != test.want {
+			t.Errorf("%+v: got %q, %v", test, got, err)
+		}
+	}
+}
+
+func TestSplitAPIServer(t *testing.T) {
+	for in, want := range map[string]string{
+		"192.0.2.1:6443": "192.0.2.1 6443", "https://192.0.2.1:6443": "192.0.2.1 6443",
+		"https://lb.example": "lb.example 443", "lb.example": "lb.example 6443",
+		"[fd00::1]:6443": "fd00::1 6443", "https://[fd00::1]": "fd00::1 443", "https://lb.example:6443/path": "lb.example 6443",
+		"http://x": "error", ":6443": "error", "x:port": "error", "x:0": "error", "a b": "error",
+	} {
+		host, port, err := SplitAPIServer(in)
+		got := host + " " + port
+		if err != nil {
+			got = "error"
+		}
+		if got != want {
+			t.Errorf("%s: %s (%v), want %s", in, got, err, want)
+		}
+	}
+}
+
+// TestWrongOptions: every wrong input has a sentence that names the flag.
+func TestWrongOptions(t *testing.T) {
+	for want, o := range map[string]Options{
+		"--pod-cidr: \"pods\" is not a CIDR":          {PodCIDRs: []string{"pods"}},
+		"--pod-cidr: 10.1.0.1/16 has bits set":        {PodCIDRs: []string{"10.1.0.1/16"}},
+		"--transports: direct is not in this version": {Transports: []v1alpha1.Transport{"direct"}},
+		"--transports: \"gre\" is not a transport":    {Transports: []v1alpha1.Transport{"gre"}},
+		"--address-source: want Blocks or NodeCIDR":   {AddressSource: "Pool"},
+		"--mtu: want perRoute, smallest":              {MTU: "68"},
+		"--api-server: want host:port":                {APIServer: "a b"},
+		"--take-over: \"flannel\" cannot be answered": {TakeOver: []string{"flannel"}},
+		"--cni-bin-dir: want the absolute path":       {CNIBinDir: "bin"},
+		"--cni-conf-dir: want the absolute path":      {CNIConfDir: "/"},
+		"--log-level: want debug":                     {LogLevel: "loud"},
+		"podCIDRs[1]":                                 {PodCIDRs: []string{"10.0.0.0/8", "10.1.0.0/16"}},
+		"transports":                                  {Transports: []v1alpha1.Transport{"ipip", "ipip"}},
+		"the conflist":                                {Conflist: "{\n  \"name\": }"},
+	} {
+		o.Version = "v1"
+		if _, _, err := Resolve(o, nil); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%+v: %v, want %q in it", o, err, want)
+		}
+	}
+}
+
+// TestResolvePodCIDRs: from flags, from the cluster's own network, from what
+// knows it in the cluster, from the default; never a guess that is wrong.
+func TestResolvePodCIDRs(t *testing.T) {
+	own := &v1alpha1.ClusterNetwork{Spec: v1alpha1.ClusterNetworkSpec{PodCIDRs: []string{"10.9.0.0/16"}, Transports: []v1alpha1.Transport{"vxlan"}}}
+	for _, test := range []struct {
+		name   string
+		flag   []string
+		survey *Survey
+		want   string
+		note   string
+	}{
+		{"no cluster", nil, nil, "[10.244.0.0/16]", "the default"},
+		{"flag", []string{"10.5.0.0/16"}, &Survey{Network: own}, "[10.5.0.0/16]", ""},
+		{"own", nil, &Survey{Network: own}, "[10.9.0.0/16]", "stays as it is"},
+		{"kubeadm", nil, &Survey{PodSubnets: []string{"10.6.0.0/16"}, PodSubnetsFrom: "kubeadm's configuration"}, "[10.6.0.0/16]", "kubeadm"},
+		{"nodes inside", nil, &Survey{Nodes: []corev1.Node{node("a", "192.0.2.1", "10.244.3.0/24")}}, "[10.244.0.0/16]", "the default"},
+		{"nodes outside", nil, &Survey{Nodes: []corev1.Node{node("a", "192.0.2.1", "10.7.3.0/24")}}, "error: 10.7.3.0/24 of a", ""},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			s, notes, err := Resolve(Options{Version: "v1", PodCIDRs: test.flag, APIServer: "192.0.2.9:6443"}, test.survey)
+			if want, isError := strings.CutPrefix(test.want, "error: "); isError {
+				if err == nil || !strings.Contains(err.Error(), want) {
+					t.Fatalf("%v, want %q", err, want)
+				}
+				return
+			}
+			if err != nil || fmt.Sprint(s.Network.PodCIDRs) != test.want {
+				t.Fatalf("%v, %v", s.Network.PodCIDRs, err)
+			}
+			if test.note != "" && !strings.Contains(strings.Join(notes, "\n"), test.note) {
+				t.Errorf("notes %q do not say %q", notes, test.note)
+			}
+		})
+	}
+}
+
+// TestInstallAgainKeepsTheNetwork: an upgrade does not undo what a person
+// changed in the meantime.
+func TestInstallAgainKeepsTheNetwork(t *testing.T) {
+	no := false
+	survey := &Survey{Network: &v1alpha1.ClusterNetwork{Spec: v1alpha1.ClusterNetworkSpec{
+		PodCIDRs: []string{"10.9.0.0/16"}, Transports: []v1alpha1.Transport{"vxlan"}, NAT: v1alpha1.NATSpec{Outgoing: &no},
+		VXLAN: v1alpha1.VXLANSpec{Port: 4790},
+	}}}
+	s, _, err := Resolve(Options{Version: "v2", MTU: "smallest"}, survey)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if fmt.Sprint(s.Network.Transports) != "[vxlan]" || *s.Network.NAT.Outgoing || s.Network.VXLAN.Port != 4790 || s.Network.MTU.String() != "smallest" {
+		t.Errorf("the network became %+v", s.Network)
+	}
+	if fmt.Sprint(survey.Network.Spec.MTU) != "<nil>" {
+		t.Error("Resolve changed the survey")
+	}
+}
+
+func TestResolveAPIServer(t *testing.T) {
+	for _, test := range []struct {
+		name, flag, server string
+		endpoints          []string
+		want               string
+	}{
+		{"flag", "192.0.2.1:6443", "https://192.0.2.2:6443", nil, "192.0.2.1:6443"},
+		{"kubeconfig", "", "https://192.0.2.2:6443", nil, "192.0.2.2:6443"},
+		{"name", "", "https://lb.example", nil, "lb.example:443"},
+		{"loopback", "", "https://127.0.0.1:41000", []string{"192.0.2.3:6443"}, "192.0.2.3:6443"},
+		{"loopback alone", "", "https://127.0.0.1:41000", nil, "error: give --api-server"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			survey := &Survey{Server: test.server, APIServers: test.endpoints}
+			s, _, err := Resolve(Options{Version: "v1", APIServer: test.flag}, survey)
+			got := s.APIServerHost + ":" + s.APIServerPort
+			if err != nil {
+				got = "error: " + err.Error()
+			}
+			if !strings.HasPrefix(got, test.want) && !strings.HasSuffix(got, strings.TrimPrefix(test.want, "error: ")+" host:port") {
+				t.Errorf("got %s", got)
+			}
+		})
+	}
+}
+
+func TestOneNodeHasOneController(t *testing.T) {
+	s, notes, err := Resolve(Options{Version: "v1", APIServer: "a:1"}, &Survey{Nodes: []corev1.Node{node("a", "192.0.2.1")}})
+	if err != nil || s.ControllerReplicas != 1 || !slices.ContainsFunc(notes, func(n string) bool { return strings.Contains(n, "one node") }) {
+		t.Errorf("%d controllers, %v, %v", s.ControllerReplicas, notes, err)
+	}
+}
+
+// TestFlagsWinOverCalico, and what no flag says comes from Calico.
+func TestFlagsWinOverCalico(t *testing.T) {
+	o := Options{PodCIDRs: []string{"10.1.0.0/16"}, MTU: "perRoute", TakeOver: []string{"calico"}}
+	o.AddCalico(calico.Installation{
+		PodCIDRs: []string{"10.2.0.0/16"}, MTU: 1400, TakeOver: []string{"calico", "calico-ipam"},
+		Transports: []v1alpha1.Transport{"vxlan"}, APIServerHost: "fd00::1", Registry: "mirror.example",
+	})
+	if fmt.Sprint(o.PodCIDRs) != "[10.1.0.0/16]" || o.MTU != "perRoute" || o.Registry != "mirror.example" ||
+		fmt.Sprint(o.TakeOver) != "[calico calico-ipam]" || fmt.Sprint(o.Transports) != "[vxlan]" || o.APIServer != "[fd00::1]:443" {
+		t.Errorf("got %+v", o)
+	}
+}
+
+func TestLabelVersion(t *testing.T) {
+	for in, want := range map[string]string{"v1.2.3": "v1.2.3", "v1+dirty": "v1_dirty", "-": "", strings.Repeat("a", 70): strings.Repeat("a", 63)} {
+		if got := labelVersion(in); got != want {
+			t.Errorf("%q: %q, want %q", in, got, want)
+		}
+	}
+}

@@ -1,0 +1,354 @@
+package install
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	appsv1 "k8s.io/api/apps/v1"
+	coordinationv1 "k8s.io/api/coordination/v1"
+	corev1 "k8s.io/api/core/v1"
+	apiextensionsv1 "k8s.io/apiextensions-apiserver/pkg/apis/apiextensions/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/types"
+
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"ropeway.dev/ropeway/internal/kube"
+)
+
+// Removal is what Uninstall is to do, found by PlanRemoval.
+type Removal struct {
+	Settings Settings // of what is installed, as far as it can be seen
+	// Found are the objects of ours that are there.
+	Found []string
+	// Pods counts the pods that run on the pod network and would lose it.
+	Pods int
+	// Nodes are those that have to be cleaned, Lost those whose kubelet does
+	// not answer: nothing can be run there.
+	Nodes, Lost []string
+
+	objects []*unstructured.Unstructured // in the order of installation
+}
+
+// PlanRemoval looks at what there is to remove. image is what cleans the nodes
+// if nothing that is installed says which image that is.
+func PlanRemoval(ctx context.Context, c *Cluster, image string) (*Removal, error) {
+	r := &Removal{Settings: Settings{
+		Namespace: Namespace, Image: image, CNIBinDir: "/opt/cni/bin", CNIConfDir: "/etc/cni/net.d",
+		Conflist: DefaultConflist(), LogLevel: "info", ControllerReplicas: 1, AgentPort: AgentPort, ControllerPort: ControllerPort,
+	}}
+	m, err := Render(r.Settings)
+	if err != nil {
+		return nil, err
+	}
+	cleaner, err := Cleaner(r.Settings)
+	if err != nil {
+		return nil, err
+	}
+	r.objects = slices.Concat(m.CRDs, m.Objects, []*unstructured.Unstructured{cleaner})
+	if err := r.find(ctx, c); err != nil {
+		return nil, err
+	}
+	if err := r.findNodes(ctx, c); err != nil {
+		return nil, err
+	}
+	return r, r.countPods(ctx, c)
+}
+
+// find sees which objects are there, and reads from the DaemonSet what they
+// were installed with.
+func (r *Removal) find(ctx context.Context, c client.Client) error {
+	for _, want := range r.objects {
+		have := &unstructured.Unstructured{}
+		have.SetGroupVersionKind(want.GroupVersionKind())
+		err := c.Get(ctx, client.ObjectKeyFromObject(want), have)
+		if absent(err) {
+			continue
+		}
+		if err != nil {
+			return fmt.Errorf("look at %s: %w", describe(want), err)
+		}
+		if ours(have) {
+			r.Found = append(r.Found, describe(want))
+		}
+	}
+	var agent appsv1.DaemonSet
+	err := c.Get(ctx, client.ObjectKey{Namespace: Namespace, Name: AgentName}, &agent)
+	if err != nil {
+		err = c.Get(ctx, client.ObjectKey{Namespace: Namespace, Name: CleanerName}, &agent)
+	}
+	if err != nil {
+		return client.IgnoreNotFound(err)
+	}
+	pod := agent.Spec.Template.Spec
+	if len(pod.Containers) > 0 {
+		r.Settings.Image = pod.Containers[0].Image
+	}
+	for _, v := range pod.Volumes {
+		switch {
+		case v.HostPath == nil:
+		case v.Name == "cni-bin":
+			r.Settings.CNIBinDir = v.HostPath.Path
+		case v.Name == "cni-conf":
+			r.Settings.CNIConfDir = v.HostPath.Path
+		}
+	}
+	return nil
+}
+
+// ours says whether an object may be deleted: it bears our label, or is the
+// one kind of object that a person may have written in our stead.
+func ours(obj client.Object) bool {
+	return obj.GetLabels()[LabelName] == ProductName || obj.GetObjectKind().GroupVersionKind().Kind == "ClusterNetwork"
+}
+
+func (r *Removal) findNodes(ctx context.Context, c client.Client) error {
+	var nodes corev1.NodeList
+	if err := c.List(ctx, &nodes); err != nil {
+		return fmt.Errorf("list the nodes: %w", err)
+	}
+	for _, n := range nodes.Items {
+		switch {
+		case n.Labels[corev1.LabelOSStable] == "windows":
+		case silent(n):
+			r.Lost = append(r.Lost, n.Name)
+		default:
+			r.Nodes = append(r.Nodes, n.Name)
+		}
+	}
+	return nil
+}
+
+// silent says that a node's kubelet has not been heard of for a while.
+func silent(n corev1.Node) bool {
+	for _, c := range n.Status.Conditions {
+		if c.Type == corev1.NodeReady {
+			return c.Status == corev1.ConditionUnknown
+		}
+	}
+	return false
+}
+
+func (r *Removal) countPods(ctx context.Context, c client.Client) error {
+	var pods corev1.PodList
+	if err := c.List(ctx, &pods); err != nil {
+		return fmt.Errorf("list the pods: %w", err)
+	}
+	for _, p := range pods.Items {
+		if !p.Spec.HostNetwork && p.Status.Phase == corev1.PodRunning {
+			r.Pods++
+		}
+	}
+	return nil
+}
+
+// Uninstall removes everything: workloads, what is on the nodes, what is on the
+// Node objects, and the objects, CRDs last. What is gone already is success, so
+// it can be run again after a failure. With abandon, nodes whose kubelet does
+// not answer are left uncleaned. The context bounds it.
+func Uninstall(ctx context.Context, c *Cluster, r *Removal, abandon bool, say Progress) error {
+	if len(r.Lost) > 0 && !abandon {
+		return fmt.Errorf("the kubelet of %s does not answer, so nothing can be cleaned there: bring these nodes back, delete their Node objects if they are gone for good, or leave them as they are with --abandon-lost-nodes", strings.Join(r.Lost, ", "))
+	}
+	for _, step := range []func(context.Context, *Cluster, Progress) error{
+		r.stopWorkloads, r.cleanNodes, r.clearNodeObjects, r.deleteObjects,
+	} {
+		if err := step(ctx, c, say); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// stopWorkloads ends controllers and agents, and waits for them: nobody may
+// write what is being removed.
+func (r *Removal) stopWorkloads(ctx context.Context, c *Cluster, say Progress) error {
+	for _, obj := range r.objects {
+		if kind := obj.GetKind(); (kind == "Deployment" || kind == "DaemonSet") && obj.GetName() != CleanerName {
+			if err := deleteOne(ctx, c, obj, say); err != nil {
+				return err
+			}
+		}
+	}
+	return r.podsGone(ctx, c, "agents and controllers", func(p corev1.Pod) bool {
+		return p.Labels[LabelComponent] != "cleaner"
+	})
+}
+
+// podsGone waits until no pod of ours that matches is left on a node that
+// answers.
+func (r *Removal) podsGone(ctx context.Context, c client.Client, what string, match func(corev1.Pod) bool) error {
+	for {
+		var pods corev1.PodList
+		err := c.List(ctx, &pods, client.InNamespace(Namespace), client.MatchingLabels{LabelName: ProductName})
+		var left []string
+		for _, p := range pods.Items {
+			if match(p) && !slices.Contains(r.Lost, p.Spec.NodeName) {
+				left = append(left, p.Name)
+			}
+		}
+		if err == nil && len(left) == 0 {
+			return nil
+		}
+		if pause(ctx, poll) != nil {
+			return errors.Join(fmt.Errorf("the %s did not end in the time given (--timeout): %s", what, strings.Join(left, ", ")), err)
+		}
+	}
+}
+
+// cleanNodes runs the cleaner on every node and waits for it.
+func (r *Removal) cleanNodes(ctx context.Context, c *Cluster, say Progress) error {
+	cleaner, err := Cleaner(r.Settings)
+	if err != nil {
+		return err
+	}
+	if err := applyOne(ctx, c, cleaner, say); err != nil {
+		return err
+	}
+	if err := r.waitClean(ctx, c, say); err != nil {
+		return err
+	}
+	if err := deleteOne(ctx, c, cleaner, say); err != nil {
+		return err
+	}
+	return r.podsGone(ctx, c, "cleaners", func(corev1.Pod) bool { return true })
+}
+
+func (r *Removal) waitClean(ctx context.Context, c client.Client, say Progress) error {
+	var said string
+	var when time.Time
+	for {
+		var pods corev1.PodList
+		err := c.List(ctx, &pods, client.InNamespace(Namespace), client.MatchingLabels{LabelName: ProductName, LabelComponent: "cleaner"})
+		missing := r.notClean(pods.Items)
+		line := fmt.Sprintf("nodes cleaned %d/%d", len(r.Nodes)-len(missing), len(r.Nodes))
+		if err == nil && (line != said || time.Since(when) > repeat) {
+			say("%s", line)
+			said, when = line, time.Now()
+		}
+		if err == nil && len(missing) == 0 {
+			return nil
+		}
+		if pause(ctx, poll) != nil {
+			return errors.Join(fmt.Errorf("not every node was cleaned in the time given (--timeout); uninstall can be run again:\n  %s", strings.Join(missing, "\n  ")), err)
+		}
+	}
+}
+
+// notClean says of each node that is not clean yet what it waits for.
+func (r *Removal) notClean(pods []corev1.Pod) []string {
+	var out []string
+	for _, node := range r.Nodes {
+		why := "the cleaner has not started there"
+		for _, p := range pods {
+			if p.Spec.NodeName == node {
+				why = PodProblem(p)
+			}
+		}
+		if why != "" {
+			out = append(out, "node "+node+": "+why)
+		}
+	}
+	return out
+}
+
+// clearNodeObjects takes our condition and annotation off the Nodes. Another
+// writer's condition is left alone.
+func (r *Removal) clearNodeObjects(ctx context.Context, c *Cluster, say Progress) error {
+	var nodes corev1.NodeList
+	if err := c.List(ctx, &nodes); err != nil {
+		return fmt.Errorf("list the nodes: %w", err)
+	}
+	for i := range nodes.Items {
+		n := &nodes.Items[i]
+		if kube.IsOurs(kube.NetworkUnavailable(n)) {
+			patch := client.RawPatch(types.StrategicMergePatchType,
+				[]byte(`{"status":{"conditions":[{"$patch":"delete","type":"NetworkUnavailable"}]}}`))
+			if err := c.Status().Patch(ctx, n, patch); client.IgnoreNotFound(err) != nil {
+				return fmt.Errorf("take the condition NetworkUnavailable off node %s: %w", n.Name, err)
+			}
+			say("removed the condition NetworkUnavailable of node %s", n.Name)
+		}
+		if _, marked := n.Annotations[kube.WriterAnnotation]; marked {
+			patch := client.RawPatch(types.MergePatchType, []byte(`{"metadata":{"annotations":{"`+kube.WriterAnnotation+`":null}}}`))
+			if err := c.Patch(ctx, n, patch); client.IgnoreNotFound(err) != nil {
+				return fmt.Errorf("take the annotation %s off node %s: %w", kube.WriterAnnotation, n.Name, err)
+			}
+		}
+	}
+	return nil
+}
+
+// deleteObjects removes the rest, the last applied first; with the CRDs go
+// their objects.
+func (r *Removal) deleteObjects(ctx context.Context, c *Cluster, say Progress) error {
+	lease := &unstructured.Unstructured{}
+	lease.SetGroupVersionKind(coordinationv1.SchemeGroupVersion.WithKind("Lease"))
+	lease.SetNamespace(Namespace)
+	lease.SetName(kube.ControllerLease)
+	if err := deleteAnyway(ctx, c, lease, say); err != nil {
+		return err
+	}
+	for _, obj := range slices.Backward(r.objects) {
+		if err := deleteOne(ctx, c, obj, say); err != nil {
+			return err
+		}
+	}
+	for _, obj := range r.objects {
+		if obj.GetKind() != "CustomResourceDefinition" {
+			continue
+		}
+		if err := crdGone(ctx, c, obj.GetName()); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// crdGone waits until a CRD of ours and all of its objects are gone.
+func crdGone(ctx context.Context, c client.Client, name string) error {
+	for {
+		var crd apiextensionsv1.CustomResourceDefinition
+		err := c.Get(ctx, client.ObjectKey{Name: name}, &crd)
+		if absent(err) || err == nil && !ours(&crd) {
+			return nil
+		}
+		if pause(ctx, poll) != nil {
+			return fmt.Errorf("the CustomResourceDefinition %s is not gone in the time given (--timeout): its objects may have finalizers of somebody's", name)
+		}
+	}
+}
+
+// deleteOne deletes an object if it is there and ours.
+func deleteOne(ctx context.Context, c client.Client, obj *unstructured.Unstructured, say Progress) error {
+	have := &unstructured.Unstructured{}
+	have.SetGroupVersionKind(obj.GroupVersionKind())
+	err := c.Get(ctx, client.ObjectKeyFromObject(obj), have)
+	switch {
+	case absent(err):
+		return nil
+	case err != nil:
+		return fmt.Errorf("look at %s: %w", describe(obj), err)
+	case !ours(have):
+		say("left %s: it is not ours", describe(obj))
+		return nil
+	}
+	return deleteAnyway(ctx, c, have, say)
+}
+
+func deleteAnyway(ctx context.Context, c client.Client, obj *unstructured.Unstructured, say Progress) error {
+	err := c.Delete(ctx, obj, client.PropagationPolicy(metav1.DeletePropagationBackground))
+	if absent(err) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("delete %s: %w", describe(obj), err)
+	}
+	say("deleted %s", describe(obj))
+	return nil
+}
