@@ -1,0 +1,122 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"ropeway.dev/ropeway/internal/lab"
+	"ropeway.dev/ropeway/internal/lab/product"
+	"ropeway.dev/ropeway/internal/lab/scenario"
+)
+
+// version is set by the linker.
+var version = "v0.1.0-dev"
+
+// downLimit bounds taking the lab down after a Ctrl-C.
+const downLimit = 2 * time.Minute
+
+// demoScenarios are what `demo` plays, in order: the reference scenario's
+// "install" and "tunnel mode" rows.
+var demoScenarios = []string{"install", "tunnel-ipip", "tunnel-vxlan"}
+
+func newDemo(g *global) *cobra.Command {
+	var keep bool
+	cmd := &cobra.Command{
+		Use:   "demo",
+		Short: "Boot a lab, install Ropeway, play the reference scenario, take all down",
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return demo(cmd.Context(), g, cmd.OutOrStdout(), keep)
+		},
+	}
+	cmd.Flags().BoolVar(&keep, "keep", false, "leave the lab up afterwards")
+	return cmd
+}
+
+// demo boots, plays and takes down; whatever happens in between, the lab goes.
+func demo(ctx context.Context, g *global, out io.Writer, keep bool) (err error) {
+	began := time.Now()
+	o := lab.DefaultOptions()
+	o.Name, o.Cache, o.Progress = g.name, g.cache, elapsed(out, time.Now)
+	if _, err := lab.Open(g.name); err == nil {
+		return fmt.Errorf("a lab %q is up: take it down (ropeway-lab --name %s down), or give the demo another --name", g.name, g.name)
+	}
+	install, err := installer(g.cache, o.Progress)
+	if err != nil {
+		return err
+	}
+	o.Install = install
+	l, err := lab.Up(ctx, o)
+	if err != nil {
+		return err
+	}
+	defer func() {
+		if keep {
+			fmt.Fprintf(out, "\nthe lab stays up; take it down with: ropeway-lab --name %s down\n", g.name)
+			return
+		}
+		err = errors.Join(err, takeDown(ctx, l, out, err != nil))
+		fmt.Fprintf(out, "demo: %s in %.0fs\n", outcome(err), time.Since(began).Seconds())
+	}()
+	report := scenario.NewReport(out)
+	var stopped error
+	for _, name := range demoScenarios {
+		s, err := scenario.Find(name)
+		if err != nil {
+			return err
+		}
+		report.Title(s.Name + ": " + s.Doc)
+		if stopped = s.Run(ctx, l, report); stopped != nil {
+			break
+		}
+	}
+	return errors.Join(stopped, report.Summary())
+}
+
+// takeDown takes the lab down, also when the context has ended by Ctrl-C. The
+// logs of a failed run are kept beside, and named.
+func takeDown(ctx context.Context, l *lab.Lab, out io.Writer, failed bool) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), downLimit)
+	defer cancel()
+	if failed {
+		if kept, err := l.KeepLogs(ctx); err == nil {
+			fmt.Fprintf(out, "the logs are in %s\n", kept)
+		} else {
+			fmt.Fprintf(out, "the logs could not be kept: %v\n", err)
+		}
+	}
+	if err := l.Down(ctx); err != nil {
+		return err
+	}
+	fmt.Fprintf(out, "the lab is down; nothing of it is left\n")
+	return nil
+}
+
+func outcome(err error) string {
+	if err != nil {
+		return "FAILED"
+	}
+	return "all passed"
+}
+
+// installer puts Ropeway on a lab that `up` or `demo` has booted: the program
+// beside this one, in an image built from this checkout.
+func installer(cache string, progress func(string)) (lab.Installer, error) {
+	self, err := os.Executable()
+	if err != nil {
+		return nil, fmt.Errorf("find this program: %w", err)
+	}
+	return product.Installer(product.Config{
+		Program:  filepath.Join(filepath.Dir(self), "ropeway"),
+		Version:  version,
+		Cache:    filepath.Join(cache, "image"),
+		Progress: progress,
+	}), nil
+}

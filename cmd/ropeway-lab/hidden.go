@@ -1,0 +1,43 @@
+package main
+
+import (
+	"fmt"
+	"log/slog"
+	"os"
+
+	"github.com/spf13/cobra"
+
+	"ropeway.dev/ropeway/internal/lab"
+	"ropeway.dev/ropeway/internal/lab/launch"
+	"ropeway.dev/ropeway/internal/lab/pidone"
+	"ropeway.dev/ropeway/internal/lab/vpc"
+)
+
+// hidden are the commands that the lab runs this program as.
+func hidden() []*cobra.Command {
+	return []*cobra.Command{
+		{
+			Use: launch.LaunchCommand, Hidden: true, Args: cobra.ExactArgs(1),
+			RunE: func(_ *cobra.Command, args []string) error { return launch.Launch(args[0]) },
+		},
+		{
+			Use: launch.InitCommand, Hidden: true, Args: cobra.ExactArgs(1),
+			RunE: func(cmd *cobra.Command, args []string) error {
+				spec, err := pidone.ReadSpec(args[0])
+				if err != nil {
+					return err
+				}
+				return pidone.Run(cmd.Context(), spec, slog.New(slog.NewTextHandler(os.Stderr, nil)))
+			},
+		},
+		{
+			Use: lab.OutsideCommand, Hidden: true, Args: cobra.NoArgs,
+			RunE: func(cmd *cobra.Command, _ []string) error {
+				if err := vpc.ServeOutside(cmd.Context()); err != nil {
+					return fmt.Errorf("serve the world outside the lab: %w", err)
+				}
+				return nil
+			},
+		},
+	}
+}

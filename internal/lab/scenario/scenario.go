@@ -1,0 +1,117 @@
+package scenario
+
+import (
+	"context"
+	"fmt"
+	"strings"
+
+	"ropeway.dev/ropeway/internal/lab"
+)
+
+// Scenario is one scripted check of a running lab.
+type Scenario struct {
+	Name string
+	// Doc is one line that says what it shows.
+	Doc string
+	// Run plays it. Steps go through the report; an error that it returns
+	// beside failed steps means that the scenario could not go on.
+	Run func(ctx context.Context, l *lab.Lab, r *Report) error
+}
+
+// All lists the scenarios in the order in which they are shown.
+func All() []Scenario {
+	return []Scenario{
+		bare(),
+		{Name: "install", Doc: "every network component is Running 1/1", Run: on((*stage).install)},
+		{Name: "tunnel-ipip", Doc: "the document's tunnel mode, IP in IP", Run: on(func(s *stage, ctx context.Context) error { return s.tunnel(ctx, "ipip") })},
+		{Name: "tunnel-vxlan", Doc: "the document's tunnel mode, VXLAN", Run: on(func(s *stage, ctx context.Context) error { return s.tunnel(ctx, "vxlan") })},
+		{Name: "services", Doc: "what kube-proxy, kubelet and DNS need of a pod network", Run: on((*stage).services)},
+	}
+}
+
+// Find returns the scenario of that name; the error lists all names.
+func Find(name string) (Scenario, error) {
+	var names []string
+	for _, s := range All() {
+		if s.Name == name {
+			return s, nil
+		}
+		names = append(names, s.Name)
+	}
+	return Scenario{}, fmt.Errorf("there is no scenario %q; there are: %s", name, strings.Join(names, ", "))
+}
+
+// Play runs a scenario and prints its summary. The error is ErrFailed when a
+// step failed, or why the scenario could not go on.
+func Play(ctx context.Context, s Scenario, l *lab.Lab, r *Report) error {
+	r.Title(s.Name + ": " + s.Doc)
+	stopped := s.Run(ctx, l, r)
+	err := r.Summary()
+	if err != nil {
+		return err
+	}
+	if stopped != nil {
+		return fmt.Errorf("scenario %s stopped: %w", s.Name, stopped)
+	}
+	return nil
+}
+
+// bare shows that the cluster itself is there, with or without a pod network.
+func bare() Scenario {
+	return Scenario{Name: "bare", Doc: "the API server answers and every node has registered", Run: playBare}
+}
+
+func playBare(ctx context.Context, l *lab.Lab, r *Report) error {
+	err := r.Step(ctx, "the API server is ready", func(ctx context.Context) error {
+		_, err := l.Kubectl(ctx, "get", "--raw", "/readyz")
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	_ = r.Step(ctx, "a stranger gets nothing from the API server", func(ctx context.Context) error { return refused(ctx, l) })
+	for _, node := range l.Nodes() {
+		_ = r.Step(ctx, "node "+node.Name+" has registered", func(ctx context.Context) error { return registered(ctx, l, node) })
+	}
+	out, err := l.Kubectl(ctx, "get", "nodes", "-o", "wide")
+	if err != nil {
+		return err
+	}
+	r.Command("kubectl get nodes -o wide", out)
+	return nil
+}
+
+// refused asks without credentials and wants to be turned away.
+func refused(ctx context.Context, l *lab.Lab) error {
+	node := l.Nodes()[0].Name
+	out, err := l.NodeExec(ctx, node, "curl", "-sk", "-o", "/dev/null", "-w", "%{http_code}", l.APIServer()+"/api/v1/nodes")
+	if err != nil {
+		return err
+	}
+	if code := string(out); code != "401" {
+		return fmt.Errorf("the API server answers %s to a request without credentials, want 401", code)
+	}
+	return nil
+}
+
+func registered(ctx context.Context, l *lab.Lab, node lab.Node) error {
+	out, err := l.Kubectl(ctx, "get", "node", node.Name, "-o", `jsonpath={.status.addresses[?(@.type=="InternalIP")].address}`)
+	if err != nil {
+		return err
+	}
+	var want []string
+	for _, a := range node.Addresses {
+		want = append(want, a.Addr().String())
+	}
+	if got := strings.Fields(string(out)); strings.Join(got, " ") != strings.Join(want, " ") {
+		return fmt.Errorf("its addresses in the API are %v, want %v", got, want)
+	}
+	return nil
+}
+
+// on puts a scenario's script on a stage.
+func on(script func(*stage, context.Context) error) func(context.Context, *lab.Lab, *Report) error {
+	return func(ctx context.Context, l *lab.Lab, r *Report) error {
+		return script(&stage{l: l, r: r}, ctx)
+	}
+}

@@ -1,0 +1,85 @@
+package scenario
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"time"
+
+	"ropeway.dev/ropeway/internal/lab"
+)
+
+// stage is where a scenario is played: a lab, and the report that its commands
+// and their output are printed to.
+type stage struct {
+	l *lab.Lab
+	r *Report
+}
+
+// nodes are the names of the lab's nodes.
+func (s *stage) nodes() []string {
+	var names []string
+	for _, n := range s.l.Nodes() {
+		names = append(names, n.Name)
+	}
+	return names
+}
+
+// kubectl runs kubectl, prints the command and its output, and returns the output.
+func (s *stage) kubectl(ctx context.Context, args ...string) (string, error) {
+	out, err := s.l.Kubectl(ctx, args...)
+	s.r.Command("kubectl "+quote(args), out)
+	if err != nil {
+		return string(out), fmt.Errorf("kubectl %s: %w", quote(args), err)
+	}
+	return string(out), nil
+}
+
+// quiet runs kubectl without printing.
+func (s *stage) quiet(ctx context.Context, args ...string) (string, error) {
+	out, err := s.l.Kubectl(ctx, args...)
+	if err != nil {
+		return string(out), fmt.Errorf("kubectl %s: %w: %s", quote(args), err, lastLine(out))
+	}
+	return string(out), nil
+}
+
+// until calls check until it returns nil or the time is over, and then returns
+// the last reason.
+func (s *stage) until(ctx context.Context, limit time.Duration, check func() error) error {
+	ctx, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
+	tick := time.NewTicker(200 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		err := check()
+		if err == nil {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("not within %s: %w", limit, err)
+		case <-tick.C:
+		}
+	}
+}
+
+// note prints a line of explanation.
+func (s *stage) note(format string, args ...any) { s.r.Note(fmt.Sprintf(format, args...)) }
+
+// quote writes arguments as they would be typed.
+func quote(args []string) string {
+	quoted := make([]string, len(args))
+	for i, a := range args {
+		if strings.ContainsAny(a, " {}$\"*?|&;<>()") {
+			a = "'" + strings.ReplaceAll(a, "'", `'\''`) + "'"
+		}
+		quoted[i] = a
+	}
+	return strings.Join(quoted, " ")
+}
+
+func lastLine(out []byte) string {
+	lines := strings.Split(strings.TrimSpace(string(out)), "\n")
+	return lines[len(lines)-1]
+}
