@@ -56,6 +56,7 @@ func (l *ledger) apply(r Record) {
 
 // take gives an address to a key, whoever had it.
 func (l *ledger) take(a netip.Addr, key Key) {
+	l.freed[FamilyOf(a)].remove(a)
 	former, held := l.holders[a]
 	l.holders[a] = key
 	if !held || former == key {

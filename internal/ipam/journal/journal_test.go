@@ -141,6 +141,9 @@ func TestCutAnywhere(t *testing.T) {
 		if torn := cut - 1 - bytes.LastIndexByte(data[:cut], '\n'); j.Torn() != torn {
 			t.Fatalf("cut at %d: torn %d, want %d", cut, j.Torn(), torn)
 		}
+		if info, err := os.Stat(path); err != nil || info.Size() != j.size {
+			t.Fatalf("cut at %d: %d bytes are left of %d, %v", cut, info.Size(), j.size, err)
+		}
 		if err := errors.Join(j.Append(hold(9)), j.Close()); err != nil {
 			t.Fatal(err)
 		}
