@@ -10,6 +10,9 @@ const (
 	// ConditionAddressesUsable is False when the node's CIDRs cannot be used:
 	// outside the pod network, overlapping another node's, or missing.
 	ConditionAddressesUsable = "AddressesUsable"
+	// ConditionConflistInstalled is False when the conflist cannot be made from
+	// its template; what was installed before stays.
+	ConditionConflistInstalled = "ConflistInstalled"
 )
 
 // MaxExceptions bounds NodeNetworkStatus.Exceptions.

@@ -190,7 +190,8 @@ type run struct {
 	netns  string
 	args   string
 	conf   string
-	stdout *os.File // instead of the buffer
+	stdout *os.File        // instead of the buffer
+	ctx    context.Context // whose end is the process's; the test's if nil
 	before func(*exec.Cmd)
 }
 
@@ -202,7 +203,10 @@ func (n *node) run(r run) (stdout string, failure *types.Error) {
 	if r.id == "" {
 		r.id = "c1"
 	}
-	ctx, cancel := context.WithTimeout(n.t.Context(), time.Minute)
+	if r.ctx == nil {
+		r.ctx = n.t.Context()
+	}
+	ctx, cancel := context.WithTimeout(r.ctx, time.Minute)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, filepath.Join(n.bin, r.name))
 	cmd.Env = []string{"CNI_COMMAND=" + r.verb, "CNI_CONTAINERID=" + r.id, "CNI_NETNS=" + r.netns, "CNI_IFNAME=eth0", "CNI_PATH=" + n.bin, "CNI_ARGS=" + r.args}

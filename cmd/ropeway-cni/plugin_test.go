@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -15,7 +16,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/containernetworking/cni/libcni"
 	"github.com/containernetworking/cni/pkg/types"
 	"github.com/vishvananda/netlink"
 
@@ -324,41 +324,39 @@ func TestAddTwiceKeepsTheFirst(t *testing.T) {
 	}
 }
 
-// An ADD that is interrupted while it waits ends soon, and takes nothing.
+// An ADD that is interrupted while it waits ends soon, says so, and takes
+// nothing.
 func TestAddIsInterrupted(t *testing.T) {
 	n := newNode(t)
-	n.agent.Close()
 	p := n.pod("c1")
+	socket := filepath.Join(t.TempDir(), "cni.sock")
+	hung, err := net.Listen("unix", socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer hung.Close()
 	before := n.state()
+	terminate := func(cmd *exec.Cmd) {
+		cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	go func() {
+		conn, err := hung.Accept() // the plugin waits for an answer now
+		if err == nil {
+			defer conn.Close()
+		}
+		cancel()
+		<-t.Context().Done()
+	}()
 	start := time.Now()
-	_, failure := n.run(run{verb: "ADD", netns: p.Path(), conf: `{"cniVersion": "1.0.0", "name": "rwt-net", "type": "ropeway"}`,
-		before: func(cmd *exec.Cmd) {
-			go func() {
-				// Once the plugin runs, it waits for the agent.
-				for cmd.Process == nil || !sleeping(cmd.Process.Pid) {
-					if t.Context().Err() != nil {
-						return
-					}
-				}
-				_ = cmd.Process.Signal(syscall.SIGTERM)
-			}()
-		}})
-	if failure == nil || time.Since(start) > 10*time.Second {
-		t.Errorf("got %v after %s", failure, time.Since(start))
+	_, failure := n.run(run{ctx: ctx, verb: "ADD", netns: p.Path(), before: terminate,
+		conf: fmt.Sprintf(`{"cniVersion": "1.0.0", "name": "rwt-net", "type": "ropeway", "socket": %q}`, socket)})
+	if failure == nil || failure.Code != cniwire.CodeTryAgainLater || time.Since(start) > 10*time.Second {
+		t.Errorf("got %+v after %s", failure, time.Since(start))
 	}
 	if after := n.state(); after != before {
 		t.Errorf("left:\n%s", after)
 	}
-}
-
-// sleeping reports whether the plugin has installed its signal handler.
-func sleeping(pid int) bool {
-	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
-	if err != nil {
-		return false
-	}
-	comm, err := os.ReadFile(fmt.Sprintf("/proc/%d/comm", pid))
-	return err == nil && strings.TrimSpace(string(comm)) == "ropeway" && strings.Contains(string(status), "State:\tS")
 }
 
 // A plugin that is started before the agent waits for it (a restart, an upgrade).
@@ -380,255 +378,6 @@ func TestAddWaitsForTheAgent(t *testing.T) {
 	out, failure := n.run(run{verb: "ADD", netns: p.Path(), conf: conf, before: late})
 	if failure != nil || !strings.Contains(out, "10.88.0.2") {
 		t.Errorf("got %s, %v", out, failure)
-	}
-}
-
-// Invariant 6, and CNI specification 1.1.0, section 2, DEL: it needs no agent,
-// no namespace and no sound configuration.
-func TestDelWithoutTheAgent(t *testing.T) {
-	for _, ipam := range []string{`{"type": "ropeway-ipam"}`, `{"type": "host-local", "ranges": [[{"subnet": "usePodCidr", "rangeStart": "10.88.0.10"}], [{"subnet": "usePodCidrIPv6"}]]}`} {
-		t.Run(ipam, func(t *testing.T) {
-			n := newNode(t, "10.88.0.0/24", "fd88::/64")
-			list := conflist(t, "0.3.1", `{"type": "ropeway", "ipam": `+ipam+`}`)
-			before := n.state()
-			p := n.pod("c1")
-			n.mustAdd(list, p)
-			n.agent.Close()
-			p.Close() // the namespace is gone as well
-			start := time.Now()
-			n.mustDel(list, p)
-			if took := time.Since(start); took > 5*time.Second {
-				t.Errorf("DEL took %s", took)
-			}
-			if after := n.state(); after != before {
-				t.Errorf("left:\n%s\nbefore:\n%s", after, before)
-			}
-			stones, err := cniwire.ReadTombstones(cniwire.TombstoneDir)
-			want := cniwire.Attachment{Network: "rwt-net", ContainerID: "c1", IfName: "eth0"}
-			if err != nil || len(stones) != 1 || stones[0].Attachment != want || stones[0].Pod.UID != "uid-c1" {
-				t.Errorf("tombstones %+v, %v", stones, err)
-			}
-		})
-	}
-}
-
-func TestDelWhenTheAgentRefuses(t *testing.T) {
-	n := newNode(t, "10.88.0.0/24")
-	list, p := conflist(t, "1.0.0"), n.pod("c1")
-	n.mustAdd(list, p)
-	n.agent.FailNext(cniwire.Del, &cniwire.Error{Code: cniwire.CodeInternal, Msg: "the journal's disk is full"})
-	n.mustDel(list, p)
-	if stones, err := cniwire.ReadTombstones(cniwire.TombstoneDir); err != nil || len(stones) != 1 {
-		t.Errorf("tombstones %+v, %v", stones, err)
-	}
-}
-
-func TestDelOfWhatIsNotUnderstood(t *testing.T) {
-	n := newNode(t, "10.88.0.0/24")
-	p := n.pod("c1")
-	for _, conf := range []string{
-		`"mtu": "large", "policy": 7, "device_type": "netkit"`,
-		`"ipam": ["calico-ipam"]`,
-		`"ipam": {"type": "spiderpool"}`,
-		`"socket": 7`,
-	} {
-		n.mustAdd(conflist(t, "1.0.0"), p)
-		conf = `{"cniVersion": "1.0.0", "name": "rwt-net", "type": "ropeway", ` + conf + `}`
-		if _, failure := n.run(run{verb: "DEL", netns: p.Path(), args: "broken", conf: conf}); failure != nil {
-			t.Errorf("%s: %v", conf, failure)
-		}
-		if links, err := podlink.List(); err != nil || len(links) != 0 || len(n.agent.Held()) != 0 {
-			t.Errorf("%s: links %v, held %v, %v", conf, links, n.agent.Held(), err)
-		}
-	}
-}
-
-// The address is free only once nothing uses it (invariant 1).
-func TestDelUnwiresBeforeItReleases(t *testing.T) {
-	n := newNode(t)
-	n.agent.Close()
-	name := podlink.HostLinkName("rwt-net", "c1", "eth0")
-	released := false
-	n.startAgent(func(req cniwire.Request) {
-		if req.Verb != cniwire.Del {
-			return
-		}
-		released = true
-		_ = n.ns.Do(func() error {
-			if _, err := netlink.LinkByName(name); err == nil {
-				t.Error("the address is released while the link is there")
-			}
-			return nil
-		})
-	}, "10.88.0.0/24")
-	list, p := conflist(t, "1.0.0"), n.pod("c1")
-	n.mustAdd(list, p)
-	n.mustDel(list, p)
-	n.agent.Close()
-	if !released {
-		t.Error("the agent heard nothing")
-	}
-}
-
-// An ADD that fails when the agent cannot take the address back either.
-func TestFailedAddLeavesATombstone(t *testing.T) {
-	n := newNode(t, "10.88.0.0/24")
-	n.agent.FailNext(cniwire.Del, &cniwire.Error{Code: cniwire.CodeInternal, Msg: "not now"})
-	p := n.pod("c1")
-	if _, err := n.add(conflist(t, "1.0.0", `{"type": "ropeway", "mtu": 70000}`), p); code(err) != cniwire.CodeInvalidConfig {
-		t.Fatal(err)
-	}
-	if stones, err := cniwire.ReadTombstones(cniwire.TombstoneDir); err != nil || len(stones) != 1 || stones[0].Attachment.ContainerID != "c1" {
-		t.Errorf("tombstones %+v, %v", stones, err)
-	}
-}
-
-// A pod that the calico plugin made can be deleted after the take-over.
-func TestDelOfCalicosPod(t *testing.T) {
-	n := newNode(t)
-	p := n.pod("c1")
-	ns, err := os.Open(p.Path())
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer ns.Close()
-	attrs := netlink.NewLinkAttrs()
-	attrs.Name = "cali0123456789a"
-	if err := netlink.LinkAdd(&netlink.Veth{LinkAttrs: attrs, PeerName: "eth0", PeerNamespace: netlink.NsFd(int(ns.Fd()))}); err != nil {
-		t.Fatal(err)
-	}
-	if _, failure := n.run(run{name: "calico", verb: "DEL", netns: p.Path(), conf: `{"cniVersion": "0.3.1", "name": "k8s-pod-network", "type": "calico", "ipam": {"type": "calico-ipam"}}`}); failure != nil {
-		t.Fatal(failure)
-	}
-	if _, err := netlink.LinkByName(attrs.Name); err == nil {
-		t.Error("the link is still there")
-	}
-}
-
-// CNI specification 1.1.0, section 2, STATUS: code 50 when ADD cannot be served.
-func TestStatus(t *testing.T) {
-	n := newNode(t, "10.88.0.0/24")
-	conf := func(ipam string) string {
-		return `{"cniVersion": "1.1.0", "name": "rwt-net", "type": "ropeway", "ipam": ` + ipam + `}`
-	}
-	for _, tt := range []struct {
-		name, ipam string
-		fail       *cniwire.Error
-		code       uint
-	}{
-		{"ready", `{}`, nil, 0},
-		{"delegated", `{"type": "host-local", "subnet": "usePodCidr"}`, nil, 0},
-		{"the node has no such CIDR", `{"type": "host-local", "subnet": "usePodCidrIPv6"}`, nil, 50},
-		{"the agent is not ready", `{}`, &cniwire.Error{Code: 50, Msg: "no lease"}, 50},
-		{"the agent says later", `{}`, &cniwire.Error{Code: 11, Msg: "no lease"}, 50},
-		{"no such plugin", `{"type": "nowhere"}`, nil, 7},
-		{"refused", `{"type": "spiderpool"}`, nil, 7},
-	} {
-		if tt.fail != nil {
-			n.agent.FailNext(cniwire.Status, tt.fail)
-		}
-		_, failure := n.run(run{verb: "STATUS", conf: conf(tt.ipam)})
-		if failure == nil && tt.code != 0 || failure != nil && failure.Code != tt.code {
-			t.Errorf("%s: %+v, want code %d", tt.name, failure, tt.code)
-		}
-	}
-	n.agent.Close()
-	start := time.Now()
-	for _, name := range []string{"ropeway", "ropeway-ipam"} {
-		if _, failure := n.run(run{name: name, verb: "STATUS", conf: conf(`{}`)}); failure == nil || failure.Code != 50 || !strings.Contains(failure.Msg, "kubectl") {
-			t.Errorf("without an agent: %+v", failure)
-		}
-	}
-	if took := time.Since(start); took > 10*time.Second {
-		t.Errorf("STATUS without an agent took %s", took)
-	}
-}
-
-// CNI specification 1.1.0, section 2, CHECK.
-func TestCheckFinds(t *testing.T) {
-	for _, tt := range []struct {
-		name  string
-		spoil func(*node, *pod) error
-		code  uint
-		want  string
-	}{
-		{"the link", func(*node, *pod) error {
-			return exec.Command("ip", "link", "del", podlink.HostLinkName("rwt-net", "c1", "eth0")).Run()
-		}, cniwire.CodeInternal, "not wired"},
-		{"the agent's record", func(n *node, _ *pod) error {
-			_, err := cniwire.Call(context.Background(), n.agent.Socket, cniwire.Request{Verb: cniwire.Del, Attachment: cniwire.Attachment{Network: "rwt-net", ContainerID: "c1", IfName: "eth0"}})
-			return err
-		}, cniwire.CodeMismatch, "no address is recorded"},
-		{"a delegated record", func(*node, *pod) error {
-			return os.RemoveAll("/var/lib/cni/networks/rwt-net")
-		}, types.ErrInternal, "host-local"},
-	} {
-		t.Run(tt.name, func(t *testing.T) {
-			n := newNode(t, "10.88.0.0/24")
-			ipam := `{}`
-			if strings.HasPrefix(tt.name, "a delegated") {
-				ipam = `{"type": "host-local", "subnet": "usePodCidr"}`
-			}
-			list, p := conflist(t, "0.4.0", `{"type": "ropeway", "ipam": `+ipam+`}`), n.pod("c1")
-			n.mustAdd(list, p)
-			if err := n.cni.CheckNetworkList(t.Context(), list, p.rt); err != nil {
-				t.Fatalf("CHECK before: %v", err)
-			}
-			if err := tt.spoil(n, p); err != nil {
-				t.Fatal(err)
-			}
-			err := n.cni.CheckNetworkList(t.Context(), list, p.rt)
-			if code(err) != tt.code || !strings.Contains(err.Error(), tt.want) {
-				t.Errorf("CHECK after: %v (code %d), want code %d and %q", err, code(err), tt.code, tt.want)
-			}
-		})
-	}
-}
-
-func TestCheckNeedsTheResult(t *testing.T) {
-	n := newNode(t, "10.88.0.0/24")
-	p := n.pod("c1")
-	for _, prev := range []string{`null`, `{"cniVersion": "1.0.0"}`, `{"cniVersion": "1.0.0", "ips": 7}`} {
-		_, failure := n.run(run{verb: "CHECK", netns: p.Path(), conf: `{"cniVersion": "1.0.0", "name": "rwt-net", "type": "ropeway", "prevResult": ` + prev + `}`})
-		if failure == nil || !strings.Contains(failure.Msg, "prevResult") {
-			t.Errorf("%s: %+v", prev, failure)
-		}
-	}
-}
-
-// CNI specification 1.1.0, section 2, GC.
-func TestGC(t *testing.T) {
-	n := newNode(t, "10.88.0.0/24")
-	list := conflist(t, "1.1.0")
-	keep, stale := n.pod("keep"), n.pod("stale")
-	n.mustAdd(list, keep)
-	n.mustAdd(list, stale)
-	gc := func(valid string) *types.Error {
-		_, failure := n.run(run{verb: "GC", conf: `{"cniVersion": "1.1.0", "name": "rwt-net", "type": "ropeway"` + valid + `}`})
-		return failure
-	}
-	if failure := gc(""); failure == nil || failure.Code != 7 || len(n.agent.Held()) != 2 {
-		t.Errorf("a GC that names nothing: %+v", failure)
-	}
-	if failure := gc(`, "cni.dev/valid-attachments": [{"containerID": "keep", "ifname": "eth0"}]`); failure != nil {
-		t.Fatal(failure)
-	}
-	links, err := podlink.List()
-	if err != nil || len(links) != 1 || len(n.agent.Held()) != 1 {
-		t.Errorf("links %v, held %v, %v", links, n.agent.Held(), err)
-	}
-	if err := n.cni.CheckNetworkList(t.Context(), list, keep.rt); err != nil {
-		t.Errorf("the valid one was harmed: %v", err)
-	}
-	if err := n.cni.GCNetworkList(t.Context(), list, &libcni.GCArgs{ValidAttachments: []types.GCAttachment{{ContainerID: "keep", IfName: "eth0"}}}); err != nil {
-		t.Errorf("GC through libcni: %v", err)
-	}
-	n.agent.FailNext(cniwire.GC, &cniwire.Error{Code: cniwire.CodeInternal, Msg: "not now"})
-	if failure := gc(`, "cni.dev/valid-attachments": []`); failure == nil || !strings.Contains(failure.Msg, "not now") {
-		t.Errorf("the agent's failure is not reported: %+v", failure)
-	}
-	if links, err := podlink.List(); err != nil || len(links) != 0 {
-		t.Errorf("GC stopped at the agent's failure: %v, %v", links, err)
 	}
 }
 

@@ -14,6 +14,7 @@ import (
 	"syscall"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
 )
 
 // version is the release, set by the linker.
@@ -35,13 +36,14 @@ func main() {
 func run() int {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	info, err := os.Stdin.Stat()
+	// Only a terminal has settings; /dev/null is a character device too.
+	_, noTerminal := unix.IoctlGetTermios(int(os.Stdin.Fd()), unix.TCGETS)
 	env := environment{
 		nodeName: os.Getenv("NODE_NAME"), podName: os.Getenv("POD_NAME"),
 		stdin: os.Stdin, stdout: os.Stdout, stderr: os.Stderr,
-		terminal: err == nil && info.Mode()&os.ModeCharDevice != 0,
+		terminal: noTerminal == nil,
 	}
-	err = newRoot(env).ExecuteContext(ctx)
+	err := newRoot(env).ExecuteContext(ctx)
 	switch {
 	case err == nil:
 		return 0

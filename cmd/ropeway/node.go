@@ -13,6 +13,7 @@ import (
 
 	"ropeway.dev/ropeway/internal/agent"
 	"ropeway.dev/ropeway/internal/controller"
+	"ropeway.dev/ropeway/internal/dataplane/podlink"
 	"ropeway.dev/ropeway/internal/kube"
 )
 
@@ -116,9 +117,10 @@ func newNodeClean(env environment) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "node-clean",
 		Short: "Take Ropeway off this node (uninstall runs it on each)",
-		Long: `Removes from this node what the agent made: conflist, plugins, links, routes,
-rules, BPF programs and state; files of others that were taken over are put back.
-The agent must not be running here. Pods on this node lose their network.`,
+		Long: `Removes from this node what the agent and the plugin made: conflist, plugins,
+links, routes, rules, BPF programs and state; files of others that were taken over
+are put back. The agent must not be running here. Pods on this node lose their
+network.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if waitOnly {
@@ -129,7 +131,8 @@ The agent must not be running here. Pods on this node lose their network.`,
 			if c.Log, err = newLog(cmd.ErrOrStderr(), "info"); err != nil {
 				return err
 			}
-			if err := agent.Clean(cmd.Context(), c); err != nil {
+			// Pods' links last: until then, what they send meets the guards.
+			if err := errors.Join(agent.Clean(cmd.Context(), c), removePodLinks()); err != nil {
 				return err
 			}
 			fmt.Fprintln(cmd.OutOrStdout(), "this node is clean")
@@ -142,4 +145,22 @@ The agent must not be running here. Pods on this node lose their network.`,
 		panic(err) // the flag is defined above
 	}
 	return cmd
+}
+
+// removePodLinks removes the links of the pods that still run: without routes
+// and rules they carry nothing, and nobody would remove them later.
+func removePodLinks() error {
+	links, err := podlink.List()
+	if err != nil {
+		return fmt.Errorf("look for pods' links: %w", err)
+	}
+	var errs []error
+	for _, l := range links {
+		attachment, _, err := podlink.ParseAlias(l.Alias)
+		if err == nil {
+			err = podlink.Del(attachment, "")
+		}
+		errs = append(errs, err)
+	}
+	return errors.Join(errs...)
 }

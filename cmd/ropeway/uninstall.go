@@ -24,8 +24,9 @@ type uninstallCommand struct {
 
 const uninstallLong = `Ends the agents and controllers, takes Ropeway off every node (conflist, plugins,
 links, routes, rules, BPF programs; files that were taken over are put back), and
-deletes its objects and CRDs. Pods that run lose their network: drain first, or
-install another pod network and restart them. It can be run again after a failure.`
+deletes its objects and CRDs. Pods that run lose their network for good, and the
+kubelet cannot end them before a pod network is installed again: drain first, or
+delete them afterwards. It can be run again after a failure.`
 
 func newUninstall(env environment, g *global) *cobra.Command {
 	c := &uninstallCommand{env: env, g: g}
@@ -66,6 +67,9 @@ func (c *uninstallCommand) run(ctx context.Context) error {
 		return err
 	}
 	say("Ropeway is uninstalled: nothing of it is left in the cluster or on %d nodes", len(removal.Nodes))
+	if removal.Pods > 0 {
+		say("%d pods ran on its network and have none now: delete them once a pod network is installed again", removal.Pods)
+	}
 	return nil
 }
 

@@ -75,6 +75,7 @@ func Run(ctx context.Context, cfg Config) error {
 	if err != nil {
 		return fmt.Errorf("preparing the dataplane: %w", err)
 	}
+	defer linux.Close()
 	wire, err := probe.NewSockets(cfg.Log)
 	if err != nil {
 		return err

@@ -346,6 +346,11 @@ type runningAgent struct {
 // start starts an agent; the test's end stops it.
 func (m *machine) start() *runningAgent {
 	m.t.Helper()
+	return m.startWith(m.dataplane)
+}
+
+func (m *machine) startWith(dp dataplane.Dataplane) *runningAgent {
+	m.t.Helper()
 	cfg := m.config
 	cfg.Defaults()
 	if err := cfg.Validate(); err != nil {
@@ -353,7 +358,7 @@ func (m *machine) start() *runningAgent {
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	c := m.api.client(m.name)
-	p := parts{dataplane: m.dataplane, changes: m.dataplane.Changes(ctx), client: c, kernel: m.kernel, wire: m.fabric.Wire()}
+	p := parts{dataplane: dp, changes: m.dataplane.Changes(ctx), client: c, kernel: m.kernel, wire: m.fabric.Wire()}
 	n, err := newNode(ctx, cfg, p)
 	if err != nil {
 		cancel()

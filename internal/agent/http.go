@@ -45,11 +45,27 @@ type web struct {
 
 func (w *web) handler() http.Handler {
 	mux := http.NewServeMux()
-	mux.HandleFunc("GET /healthz", func(rw http.ResponseWriter, _ *http.Request) { fmt.Fprintln(rw, "ok") })
+	mux.HandleFunc("GET /healthz", w.healthy)
 	mux.HandleFunc("GET /readyz", w.ready)
 	mux.Handle("GET /metrics", w.node.metrics.handler())
 	mux.HandleFunc("GET /v1/state", w.state)
 	return mux
+}
+
+// stuckAfter is how long after the begin of its last pass the node loop counts
+// as stuck. A pass takes milliseconds, and one begins at least every resync.
+const stuckAfter = 5 * time.Minute
+
+// healthy says whether the node loop still turns. Nothing that a restart would
+// not mend makes it fail.
+func (w *web) healthy(rw http.ResponseWriter, _ *http.Request) {
+	beat := w.node.beat.Load()
+	if since := time.Since(time.Unix(0, beat)); beat != 0 && since > stuckAfter {
+		rw.WriteHeader(http.StatusServiceUnavailable)
+		fmt.Fprintf(rw, "the node loop has not looked at the node for %s\n", since.Round(time.Second))
+		return
+	}
+	fmt.Fprintln(rw, "ok")
 }
 
 // ready says whether the local state is set: nothing that depends on peers or

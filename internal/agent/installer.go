@@ -8,6 +8,7 @@ import (
 	"sync"
 
 	"ropeway.dev/ropeway/internal/agent/hostinstall"
+	"ropeway.dev/ropeway/internal/kube"
 )
 
 // installer puts the plugins onto the node at the start, and the conflist last:
@@ -47,15 +48,12 @@ func (in *installer) plugins() error {
 // and never taken away. With a template that cannot be used, the conflist stays
 // as it was.
 func (in *installer) step(may bool) error {
-	if err := in.plugins(); err != nil {
-		return err
+	err := in.plugins()
+	if err == nil && (may || in.host.ConflistInstalled()) {
+		err = in.conflist()
+		in.nameForeign()
 	}
-	if !may && !in.host.ConflistInstalled() {
-		return nil
-	}
-	err := in.conflist()
 	in.note(err)
-	in.nameForeign()
 	if _, broken := errors.AsType[*hostinstall.TemplateError](err); broken {
 		return nil // only a person can mend it; it was told
 	}
@@ -111,7 +109,7 @@ func (in *installer) note(err error) {
 		return
 	}
 	in.log.Error("the conflist is not as its template says; what was installed before stays", "err", err)
-	in.event(true, "ConflistBroken", problem+"; what was installed before stays")
+	in.event(true, reasonBroken, problem+"; what was installed before stays")
 }
 
 // problemNow says what is wrong with the conflist, or "".
@@ -119,6 +117,20 @@ func (in *installer) problemNow() string {
 	in.mu.Lock()
 	defer in.mu.Unlock()
 	return in.problem
+}
+
+// condition says it for the NodeNetwork; nothing while there is no conflist and
+// nothing wrong with it.
+func (in *installer) condition() kube.Condition {
+	problem := in.problemNow()
+	switch {
+	case problem != "":
+		return kube.Condition{Reason: reasonBroken, Message: problem + "; what was installed before stays"}
+	case in.host.ConflistInstalled():
+		return kube.Condition{Status: true, Reason: reasonInstalled, Message: "the conflist is as its template says"}
+	default:
+		return kube.Condition{}
+	}
 }
 
 // nameForeign tells of conflists that the runtime prefers to ours, once.

@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"context"
 	"errors"
 	"net/http"
 	"net/http/httptest"
@@ -9,9 +10,11 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"ropeway.dev/ropeway/internal/agent/probe"
 	"ropeway.dev/ropeway/internal/cniwire"
+	"ropeway.dev/ropeway/internal/dataplane"
 	"ropeway.dev/ropeway/internal/kube"
 	"ropeway.dev/ropeway/internal/plan"
 )
@@ -197,11 +200,8 @@ func TestLiveChangeOfTransport(t *testing.T) {
 func TestKernelFailure(t *testing.T) {
 	api, m := one(t)
 	broken := errors.New("vxlan: operation not supported")
-	m.config.timing.addWait = 50_000_000
-	for range 500 {
-		m.dataplane.Fail(nil, broken) // Observe, Set
-	}
-	failing := make([]error, 1000)
+	m.config.timing.addWait = 50 * time.Millisecond
+	failing := make([]error, 5000)
 	for i := range failing {
 		failing[i] = broken
 	}
@@ -253,6 +253,45 @@ func TestHTTP(t *testing.T) {
 	}
 }
 
+func TestStuckLoopIsUnhealthy(t *testing.T) {
+	_, m := one(t)
+	a := m.start()
+	a.waitServing()
+	a.stop()
+	a.node.beat.Store(time.Now().Add(-stuckAfter - time.Second).UnixNano())
+	if code, body := get(a, "/healthz"); code != http.StatusServiceUnavailable || !strings.Contains(body, "has not looked") {
+		t.Errorf("%d %s", code, body)
+	}
+}
+
+// TestPartOfTheKernel: a route that cannot be set, or a transport that the
+// kernel lacks, does not keep a node from joining; it is told.
+func TestPartOfTheKernel(t *testing.T) {
+	api, m := one(t)
+	api.addNode("b", "10.244.9.0/24")
+	half := halfDataplane{m.dataplane}
+	a := m.startWith(half)
+	a.add("pod")
+	eventually(t, func() string {
+		st := api.status("a")
+		if !st.Programmed.Status || st.Programmed.Reason != reasonPartly || !strings.Contains(st.Programmed.Message, "no route to host") {
+			return "the partial failure in the NodeNetwork"
+		}
+		return ""
+	})
+	if code, _ := get(a, "/readyz"); code != http.StatusOK {
+		t.Errorf("/readyz: %d", code)
+	}
+}
+
+// halfDataplane fails to set routes to peers.
+type halfDataplane struct{ dataplane.Dataplane }
+
+func (d halfDataplane) Set(ctx context.Context, want plan.State) (dataplane.Report, error) {
+	report, err := d.Dataplane.Set(ctx, want)
+	return report, errors.Join(err, errors.New("route to 10.244.9.0/24: no route to host"))
+}
+
 func TestPortInUse(t *testing.T) {
 	server := httptest.NewServer(http.NotFoundHandler())
 	defer server.Close()
@@ -288,6 +327,12 @@ func TestBrokenTemplate(t *testing.T) {
 		}
 		return ""
 	})
+	eventually(t, func() string {
+		if c := api.status("a").Conflist; c.Status || !strings.Contains(c.Message, "line 2, column 17") {
+			return "the condition in the NodeNetwork"
+		}
+		return ""
+	})
 	if m.conflist() != good {
 		t.Errorf("the conflist changed to %q", m.conflist())
 	}
@@ -297,8 +342,8 @@ func TestBrokenTemplate(t *testing.T) {
 	a.add("pod") // pods go on
 	m.write("template", strings.Replace(good, `"net"`, `"net2"`, 1))
 	eventually(t, func() string {
-		if !strings.Contains(m.conflist(), "net2") {
-			return "the mended conflist"
+		if !strings.Contains(m.conflist(), "net2") || !api.status("a").Conflist.Status {
+			return "the mended conflist, and the condition"
 		}
 		return ""
 	})

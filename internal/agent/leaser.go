@@ -35,7 +35,7 @@ type leaser struct {
 	done    func() // called after something changed
 
 	mu      sync.Mutex
-	view    *kube.View // nil until the first one
+	view    *kube.View // nil while there is none to decide on
 	sources []netip.Addr
 	problem string
 }
@@ -121,9 +121,20 @@ func (l *leaser) step(ctx context.Context) error {
 	changed := l.setProblem(strings.Join(decision.Problems, "; "))
 	err := l.do(ctx, decision, &changed)
 	if changed {
+		l.consume(view)
 		l.done()
 	}
 	return err
+}
+
+// consume forgets a view that was acted upon: the next decision needs one that
+// shows what came of this one. The node loop, which done wakes, brings it.
+func (l *leaser) consume(view *kube.View) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.view == view {
+		l.view = nil
+	}
 }
 
 func (l *leaser) do(ctx context.Context, d lease.Decision, changed *bool) error {

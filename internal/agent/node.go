@@ -9,8 +9,8 @@ import (
 	"net/netip"
 	"reflect"
 	"slices"
-	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"ropeway.dev/ropeway/internal/agent/addresses"
@@ -53,14 +53,16 @@ type node struct {
 	// The rest belongs to the goroutine of run.
 	last        laststate.State // what was set last, and goes into the state file
 	saved       laststate.State // what the state file has
-	programmed  bool            // a Set went well, for last.NodeUID
+	programmed  bool            // the node's own part was set once
+	usable      bool            // and so it was at the last Set
 	report      dataplane.Report
 	setErr      error
 	kernelDirty bool // the kernel may differ from what was set
 	hold        string
 	seeded      bool
 
-	shown sync.Mutex // guards what others may read
+	beat  atomic.Int64 // when the last pass began, in ns since 1970
+	shown sync.Mutex   // guards what others may read
 	shows shown
 }
 
@@ -76,9 +78,17 @@ type shown struct {
 // others made; it may be nil.
 func (n *node) run(ctx context.Context, changes <-chan struct{}) {
 	n.resume(ctx)
+	resync := time.Now().Add(n.config.timing.resync)
 	pause := n.config.timing.retryMin
 	for {
-		wait := n.config.timing.resync
+		now := time.Now()
+		n.beat.Store(now.UnixNano())
+		if !now.Before(resync) {
+			resync = now.Add(n.config.timing.resync)
+			n.kernelDirty = true
+			n.sweep()
+		}
+		wait := resync.Sub(now)
 		if err := n.pass(ctx); err != nil && ctx.Err() == nil {
 			wait = min(wait, pause/2+rand.N(pause))
 			pause = min(2*pause, n.config.timing.retryMax)
@@ -124,8 +134,6 @@ func (n *node) sleep(ctx context.Context, wait time.Duration, changes <-chan str
 	case <-n.prober.Changed():
 	case <-n.again:
 	case <-timer.C:
-		n.kernelDirty = true
-		n.sweep()
 	}
 	select {
 	case <-ctx.Done():
@@ -163,8 +171,8 @@ func (n *node) pass(ctx context.Context) error {
 		n.prober.Seed(view.Snapshot.Probes)
 		n.seeded = true
 	}
-	n.publisher.publish(n.status(snapshot, want))
 	conflistErr := n.installer.step(n.programmed && n.mayJoin(view))
+	n.publisher.publish(n.status(snapshot, want))
 	return errors.Join(n.setErr, conflistErr, n.save())
 }
 
@@ -258,6 +266,9 @@ func (n *node) freeSource(ranges []plan.Range, f plan.Family) netip.Addr {
 	return netip.Addr{}
 }
 
+// setTimeout bounds one Set; the largest clusters need seconds.
+const setTimeout = 2 * time.Minute
+
 // set makes the kernel equal to the plan, if anything changed on either side.
 func (n *node) set(ctx context.Context, want plan.State, uid string) {
 	same := n.setErr == nil && !n.kernelDirty && reflect.DeepEqual(want, n.last.Plan)
@@ -265,15 +276,17 @@ func (n *node) set(ctx context.Context, want plan.State, uid string) {
 		return
 	}
 	start := time.Now()
-	report, err := n.dataplane.Set(ctx, want)
+	bounded, cancel := context.WithTimeout(ctx, setTimeout)
+	defer cancel()
+	report, err := n.dataplane.Set(bounded, want)
 	n.metrics.set(time.Since(start), err)
-	n.report, n.setErr = report, err
+	n.report, n.setErr = report, nil
 	n.kernelDirty = false
 	if err != nil {
 		n.setErr = fmt.Errorf("setting the kernel: %w", err)
-	} else {
-		n.programmed = true
 	}
+	n.usable = err == nil || report.Local
+	n.programmed = n.programmed || n.usable
 	if report.Changed {
 		n.log.Info("the kernel was changed", "peers", len(want.Peers), "routes", len(want.Routes), "cidrs", want.CIDRs, "took", time.Since(start))
 	}
@@ -293,7 +306,7 @@ func (n *node) serve(s plan.Snapshot, want plan.State) {
 	n.last.Network = s.Network
 	n.last.NodeCIDRs = own.NodeCIDRs
 	ranges := rangesOf(s, want.Sources)
-	if n.setErr != nil {
+	if !n.usable {
 		known := prefixesOf(n.last.Ranges)
 		ranges = slices.DeleteFunc(ranges, func(r ipam.Range) bool { return !slices.Contains(known, r.Prefix) })
 	}
@@ -376,7 +389,7 @@ func (n *node) proven(v kube.View) bool {
 
 // save writes the state file, if something in it changed.
 func (n *node) save() error {
-	if n.setErr != nil || reflect.DeepEqual(n.last, n.saved) {
+	if !n.usable || reflect.DeepEqual(n.last, n.saved) {
 		return nil
 	}
 	if err := laststate.Save(n.config.inRunDir(stateName), n.last); err != nil {
@@ -397,70 +410,4 @@ func (n *node) look() shown {
 	n.shown.Lock()
 	defer n.shown.Unlock()
 	return n.shows
-}
-
-// self returns the snapshot's own node.
-func self(s plan.Snapshot) plan.Node {
-	for _, x := range s.Nodes {
-		if x.Name == s.Self {
-			return x
-		}
-	}
-	return plan.Node{Name: s.Self}
-}
-
-// rangesOf returns where addresses for pods may come from.
-func rangesOf(s plan.Snapshot, sources []netip.Addr) []ipam.Range {
-	var ranges []ipam.Range
-	for _, r := range plan.RangesOf(s.Network, self(s), s.Nodes) {
-		kind := ipam.Block
-		if r.NodeCIDR {
-			kind = ipam.NodeCIDR
-		}
-		one := ipam.RangeFor(r.CIDR, kind, sources...)
-		one.Reserved = append(one.Reserved, r.Except...)
-		ranges = append(ranges, one)
-	}
-	return ranges
-}
-
-func prefixesOf(ranges []ipam.Range) []netip.Prefix {
-	var out []netip.Prefix
-	for _, r := range ranges {
-		out = append(out, r.Prefix)
-	}
-	return out
-}
-
-// problemsOf returns the problems with a node's own CIDRs.
-func problemsOf(all []plan.Problem, name string) []plan.Problem {
-	about := []string{plan.ReasonNoNodeCIDR, plan.ReasonInvalidCIDR, plan.ReasonOutsidePodNetwork, plan.ReasonOverlap}
-	return slices.DeleteFunc(slices.Clone(all), func(p plan.Problem) bool {
-		return p.Node != name || !slices.Contains(about, p.Reason)
-	})
-}
-
-// probeView says in the prober's words whom to prove, and whom to answer.
-func probeView(s plan.Snapshot, want plan.State) probe.View {
-	v := probe.View{ClusterID: s.Network.ClusterID, Transports: plan.Allowed(s.Network, plan.IPv4),
-		VXLANPort: want.VXLAN.Port, VXLANVNI: want.VXLAN.VNI, Targets: plan.ProvenBy(s.Nodes, s.Self)}
-	uids := map[string]plan.Node{}
-	for _, x := range s.Nodes {
-		uids[x.Name] = x
-	}
-	for _, p := range want.Peers {
-		v.Nodes = append(v.Nodes, probe.Node{Name: p.Name, UID: uids[p.Name].UID, Outer: p.Addresses, Sources: p.Sources, VTEP: p.VTEP, Refuses: uids[p.Name].Refuses})
-	}
-	own := uids[s.Self]
-	v.Self = probe.Node{Name: s.Self, UID: own.UID, Outer: want.Addresses, Sources: want.Sources, VTEP: want.VXLAN.MAC, Refuses: own.Refuses}
-	return v
-}
-
-// joinMessages puts problems into one sentence.
-func joinMessages(problems []plan.Problem) string {
-	var all []string
-	for _, p := range problems {
-		all = append(all, p.Message)
-	}
-	return strings.Join(all, "; ")
 }

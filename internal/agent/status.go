@@ -16,10 +16,13 @@ import (
 // Reasons of the conditions that the agent gives.
 const (
 	reasonProgrammed = "Programmed"
+	reasonPartly     = "PartlyProgrammed"
 	reasonSetFailed  = "SetFailed"
 	reasonUsable     = "Usable"
 	reasonNoLease    = "NoLease"
 	reasonNoRange    = "NoRange"
+	reasonInstalled  = "Installed"
+	reasonBroken     = "ConflistBroken"
 )
 
 // status says what this node does, for its NodeNetwork.
@@ -32,7 +35,12 @@ func (n *node) status(s plan.Snapshot, want plan.State) kube.NodeStatus {
 		Programmed:      kube.Condition{Status: true, Reason: reasonProgrammed, Message: "the kernel is as planned"},
 		AddressesUsable: n.addressesUsable(problemsOf(want.Problems, s.Self)),
 	}
-	if n.setErr != nil {
+	st.Conflist = n.installer.condition()
+	switch {
+	case n.setErr != nil && n.usable:
+		// Pods are served all the same; what failed is among the exceptions.
+		st.Programmed = kube.Condition{Status: true, Reason: reasonPartly, Message: n.setErr.Error()}
+	case n.setErr != nil:
 		st.Programmed = kube.Condition{Reason: reasonSetFailed, Message: n.setErr.Error()}
 	}
 	for _, p := range s.Probes {

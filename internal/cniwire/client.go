@@ -122,7 +122,7 @@ func transient(err error) bool {
 
 func unanswered(err error, socket string, start time.Time) error {
 	var timeout net.Error
-	if errors.Is(err, context.DeadlineExceeded) || errors.As(err, &timeout) && timeout.Timeout() {
+	if errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) || errors.As(err, &timeout) && timeout.Timeout() {
 		return &UnavailableError{Socket: socket, Waited: time.Since(start), Err: err}
 	}
 	var spoken *Error

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"slices"
 	"sync"
 	"time"
 
@@ -153,8 +154,8 @@ func (c *controller) writeNode(ctx context.Context, node *corev1.Node, w wanted)
 	target := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: node.Name}}
 	err = c.api.Status().Patch(ctx, target, client.RawPatch(types.StrategicMergePatchType, patch))
 	switch {
-	case apierrors.IsNotFound(err), apierrors.IsConflict(err):
-		c.log.Info("the Node changed its identity; its condition waits for the next pass", "node", node.Name)
+	case apierrors.IsNotFound(err), apierrors.IsConflict(err), isAnotherObject(err):
+		c.log.Info("the Node was deleted or made anew; its condition waits for the next pass", "node", node.Name)
 		return nil
 	case err != nil:
 		return fmt.Errorf("write the condition NetworkUnavailable of node %s: %w", node.Name, err)
@@ -170,6 +171,16 @@ func (c *controller) writeNode(ctx context.Context, node *corev1.Node, w wanted)
 		c.recorder.Event(kube.NodeReference(node.Name), corev1.EventTypeWarning, "NetworkUnavailableWrittenTwice", message)
 	}
 	return nil
+}
+
+// isAnotherObject says that a patch was refused because of the UID in it. The
+// API server answers so rather than with a conflict.
+func isAnotherObject(err error) bool {
+	var status apierrors.APIStatus
+	if !apierrors.IsInvalid(err) || !errors.As(err, &status) || status.Status().Details == nil {
+		return false
+	}
+	return slices.ContainsFunc(status.Status().Details.Causes, func(c metav1.StatusCause) bool { return c.Field == "metadata.uid" })
 }
 
 func nodePatch(node *corev1.Node, w wanted, now metav1.Time) ([]byte, error) {

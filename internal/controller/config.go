@@ -30,7 +30,7 @@ type Config struct {
 	// Interval is the least time between passes, Resync the greatest.
 	Interval, Resync time.Duration
 	// LeaseDuration is how long a leader that does not renew stays leader. It
-	// renews three times as often.
+	// renews five times as often.
 	LeaseDuration time.Duration
 }
 

@@ -38,7 +38,7 @@ type controller struct {
 // Run runs a replica until the context ends, and then gives up the Lease. It
 // waits for as long as the API server does not answer. It returns an error when
 // it cannot work at all: wrong configuration, or its port in use.
-func Run(ctx context.Context, cfg Config) error {
+func Run(parent context.Context, cfg Config) error {
 	cfg.Defaults()
 	if err := cfg.Validate(); err != nil {
 		return fmt.Errorf("controller's configuration: %w", err)
@@ -49,7 +49,7 @@ func Run(ctx context.Context, cfg Config) error {
 	if err != nil {
 		return err
 	}
-	g, ctx := errgroup.WithContext(ctx)
+	g, ctx := errgroup.WithContext(parent)
 	g.Go(func() error { return server.serve(ctx) })
 	g.Go(func() error {
 		if err := c.connect(ctx); err != nil {
@@ -60,7 +60,7 @@ func Run(ctx context.Context, cfg Config) error {
 		server.ready(c.observer.Synced)
 		return c.elect(ctx)
 	})
-	if err := g.Wait(); err != nil && !errors.Is(err, context.Canceled) {
+	if err := g.Wait(); err != nil && (parent.Err() == nil || !errors.Is(err, parent.Err())) {
 		return err
 	}
 	c.log.Info("controller stops")
@@ -84,7 +84,7 @@ func (c *controller) connect(ctx context.Context) error {
 	if c.observer, err = kube.NewObserver(api, opts, c.log); err != nil {
 		return err
 	}
-	c.events, c.recorder, err = kube.NewRecorder(api, "ropeway-controller", c.cfg.Identity)
+	c.events, c.recorder, err = kube.NewRecorder(api, "ropeway-controller", c.cfg.Identity, c.log)
 	return err
 }
 

@@ -60,7 +60,7 @@ func (c *controller) term(ctx context.Context, lock *resourcelock.LeaseLock) err
 		Lock:          lock,
 		LeaseDuration: c.cfg.LeaseDuration,
 		RenewDeadline: c.cfg.LeaseDuration * 2 / 3,
-		RetryPeriod:   c.cfg.LeaseDuration / 3,
+		RetryPeriod:   c.cfg.LeaseDuration / 5,
 		Name:          kube.ControllerLease,
 		Callbacks: leaderelection.LeaderCallbacks{
 			OnStartedLeading: lead,
@@ -71,7 +71,7 @@ func (c *controller) term(ctx context.Context, lock *resourcelock.LeaseLock) err
 	if err != nil {
 		return fmt.Errorf("prepare to elect a leader: %w", err)
 	}
-	elector.Run(holding)
+	elector.Run(kube.WithLog(holding, c.log))
 	acting.Lock() // whatever still acts has been told to stop
 	defer acting.Unlock()
 	if ctx.Err() != nil && elector.IsLeader() {

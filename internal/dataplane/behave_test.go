@@ -1,9 +1,11 @@
 package dataplane
 
 import (
+	"bytes"
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/netip"
 	"strings"
@@ -169,7 +171,6 @@ func TestSources(t *testing.T) {
 	if !strings.Contains(out, "1 received") {
 		t.Errorf("node with its fabric address to pod: %s", out)
 	}
-	// Two requests at once from one port of many pods' point of view.
 	f.network.Masquerade = false
 	f.setAll()
 	if out := f.sh(n1.ns, "nft list chain inet ropeway nat"); strings.Contains(out, "masquerade") {
@@ -216,6 +217,7 @@ X`, b.v4, local.v4))
 		f.network.Transports[0], f.network.Transports[1] = f.network.Transports[1], f.network.Transports[0]
 		f.setAll()
 		echo(t, client, server)
+		download(t, server, client)
 	}
 	onNode := f.listen(local.ns, local.v4.String()+":80")
 	near, err := f.dial(f.outside, n1.address()+":30081")
@@ -326,4 +328,24 @@ func maxSegment(t *testing.T, c net.Conn) (mss int) {
 		t.Fatal(err)
 	}
 	return mss
+}
+
+// download sends much over a connection: what the node decapsulates leaves it
+// again as large packets.
+func download(t *testing.T, from, to net.Conn) {
+	t.Helper()
+	data := make([]byte, 8<<20)
+	for i := range data {
+		data[i] = byte(i * i >> 8)
+	}
+	from.SetDeadline(time.Now().Add(10 * time.Second))
+	to.SetDeadline(time.Now().Add(10 * time.Second))
+	go from.Write(data)
+	got := make([]byte, len(data))
+	if _, err := io.ReadFull(to, got); err != nil {
+		t.Fatalf("download: %v", err)
+	}
+	if !bytes.Equal(got, data) {
+		t.Fatal("download: the data was not what was sent")
+	}
 }

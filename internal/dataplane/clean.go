@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 
 	"ropeway.dev/ropeway/internal/dataplane/bpf"
 )
@@ -19,6 +20,7 @@ func (l *Linux) Clean(ctx context.Context) error {
 		return err
 	}
 	defer k.close()
+	l.forwardChecked = time.Time{}
 	errs := []error{cleanRoutes(k), cleanVXLAN(k)}
 	addresses, err := k.addresses()
 	errs = append(errs, err, k.removeSources(loopbackIndex, ownSources(addresses, loopbackIndex), nil))
@@ -26,7 +28,7 @@ func (l *Linux) Clean(ctx context.Context) error {
 		errs = append(errs, l.tunnel.Close())
 		l.tunnel = nil
 	}
-	errs = append(errs, bpf.Remove(l.options.BPFPinDir), l.cleanRules(ctx))
+	errs = append(errs, bpf.Remove(l.options.BPFPinDir), l.cleanRules(ctx), cleanForward(ctx), l.restoreUplinks(k))
 	return errors.Join(errs...)
 }
 

@@ -32,6 +32,11 @@ type Report struct {
 	Uplinks []Uplink
 	// PodMTU is the MTU that new pods get, in bytes.
 	PodMTU int
+	// Local is true when the node's own part is as wanted and at least one of
+	// the wanted transports can be used: pods can be started here, though an
+	// error may name routes to other nodes that failed, or a transport that is
+	// refused. It is true whenever there is no error.
+	Local bool
 	// Changed is false when the kernel already was as wanted.
 	Changed bool
 }

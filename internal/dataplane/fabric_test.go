@@ -18,6 +18,7 @@ import (
 	"time"
 	"unsafe"
 
+	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
 	"ropeway.dev/ropeway/internal/cniwire"
@@ -38,6 +39,8 @@ type fabric struct {
 	network plan.Network
 	bpffs   string
 	probes  []plan.Probe
+	// underlay6 gives nodes IPv6 addresses only.
+	underlay6 bool
 }
 
 type testNode struct {
@@ -138,9 +141,13 @@ func (f *fabric) snapshot(self *testNode) plan.Snapshot {
 		if n.gone {
 			continue
 		}
+		addresses := []netip.Addr{netip.MustParseAddr(n.address()), netip.MustParseAddr(n.address6())}
+		if f.underlay6 {
+			addresses = addresses[1:]
+		}
 		s.Nodes = append(s.Nodes, plan.Node{
 			Name: n.name(), UID: "uid-" + n.name(), Ready: true,
-			Addresses: []netip.Addr{netip.MustParseAddr(n.address()), netip.MustParseAddr(n.address6())},
+			Addresses: addresses,
 			NodeCIDRs: []netip.Prefix{n.cidr(), n.cidr6()},
 			Sources:   []netip.Addr{plan.SourceOf(n.cidr()), plan.SourceOf(n.cidr6())},
 			VTEP:      plan.VTEPMAC("uid-" + n.name()),
@@ -195,6 +202,22 @@ func (n *testNode) addPod(mtu int) *testPod {
 		n.f.t.Fatalf("add pod %s: %v", p.v4, err)
 	}
 	n.pods = append(n.pods, p)
+	// A veth drops what it gets until the kernel has told it that its other end
+	// is up, which takes some milliseconds on a busy machine.
+	for _, end := range []struct {
+		ns   *netnstest.NS
+		name string
+	}{{n.ns, p.link}, {p.ns, "eth0"}} {
+		eventually(n.f.t, end.name+" of "+p.v4.String()+" is up", func() bool {
+			up := false
+			end.ns.Do(func() error {
+				l, err := netlink.LinkByName(end.name)
+				up = err == nil && l.Attrs().OperState == netlink.OperUp
+				return err
+			})
+			return up
+		})
+	}
 	return p
 }
 

@@ -122,6 +122,7 @@ func (f *Fake) Set(ctx context.Context, want plan.State) (Report, error) {
 	report.Changed = f.clean || last < 0 || !reflect.DeepEqual(f.states[last], want)
 	f.states = append(f.states, want)
 	f.clean = false
+	report.Local = true
 	return report, nil
 }
 

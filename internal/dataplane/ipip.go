@@ -33,6 +33,7 @@ func (p *pass) setTunnel() error {
 		p.tunnelChanged(changed)
 		errs = append(errs, err)
 	}
+	p.attached = errors.Join(errs...) == nil
 	if !plan.OfFamily(p.want.Addresses, plan.IPv4).IsValid() {
 		errs = append(errs, errors.New("the node has no IPv4 address in the fabric"))
 	}
@@ -45,15 +46,21 @@ func (p *pass) tunnelChanged(changed bool) {
 	}
 }
 
+// pruneTunnel takes former nodes out of the eBPF maps, and the programs off
+// former uplinks.
 func (p *pass) pruneTunnel() error {
-	uplinks, err := p.bpfUplinks()
-	if p.l.tunnel == nil || err != nil {
-		return err
+	if p.l.tunnel == nil {
+		return nil
 	}
-	gone, err := p.l.tunnel.Prune(p.tunnelState())
-	detached, detachErr := p.l.tunnel.DetachOthers(uplinks)
-	p.tunnelChanged(gone || detached)
-	if err = errors.Join(err, detachErr); err != nil {
+	changed, err := p.l.tunnel.Prune(p.tunnelState())
+	p.tunnelChanged(changed)
+	if p.attached {
+		uplinks, _ := p.bpfUplinks() // or they would not be attached
+		detached, detachErr := p.l.tunnel.DetachOthers(uplinks)
+		p.tunnelChanged(detached)
+		err = errors.Join(err, detachErr)
+	}
+	if err != nil {
 		return fmt.Errorf("remove what is not wanted any more: %w", err)
 	}
 	return nil

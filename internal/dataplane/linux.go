@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/vishvananda/netlink"
 
@@ -31,7 +32,10 @@ type Options struct {
 	Denied []netip.Addr
 	// Clsact attaches the eBPF programs by clsact also where the kernel has tcx.
 	Clsact bool
-	Log    *slog.Logger
+	// KeepForward leaves other programs' forward chains as they are, also where
+	// their policy drops pods' packets.
+	KeepForward bool
+	Log         *slog.Logger
 }
 
 // defaultDenied is the metadata service of Alibaba Cloud, where an instance's
@@ -73,6 +77,9 @@ type Linux struct {
 	mu     sync.Mutex
 	tunnel *bpf.Tunnel // nil until it could be opened
 	nft    *nftables   // nil until it could be opened
+
+	forwardChecked time.Time                 // when other programs' chains were looked at
+	refused        map[plan.Transport]string // why transports could not be used in the last Set
 }
 
 var _ Dataplane = (*Linux)(nil)
@@ -84,7 +91,7 @@ func New(o Options) (*Linux, error) {
 		return nil, fmt.Errorf("dataplane options: %w", err)
 	}
 	o = o.withDefaults()
-	return &Linux{options: o, log: o.Log}, nil
+	return &Linux{options: o, log: o.Log, refused: map[plan.Transport]string{}}, nil
 }
 
 // Close gives back what the process holds. What is in the kernel stays.
@@ -112,6 +119,7 @@ type pass struct {
 	vxlanIndex   int                       // of the vxlan device, 0 if there is none
 	staleEntries []entry                   // of the vxlan device
 	strictFilter bool                      // net.ipv4.conf.all.rp_filter is 1
+	attached     bool                      // the eBPF programs are at all uplinks
 }
 
 // Set implements Dataplane. Guards come before what they guard, and what sends
@@ -157,31 +165,50 @@ func (p *pass) run(ctx context.Context) error {
 	do(p.nodeSysctls)
 	do(p.addSources)
 	do(func() error { return p.setRules(ctx) })
-	do(func() error { return p.refuse(plan.IPIP, p.setTunnel()) })
-	do(func() error { return p.refuse(plan.VXLAN, p.setVXLAN()) })
+	do(func() error { return p.acceptForward(ctx) })
+	own := errors.Join(errs...) == nil
+	do(func() error { p.refuse(plan.IPIP, p.setTunnel()); return nil })
+	do(func() error { p.refuse(plan.VXLAN, p.setVXLAN()); return nil })
+	do(p.canSend)
+	p.report.Local = own && errors.Join(errs...) == nil
 	do(p.setRoutes)
-	if err := errors.Join(errs...); err != nil {
-		// What is not needed any more may still be in use.
-		return err
-	}
+	// What nobody is to use any more goes also if something failed: a node that
+	// is gone must not be believed. What may still be in use because something
+	// failed stays.
+	failed := errors.Join(errs...) != nil
 	do(p.pruneVXLAN)
 	do(p.pruneTunnel)
-	do(p.removeSources)
+	if !failed {
+		do(p.removeSources)
+	}
 	return errors.Join(errs...)
 }
 
-// refuse notes why a transport cannot be used. That is an error only if the
-// transport is wanted.
-func (p *pass) refuse(t plan.Transport, err error) error {
-	if err == nil {
-		return nil
+// canSend fails if none of the wanted transports can be used. That one of them
+// cannot is for the plan to deal with.
+func (p *pass) canSend() error {
+	var errs []error
+	for _, t := range p.want.Transports {
+		why := p.report.Refuses[t]
+		if why == "" {
+			return nil
+		}
+		errs = append(errs, fmt.Errorf("%s: %s", t, why))
 	}
-	p.report.Refuses[t] = err.Error()
-	if !slices.Contains(p.want.Transports, t) {
-		p.l.log.Warn("transport cannot be used", "transport", t, "error", err)
-		return nil
+	return errors.Join(errs...)
+}
+
+// refuse notes why a transport cannot be used.
+func (p *pass) refuse(t plan.Transport, err error) {
+	why := ""
+	if err != nil {
+		why = err.Error()
+		p.report.Refuses[t] = why
 	}
-	return fmt.Errorf("%s: %w", t, err)
+	if why != p.l.refused[t] {
+		p.l.refused[t] = why
+		p.l.log.Warn("use of a transport changed", "transport", t, "refused", why)
+	}
 }
 
 // setRules writes the nftables table.

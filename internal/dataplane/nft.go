@@ -1,7 +1,6 @@
 package dataplane
 
 import (
-	"bytes"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -10,7 +9,6 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -56,17 +54,11 @@ func newNFTables(stateDir string) (*nftables, error) {
 
 // listTable runs nft: knftables lists names or elements, never a table's text.
 func listTable(ctx context.Context) (string, error) {
-	cmd := exec.CommandContext(ctx, "nft", "--stateless", "--numeric", "list", "table", "inet", tableName)
-	var stderr bytes.Buffer
-	cmd.Stderr = &stderr
-	out, err := cmd.Output()
-	if err == nil {
-		return string(out), nil
-	}
-	if strings.Contains(stderr.String(), "No such file or directory") {
+	out, err := runNFT(ctx, "", "--stateless", "--numeric", "list", "table", "inet", tableName)
+	if err != nil && strings.Contains(err.Error(), "No such file or directory") {
 		return "", nil
 	}
-	return "", fmt.Errorf("list nftables table: %w: %s", err, strings.TrimSpace(stderr.String()))
+	return out, err
 }
 
 func (n *nftables) load() error {
@@ -90,18 +82,10 @@ func (n *nftables) save() error {
 	if n.memory == "" {
 		return nil
 	}
-	b, err := json.Marshal(n.last)
-	if err != nil {
-		return err
-	}
-	if err := os.MkdirAll(filepath.Dir(n.memory), 0o700); err != nil {
+	if err := writeState(n.memory, n.last); err != nil {
 		return fmt.Errorf("remember what was written to nftables: %w", err)
 	}
-	temp := n.memory + ".new"
-	if err := os.WriteFile(temp, b, 0o600); err != nil {
-		return fmt.Errorf("remember what was written to nftables: %w", err)
-	}
-	return os.Rename(temp, n.memory)
+	return nil
 }
 
 // set makes the table equal to want.

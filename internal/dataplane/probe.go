@@ -1,13 +1,11 @@
 package dataplane
 
 import (
-	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"net/netip"
-	"os/exec"
 	"runtime"
-	"strings"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -74,12 +72,6 @@ func probeRules() error {
 		Addresses: []netip.Addr{source}, Sources: []netip.Addr{source},
 		PodCIDRs: []netip.Prefix{netip.PrefixFrom(source, 24)}, VXLAN: plan.VXLANDevice{Port: 4789}, Masquerade: true,
 	}, nil, clamps{ipv4: 1400, ipv6: 1400})
-	cmd := exec.Command("nft", "-f", "-")
-	cmd.Stdin = strings.NewReader(rules.String())
-	var stderr bytes.Buffer
-	cmd.Stderr = &stderr
-	if err := cmd.Run(); err != nil {
-		return fmt.Errorf("nft: %w: %s", err, strings.TrimSpace(stderr.String()))
-	}
-	return nil
+	_, err := runNFT(context.Background(), rules.String(), "-f", "-")
+	return err
 }

@@ -17,7 +17,7 @@ func (n *testNode) inventory() string {
 	n.f.t.Helper()
 	out := n.f.sh(n.ns, `(ip -o link show type vxlan; ip -o addr | grep -v 'fe80::' | sed 's/ *valid_lft.*//') | sed 's/^[0-9]*: //'; ip route; ip -6 route | grep -v fe80; ip neigh show nud permanent; nft list ruleset; `+
 		`tc filter show dev eth0 ingress; tc filter show dev eth0 egress; tc qdisc show dev eth0 | grep -v noqueue || true; `+
-		`sysctl -a 2>/dev/null -r 'net.ipv4.conf.*.rp_filter'`)
+		`sysctl -a 2>/dev/null -r 'net.ipv4.conf.*.rp_filter|eth0.accept_ra$'`)
 	pins, _ := filepath.Glob(filepath.Join(n.f.bpffs, n.name(), "*"))
 	return out + strings.Join(pins, "\n")
 }
@@ -46,6 +46,7 @@ func TestCleanLeavesNothing(t *testing.T) {
 			f := newFabric(t, 2, plan.IPIP, plan.VXLAN)
 			n := f.nodes[0]
 			n.dataplane = n.open(o)
+			f.sh(n.ns, "sysctl -qw net.ipv4.conf.eth0.rp_filter=1 net.ipv6.conf.eth0.accept_ra=1")
 			before := n.inventory()
 			if _, err := n.set(); err != nil {
 				t.Fatal(err)
@@ -54,7 +55,9 @@ func TestCleanLeavesNothing(t *testing.T) {
 				t.Fatal("Set changed nothing that the test could see")
 			}
 			pod := n.addPod(1500)
-			for range 2 { // twice: it is idempotent
+			for range 2 { // twice, the first time by a process that made nothing
+				n.dataplane.Close()
+				n.dataplane = n.open(o)
 				if err := n.ns.Do(func() error { return n.dataplane.Clean(context.Background()) }); err != nil {
 					t.Fatal(err)
 				}
@@ -215,6 +218,13 @@ func TestSetReportsTheTruth(t *testing.T) {
 		t.Errorf("the foreign route is gone: %s", out)
 	}
 	f.ping(a.ns, b.v4.String())
+	// Though something failed, nodes that are gone are not believed any more.
+	f.nodes[1].gone = true
+	n.set()
+	if d, err := n.dataplane.tunnel.Destinations(); err != nil || len(d) != 1 {
+		t.Errorf("after a node went, beside a failure: %v, %v", d, err)
+	}
+	f.nodes[1].gone = false
 	f.sh(n.ns, "ip route del "+third.String())
 
 	f.sh(n.ns, "ip route add unreachable 192.168.3.2")

@@ -2,6 +2,7 @@ package dataplane
 
 import (
 	"bytes"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -23,6 +24,9 @@ import (
 //   - net.ipv4.conf.rw-vxlan.rp_filter: 0, or 2 where net.ipv4.conf.all says 1,
 //     for the same reason (the larger of both counts); and, if pods have IPv6,
 //     net.ipv6.conf.rw-vxlan.disable_ipv6: 0.
+//
+// What is changed of an uplink is remembered in Options.StateDir, and Clean puts
+// it back.
 //
 // The inner source of what arrives by a tunnel is checked by the eBPF guard,
 // which is stricter than any of these.
@@ -50,6 +54,66 @@ func (k *kernel) setSysctl(path, value string) error {
 	return nil
 }
 
+// former maps a setting of an uplink -> its value before Set changed it.
+type former map[string]string
+
+func (l *Linux) formerPath() string { return filepath.Join(l.options.StateDir, "settings.json") }
+
+// readFormer returns what is remembered; nothing if the file is lost or torn.
+func (l *Linux) readFormer() former {
+	f := former{}
+	if b, err := os.ReadFile(l.formerPath()); err == nil && json.Unmarshal(b, &f) != nil {
+		return former{}
+	}
+	return f
+}
+
+// setUplink is setSysctl with a memory of what was.
+func (p *pass) setUplink(path, value string) error {
+	was, err := readSysctl(path)
+	if err != nil || was == value {
+		return err
+	}
+	f := p.l.readFormer()
+	if _, known := f[path]; !known {
+		f[path] = was
+		if err := writeState(p.l.formerPath(), f); err != nil {
+			return fmt.Errorf("remember net/%s: %w", path, err)
+		}
+	}
+	return p.k.setSysctl(path, value)
+}
+
+// restoreUplinks puts back what setUplink changed. Devices that are gone have
+// nothing to put back.
+func (l *Linux) restoreUplinks(k *kernel) error {
+	var errs []error
+	for path, was := range l.readFormer() {
+		if err := k.setSysctl(path, was); !errors.Is(err, fs.ErrNotExist) {
+			errs = append(errs, err)
+		}
+	}
+	if err := os.Remove(l.formerPath()); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		errs = append(errs, fmt.Errorf("forget former settings: %w", err))
+	}
+	return errors.Join(errs...)
+}
+
+// writeState writes a file of ours as a whole or not at all.
+func writeState(path string, content any) error {
+	b, err := json.Marshal(content)
+	if err != nil {
+		return err
+	}
+	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+		return err
+	}
+	if err := os.WriteFile(path+".new", b, 0o600); err != nil {
+		return err
+	}
+	return os.Rename(path+".new", path)
+}
+
 // nodeSysctls lets the node forward.
 func (p *pass) nodeSysctls() error {
 	errs := []error{p.k.setSysctl("ipv4/ip_forward", "1")}
@@ -59,7 +123,7 @@ func (p *pass) nodeSysctls() error {
 	for _, u := range p.report.Uplinks {
 		own, err := readSysctl("ipv4/conf/" + u.Name + "/rp_filter")
 		if err == nil && max(own, all) == "1" {
-			err = p.k.setSysctl("ipv4/conf/"+u.Name+"/rp_filter", "2")
+			err = p.setUplink("ipv4/conf/"+u.Name+"/rp_filter", "2")
 		}
 		errs = append(errs, err)
 	}
@@ -75,7 +139,7 @@ func (p *pass) forwardIPv6() error {
 		if now, err := readSysctl(path); err != nil || now != "1" {
 			continue
 		}
-		if err := p.k.setSysctl(path, "2"); err != nil {
+		if err := p.setUplink(path, "2"); err != nil {
 			return err
 		}
 	}

@@ -75,7 +75,7 @@ func TestWrongOptions(t *testing.T) {
 		"--transports: \"gre\" is not a transport":    {Transports: []v1alpha1.Transport{"gre"}},
 		"--address-source: want Blocks or NodeCIDR":   {AddressSource: "Pool"},
 		"--mtu: want perRoute, smallest":              {MTU: "68"},
-		"--api-server: want host:port":                {APIServer: "a b"},
+		"--api-server: want the host":                 {APIServer: "a b"},
 		"--take-over: \"flannel\" cannot be answered": {TakeOver: []string{"flannel"}},
 		"--cni-bin-dir: want the absolute path":       {CNIBinDir: "bin"},
 		"--cni-conf-dir: want the absolute path":      {CNIConfDir: "/"},

@@ -3,6 +3,7 @@ package kube
 import (
 	"context"
 	"fmt"
+	"log/slog"
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/types"
@@ -13,12 +14,12 @@ import (
 
 // NewRecorder returns a recorder of events that holds back repeats and floods,
 // and its broadcaster, which the caller shuts down in the end.
-func NewRecorder(cfg *rest.Config, component, host string) (record.EventBroadcaster, record.EventRecorder, error) {
+func NewRecorder(cfg *rest.Config, component, host string, log *slog.Logger) (record.EventBroadcaster, record.EventRecorder, error) {
 	core, err := typedcorev1.NewForConfig(cfg)
 	if err != nil {
 		return nil, nil, fmt.Errorf("prepare to write events: %w", err)
 	}
-	b := record.NewBroadcaster(record.WithContext(context.Background()))
+	b := record.NewBroadcaster(record.WithContext(WithLog(context.Background(), log)))
 	b.StartRecordingToSink(&typedcorev1.EventSinkImpl{Interface: core.Events("")})
 	return b, b.NewRecorder(NewScheme(), corev1.EventSource{Component: component, Host: host}), nil
 }

@@ -53,7 +53,7 @@ func NewNodeClient(cfg *rest.Config, node string, log *slog.Logger) (*NodeClient
 	if err != nil {
 		return nil, err
 	}
-	events, recorder, err := NewRecorder(cfg, "ropeway-agent", node)
+	events, recorder, err := NewRecorder(cfg, "ropeway-agent", node, log)
 	if err != nil {
 		return nil, err
 	}

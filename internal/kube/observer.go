@@ -136,6 +136,7 @@ func (o *Observer) subscribe() error {
 // Run watches until the context ends. It retries for as long as the API server
 // does not answer.
 func (o *Observer) Run(ctx context.Context) error {
+	logCache(o.log)
 	go o.announceSync(ctx)
 	if err := o.cache.Start(ctx); err != nil && !errors.Is(err, context.Canceled) {
 		return fmt.Errorf("watch the API server: %w", err)

@@ -175,6 +175,9 @@ func buildStatus(s NodeStatus, old *v1alpha1.NodeNetworkStatus, now metav1.Time)
 	}
 	setCondition(&out.Conditions, v1alpha1.ConditionProgrammed, s.Programmed, now)
 	setCondition(&out.Conditions, v1alpha1.ConditionAddressesUsable, s.AddressesUsable, now)
+	if s.Conflist.Reason != "" {
+		setCondition(&out.Conditions, v1alpha1.ConditionConflistInstalled, s.Conflist, now)
+	}
 	return out
 }
 

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"k8s.io/apimachinery/pkg/api/equality"
+	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"ropeway.dev/ropeway/api/v1alpha1"
@@ -59,6 +60,11 @@ func TestBuildStatus(t *testing.T) {
 	again := buildStatus(failed, got, later)
 	if again.ReadySince == nil || again.Conditions[0].Status != "False" || !again.Conditions[0].LastTransitionTime.Equal(&later) || again.Conditions[0].Reason == "" {
 		t.Errorf("after a failure: ready since %v, condition %+v", again.ReadySince, again.Conditions[0])
+	}
+	broken := exampleStatus()
+	broken.Conflist = Condition{Reason: "ConflistBroken", Message: "line 3"}
+	if c := meta.FindStatusCondition(buildStatus(broken, got, later).Conditions, v1alpha1.ConditionConflistInstalled); c == nil || c.Status != "False" || c.Message != "line 3" {
+		t.Errorf("a broken conflist: %+v", c)
 	}
 	flipped := exampleStatus()
 	flipped.Probes[0].Reachable = false

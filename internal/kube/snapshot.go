@@ -99,6 +99,11 @@ func planNode(node *corev1.Node) plan.Node {
 		}
 	}
 	n.Addresses = parseAddresses(internal)
+	for _, c := range node.Status.Conditions {
+		// The node lifecycle controller writes Unknown when the kubelet has
+		// stopped to report.
+		n.Silent = n.Silent || c.Type == corev1.NodeReady && c.Status == corev1.ConditionUnknown
+	}
 	cidrs := node.Spec.PodCIDRs
 	if len(cidrs) == 0 && node.Spec.PodCIDR != "" {
 		cidrs = []string{node.Spec.PodCIDR}

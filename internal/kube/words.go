@@ -81,6 +81,9 @@ type NodeStatus struct {
 	// Programmed is whether the kernel holds what the plan wants,
 	// AddressesUsable whether the node's own CIDRs can be used.
 	Programmed, AddressesUsable Condition
+	// Conflist is whether the conflist is as its template says; without a
+	// Reason nothing is said of it (there is none yet).
+	Conflist Condition
 }
 
 // Condition is the status of a condition and why.

@@ -19,6 +19,7 @@ import (
 	"ropeway.dev/ropeway/internal/lab/images"
 	"ropeway.dev/ropeway/internal/lab/launch"
 	"ropeway.dev/ropeway/internal/lab/ledger"
+	"ropeway.dev/ropeway/internal/lab/pidone"
 	"ropeway.dev/ropeway/internal/lab/preflight"
 	"ropeway.dev/ropeway/internal/lab/source"
 	"ropeway.dev/ropeway/internal/lab/vpc"
@@ -44,7 +45,7 @@ func (b *boot) run(ctx context.Context) error {
 	watched, giveUp := context.WithCancelCause(ctx)
 	defer giveUp(nil)
 	for _, step := range []func(context.Context) error{
-		b.programs, b.images, b.secrets, b.network, b.hosts,
+		b.programs, b.images, b.secrets, b.network, b.imageStore, b.hosts,
 		func(ctx context.Context) error { go b.watch(ctx, giveUp); return nil },
 		b.controlPlane, b.nodes, b.podNetwork,
 	} {
@@ -88,7 +89,7 @@ func (b *boot) watch(ctx context.Context, giveUp context.CancelCauseFunc) {
 // programsOf are the names of all programs of a host.
 func (b *boot) programsOf(h ledger.Host) []string {
 	var programs []string
-	for _, p := range describe(b.manifest(), h, b.lab.Dir(), b.layout, b.archives).Programs {
+	for _, p := range describe(b.manifest(), h, b.lab.Dir(), b.layout).Programs {
 		programs = append(programs, p.Name)
 	}
 	return programs
@@ -155,7 +156,7 @@ func (b *boot) placeSelf(ctx context.Context) error {
 }
 
 // images builds the lab's images, or takes them from the cache, and puts them
-// where nodes import them from.
+// where they are imported from.
 func (b *boot) images(ctx context.Context) error {
 	program := func(name string) (string, error) {
 		path := b.lab.Binary(name)
@@ -190,21 +191,28 @@ func (b *boot) images(ctx context.Context) error {
 // secrets makes the hosts' directories and fills them.
 func (b *boot) secrets(context.Context) error {
 	for _, h := range b.manifest().Hosts {
-		dirs := []string{"scratch", "lib/etcd", "lib/kubelet", "lib/containerd", "cni-etc/net.d", "cni-opt/bin"}
-		for name := range hostDirs() {
-			dirs = append(dirs, name)
-		}
-		for _, dir := range dirs {
-			if err := os.MkdirAll(filepath.Join(h.Dir, dir), 0o755); err != nil {
-				return fmt.Errorf("make the directories of host %s: %w", h.Name, err)
-			}
-		}
-		// etcd insists on it.
-		if err := os.Chmod(filepath.Join(h.Dir, "lib/etcd"), 0o700); err != nil {
-			return fmt.Errorf("make the directories of host %s: %w", h.Name, err)
+		if err := makeHostDirs(h); err != nil {
+			return err
 		}
 	}
 	return writeSecrets(b.manifest(), time.Now())
+}
+
+func makeHostDirs(h ledger.Host) error {
+	dirs := []string{"scratch", "lib/etcd", "lib/kubelet", "cni-etc/net.d", "cni-opt/bin"}
+	for name := range hostDirs() {
+		dirs = append(dirs, name)
+	}
+	for _, dir := range dirs {
+		if err := os.MkdirAll(filepath.Join(h.Dir, dir), 0o755); err != nil {
+			return fmt.Errorf("make the directories of host %s: %w", h.Name, err)
+		}
+	}
+	// etcd insists on it.
+	if err := os.Chmod(filepath.Join(h.Dir, "lib/etcd"), 0o700); err != nil {
+		return fmt.Errorf("make the directories of host %s: %w", h.Name, err)
+	}
+	return nil
 }
 
 func (b *boot) network(ctx context.Context) error {
@@ -231,17 +239,21 @@ func (b *boot) hosts(ctx context.Context) error {
 }
 
 func (b *boot) start(ctx context.Context, h ledger.Host) (ledger.Process, error) {
+	return b.launch(ctx, h, describe(b.manifest(), h, b.lab.Dir(), b.layout))
+}
+
+func (b *boot) launch(ctx context.Context, h ledger.Host, spec pidone.Spec) (ledger.Process, error) {
 	group := ledger.HostCgroup(b.lab.Name(), h.Name)
 	if err := b.layout.Create(group); err != nil {
 		return ledger.Process{}, err
 	}
-	spec := filepath.Join(h.Dir, "spec.json")
-	if err := describe(b.manifest(), h, b.lab.Dir(), b.layout, b.archives).Write(spec); err != nil {
+	path := filepath.Join(h.Dir, "spec.json")
+	if err := spec.Write(path); err != nil {
 		return ledger.Process{}, err
 	}
 	return launch.Start(ctx, launch.Host{
 		Binary: b.lab.Binary("ropeway-lab"), Netns: filepath.Join("/run/netns", h.Netns),
-		Cgroup: group, Cgroups: b.layout, Spec: spec, Log: filepath.Join(h.Logs(), "init.log"),
+		Cgroup: group, Cgroups: b.layout, Spec: path, Log: filepath.Join(h.Logs(), "init.log"),
 	}, b.lock.File())
 }
 
@@ -280,42 +292,40 @@ func (b *boot) nodes(ctx context.Context) error {
 		}
 	}
 	if !b.options.AllocateNodeCIDRs {
-		if err := b.joined(ctx, nodeNames(b.lab.Nodes())...); err != nil {
-			return err
+		for _, n := range b.lab.Nodes() {
+			if err := b.joined(ctx, n.Name); err != nil {
+				return err
+			}
 		}
 	}
 	b.say("nodes have joined: %s", strings.Join(nodeNames(b.lab.Nodes()), ", "))
 	return b.settled(ctx)
 }
 
-// joined waits until nodes have registered and have their podCIDRs.
-func (b *boot) joined(ctx context.Context, nodes ...string) error {
-	args := []string{"wait", "--for=create", "--timeout=90s"}
-	for _, n := range nodes {
-		args = append(args, "node/"+n)
-	}
-	if _, err := b.lab.Kubectl(ctx, args...); err != nil {
-		return errors.Join(fmt.Errorf("wait for nodes to register: %w", err), b.lab.complaints())
+// joined waits until a node has registered and has its podCIDR. It asks for
+// one node at a time: `kubectl wait --for=create` of several goes on when the
+// first is there, and then fails on the others.
+func (b *boot) joined(ctx context.Context, node string) error {
+	if _, err := b.lab.Kubectl(ctx, "wait", "--for=create", "--timeout=90s", "node/"+node); err != nil {
+		return errors.Join(fmt.Errorf("wait for node %s to register: %w", node, err), b.lab.complaints())
 	}
 	if !b.options.AllocateNodeCIDRs {
 		return nil
 	}
-	args[1] = "--for=jsonpath={.spec.podCIDR}"
-	if _, err := b.lab.Kubectl(ctx, args...); err != nil {
-		return fmt.Errorf("wait for the nodes' podCIDRs: %w; see %s", err, b.manifest().Hosts[0].Logs())
+	if _, err := b.lab.Kubectl(ctx, "wait", "--for=jsonpath={.spec.podCIDR}", "--timeout=90s", "node/"+node); err != nil {
+		return fmt.Errorf("wait for the podCIDR of node %s: %w; see %s", node, err, b.manifest().Hosts[0].Logs())
 	}
 	return nil
 }
 
-// settled waits until every program of every host runs and all images are
-// imported.
+// settled waits until every program of every host runs.
 func (b *boot) settled(ctx context.Context) error {
 	for _, h := range b.manifest().Hosts {
 		if err := b.lab.await(ctx, h, b.programsOf(h)...); err != nil {
 			return err
 		}
 	}
-	b.say("images are imported, all programs run")
+	b.say("all programs run")
 	return nil
 }
 

@@ -13,6 +13,7 @@ import (
 	"strconv"
 	"strings"
 	"syscall"
+	"time"
 
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
@@ -50,8 +51,11 @@ func (l *Lab) commandLine(host string, argv []string) ([]string, error) {
 	if !h.Init.Alive() {
 		return nil, fmt.Errorf("node %s does not run; see %s", h.Name, h.Logs())
 	}
+	// To enter a pid namespace nsenter has to fork, and would leave its child
+	// behind when it is killed.
 	enter := []string{"nsenter", "--target", strconv.Itoa(h.Init.PID),
-		"--mount", "--uts", "--ipc", "--net", "--pid", "--cgroup", "--root", "--wd", "--"}
+		"--mount", "--uts", "--ipc", "--net", "--pid", "--cgroup", "--root", "--wd", "--",
+		"setpriv", "--pdeathsig", "KILL", "--"}
 	return append(enter, argv...), nil
 }
 
@@ -189,6 +193,9 @@ func (l *Lab) CopyToNode(ctx context.Context, node, from, to string) error {
 	return nil
 }
 
+// outputDelay is how long the output of a killed command is waited for.
+const outputDelay = 2 * time.Second
+
 // output runs a command; its error ends with what the command complained of.
 // The command does not outlive this process: a `kubectl wait` left behind by a
 // killed `up` would hold on to the lab's namespaces. That tie is to the thread
@@ -197,6 +204,7 @@ func output(cmd *exec.Cmd) ([]byte, error) {
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: unix.SIGKILL}
+	cmd.WaitDelay = outputDelay
 	var stderr bytes.Buffer
 	cmd.Stderr = &stderr
 	out, err := cmd.Output()

@@ -70,6 +70,9 @@ func teardown(ctx context.Context, store ledger.Store, name string) error {
 	if err := vpc.Down(ctx, name); err != nil {
 		return fmt.Errorf("take the VPC of lab %q down: %w", name, err)
 	}
+	if err := sweepNetns(name); err != nil {
+		return fmt.Errorf("take lab %q down: %w", name, err)
+	}
 	if err := unmountBelow(store.Dir(name)); err != nil {
 		return err
 	}
@@ -113,13 +116,37 @@ func killFirstProcesses(store ledger.Store, name string) []ledger.Process {
 	return first
 }
 
+// sweepNetns removes named network namespaces of the lab that the VPC does not
+// know of any more: someone may have removed the VPC's own by hand, in which
+// its records lie.
+func sweepNetns(name string) error {
+	for _, path := range namedNetns(name) {
+		if err := unix.Unmount(path, unix.MNT_DETACH); err != nil && !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENOENT) {
+			return fmt.Errorf("let network namespace %s go: %w", path, err)
+		}
+		if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+			return fmt.Errorf("remove the name of a network namespace: %w", err)
+		}
+	}
+	return nil
+}
+
+// namedNetns are the paths of a lab's network namespaces. Names of labs have
+// no dash, so that the prefix is no other lab's.
+func namedNetns(name string) []string {
+	paths, err := filepath.Glob(filepath.Join("/run/netns", ledger.NetnsPrefix(name)+"*"))
+	if err != nil {
+		return nil // Names of labs hold nothing that could spoil the pattern.
+	}
+	return paths
+}
+
 // killVisitors ends what others run in the lab's network namespaces and so
 // would keep them alive without a name: a forgotten `kubectl port-forward`, a
 // capture, a shell.
 func killVisitors(name string) {
 	inside := map[string]bool{} // link text of /proc/PID/ns/net -> is the lab's
-	spaces, _ := filepath.Glob(filepath.Join("/run/netns", ledger.NetnsPrefix(name)+"*"))
-	for _, path := range spaces {
+	for _, path := range namedNetns(name) {
 		var st unix.Stat_t
 		if err := unix.Stat(path, &st); err == nil {
 			inside[fmt.Sprintf("net:[%d]", st.Ino)] = true

@@ -128,9 +128,8 @@ func gatePath(h ledger.Host) string { return filepath.Join(h.Dir, "run", kubelet
 // statePath is where the lab finds what a host's programs do.
 func statePath(h ledger.Host) string { return filepath.Join(h.Dir, "run", stateFile) }
 
-// describe is the description of a host for its first process. images are the
-// names of the archives in the lab's image directory.
-func describe(m *ledger.Manifest, h ledger.Host, dir string, layout cgroup.Layout, images []string) pidone.Spec {
+// describe is the description of a host for its first process.
+func describe(m *ledger.Manifest, h ledger.Host, dir string, layout cgroup.Layout) pidone.Spec {
 	spec := pidone.Spec{
 		Hostname: h.Name,
 		Scratch:  filepath.Join(h.Dir, "scratch"),
@@ -138,7 +137,6 @@ func describe(m *ledger.Manifest, h ledger.Host, dir string, layout cgroup.Layou
 		State:    filepath.Join(hostDirs()["run"], stateFile),
 		Binds: []pidone.Bind{
 			{Source: binDir(dir), Target: config.BinDir, ReadOnly: true},
-			{Source: imageDir(dir), Target: config.ImageDir, ReadOnly: true},
 		},
 		Files: identity(m.Name, h),
 	}
@@ -157,7 +155,7 @@ func describe(m *ledger.Manifest, h ledger.Host, dir string, layout cgroup.Layou
 			text(config.ContainerdConfig, config.Containerd()),
 			text(config.KubeletConfig, config.Kubelet(cluster, h.Addresses[0].Addr())),
 			text(config.KubeProxyConfig, config.KubeProxy(cluster, h.Name)))
-		spec.Programs = nodePrograms(h, images)
+		spec.Programs = nodePrograms(h)
 	}
 	return spec
 }
@@ -205,28 +203,16 @@ func controlPlanePrograms(c config.Cluster) []pidone.Program {
 	return []pidone.Program{etcd, api, manager, scheduler}
 }
 
-// nodePrograms starts kube-proxy at once and the kubelet as soon as it may,
-// while images are imported.
-func nodePrograms(h ledger.Host, images []string) []pidone.Program {
-	containerd := program("containerd", config.ContainerdCommand())
-	containerd.Ready = &pidone.Probe{Unix: config.ContainerdSocket}
+// nodePrograms starts kube-proxy at once and the kubelet as soon as it may.
+func nodePrograms(h ledger.Host) []pidone.Program {
 	kubelet := program("kubelet", config.KubeletCommand(h.Name, addrs(h)), "containerd")
 	kubelet.Gate = filepath.Join(hostDirs()["run"], kubeletGate)
 	kubelet.Ready = &pidone.Probe{URL: config.KubeletHealth}
-	proxy := program("kube-proxy", config.KubeProxyCommand())
-	programs := []pidone.Program{containerd, kubelet, proxy}
-	for i, archive := range images {
-		previous := "containerd"
-		if i > 0 {
-			previous = importName(images[i-1])
-		}
-		p := program(importName(archive), config.ImportCommand(filepath.Join(config.ImageDir, archive)), previous)
-		p.Once = true
-		p.Log = filepath.Join(config.LogDir, "import.log")
-		programs = append(programs, p)
-	}
-	return programs
+	return []pidone.Program{containerd(), kubelet, program("kube-proxy", config.KubeProxyCommand())}
 }
 
-// importName is the name of the program that imports an archive.
-func importName(archive string) string { return "import " + archive }
+func containerd() pidone.Program {
+	p := program("containerd", config.ContainerdCommand())
+	p.Ready = &pidone.Probe{Unix: config.ContainerdSocket}
+	return p
+}

@@ -64,7 +64,7 @@ func TestNamesBelongToOneLab(t *testing.T) {
 func TestProgramsComeAfterProgramsThatExist(t *testing.T) {
 	m := drawn(DefaultOptions())
 	for _, h := range m.Hosts {
-		spec := describe(m, h, "/lab", cgroup.Layout{}, []string{"0-pause.tar", "1-web.tar"})
+		spec := describe(m, h, "/lab", cgroup.Layout{})
 		var names []string
 		for _, p := range spec.Programs {
 			names = append(names, p.Name)
@@ -82,7 +82,7 @@ func TestProgramsComeAfterProgramsThatExist(t *testing.T) {
 func TestHostsHideTheMachinesDirectories(t *testing.T) {
 	m := drawn(DefaultOptions())
 	node := m.Hosts[1]
-	spec := describe(m, node, "/lab", cgroup.Layout{}, nil)
+	spec := describe(m, node, "/lab", cgroup.Layout{})
 	for _, target := range []string{"/var/lib", "/var/log", "/etc/cni", "/opt/cni", "/etc/kubernetes"} {
 		found := false
 		for _, b := range spec.Binds {
@@ -198,7 +198,7 @@ func TestCommandLinesOfHosts(t *testing.T) {
 		t.Fatal(err)
 	}
 	text := strings.Join(line, " ")
-	for _, part := range []string{"--target", "--mount", "--net", "--pid", "--cgroup", "-- ip route"} {
+	for _, part := range []string{"--target", "--mount", "--net", "--pid", "--cgroup", "--pdeathsig KILL", "-- ip route"} {
 		if !strings.Contains(text, part) {
 			t.Errorf("command on a node: %s has no %s", text, part)
 		}

@@ -48,7 +48,7 @@ type Layer struct {
 }
 
 // BuildLayer writes a layer into dir, or finds it there when it was built from equal entries before. The files in dir
-// belong to this package; deleting them only costs time.
+// belong to this package; deleting them only costs time (see Prune).
 func BuildLayer(dir string, entries []Entry, compression Compression) (*Layer, error) {
 	entries, err := normalize(entries)
 	if err != nil {
@@ -60,7 +60,7 @@ func BuildLayer(dir string, entries []Entry, compression Compression) (*Layer, e
 	}
 	file := filepath.Join(dir, layerKey(entries, sums, compression)+".layer")
 	if layer, err := readLayer(file); err == nil {
-		return layer, nil
+		return layer, MarkUsed(file, file+".json")
 	}
 	layer := &Layer{File: file, MediaType: mediaLayerGzip}
 	if compression == Uncompressed {

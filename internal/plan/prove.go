@@ -104,9 +104,10 @@ type Verdict struct {
 
 // Reachable reports whether the node is proven: for each family that it owns
 // destinations of, another node has reached it, as it is now (by UID), by a
-// transport that the configuration allows. A Ready node beside which no other
-// is Ready is proven by its local path. The string says by whom, or what is
-// missing.
+// transport that the configuration allows. The cluster's first node (the oldest
+// that is heard of), if nobody else is Ready to prove it, is proven by its local
+// path; any other waits, or nodes that come up at the same moment would each
+// take itself for the first. The string says by whom, or what is missing.
 func Reachable(s Snapshot, node string) (bool, string) {
 	v, known := Verdicts(s)[node]
 	if !known {
@@ -126,14 +127,17 @@ func Verdicts(s Snapshot) map[string]Verdict {
 			ready++
 		}
 	}
+	first := max(0, slices.IndexFunc(c.nodes, func(n Node) bool { return !n.Silent }))
 	out := make(map[string]Verdict, len(c.nodes))
 	for i, n := range c.nodes {
-		out[n.Name] = c.verdict(i, ready, found)
+		out[n.Name] = c.verdict(i, first, ready, found)
 	}
 	return out
 }
 
-func (c *cluster) verdict(i, ready int, found evidence) Verdict {
+// verdict judges node i, where first is the cluster's first node and ready
+// counts those whose agents have spoken.
+func (c *cluster) verdict(i, first, ready int, found evidence) Verdict {
 	n := c.nodes[i]
 	families := c.families(i)
 	switch {
@@ -141,8 +145,10 @@ func (c *cluster) verdict(i, ready int, found evidence) Verdict {
 		return Verdict{false, fmt.Sprintf("the agent on node %s has not yet said that the node is programmed", n.Name)}
 	case len(families) == 0:
 		return Verdict{false, fmt.Sprintf("node %s owns no usable range of pod addresses yet", n.Name)}
+	case ready == 1 && i == first:
+		return Verdict{true, "proven by its local path: it is the cluster's first node, and no other is ready"}
 	case ready == 1:
-		return Verdict{true, "proven by its local path: no other node is ready"}
+		return Verdict{false, fmt.Sprintf("no other node is ready to prove node %s: it waits for the agent on any, such as %s", n.Name, c.nodes[first].Name)}
 	}
 	var by []string
 	for _, f := range families {

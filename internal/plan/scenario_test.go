@@ -229,6 +229,8 @@ func (s *scenario) node(name string, words []string) {
 			n.Sources = each(value, s.addr)
 		case "ready":
 			n.Ready = true
+		case "silent":
+			n.Silent = true
 		case "unready":
 			n.Ready = false
 		case "refuses":

@@ -67,6 +67,8 @@ type Node struct {
 	// Created is when the Node object was made, in seconds since 1970. Where
 	// two nodes claim the same range, the older one keeps it.
 	Created int64
+	// Silent is true while the cluster hears nothing of the machine.
+	Silent bool
 	// Addresses are the node's own in the fabric, at most one per family.
 	Addresses []netip.Addr
 	// NodeCIDRs are spec.podCIDRs, as the Node object has them.

@@ -9,6 +9,7 @@ package addresses
 import (
 	"log/slog"
 	"net/netip"
+	"reflect"
 	"slices"
 	"sync"
 	"time"
@@ -191,6 +192,9 @@ func (b *Book) Free(f plan.Family) uint64 { return b.allocator.Free(ipam.Family(
 func (b *Book) SetRanges(ranges []ipam.Range) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	if reflect.DeepEqual(ranges, b.ranges) {
+		return
+	}
 	b.ranges = ranges
 	for block := range b.withdrawn {
 		if !slices.ContainsFunc(ranges, func(r ipam.Range) bool { return r.Prefix == block }) {

@@ -3,8 +3,10 @@ package addresses
 import (
 	"errors"
 	"io/fs"
+	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 
 	"ropeway.dev/ropeway/internal/dataplane/podlink"
 	"ropeway.dev/ropeway/internal/ipam"
@@ -25,13 +27,17 @@ func (b *Book) Sweep() error {
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	alive := map[ipam.Key]bool{}
+	wired := map[ipam.Key]bool{}    // who has a link of ours
+	routed := map[netip.Addr]bool{} // what leads to anybody's link
 	for _, l := range links {
 		key, _ := attachmentOf(l)
-		alive[key] = true
+		wired[key] = true
+		for _, a := range l.Addresses {
+			routed[a] = true
+		}
 	}
 	for _, p := range foreign {
-		alive[standIn(p.Link, p.Address)] = true
+		routed[p.Address] = true
 	}
 	files := map[ipam.Key]bool{}
 	for _, r := range readHostLocal(b.options.HostLocalDir) {
@@ -42,7 +48,8 @@ func (b *Book) Sweep() error {
 	var errs []error
 	for _, binding := range b.allocator.Held() {
 		key := binding.Key
-		if alive[key] || files[key] || !b.gone(key) {
+		inUse := wired[key] || files[key] || slices.ContainsFunc(binding.Addresses, func(a netip.Addr) bool { return routed[a] })
+		if inUse || !b.gone(key) {
 			continue
 		}
 		if !b.suspects[key] {
@@ -56,13 +63,14 @@ func (b *Book) Sweep() error {
 	return errors.Join(errs...)
 }
 
-// gone is true if there is evidence that a sandbox without a link is no more.
+// gone is true if there is evidence that a sandbox, to which no route leads, is
+// no more.
 func (b *Book) gone(key ipam.Key) bool {
-	if isStandIn(key) || b.hostLocal[key] {
-		return true // its link, or its file, was all that spoke for it
+	if path, err := os.ReadFile(b.sandboxFile(key)); err == nil {
+		return netnsGone(string(path))
 	}
-	path, err := os.ReadFile(b.sandboxFile(key))
-	return err == nil && netnsGone(string(path))
+	// A link, or a file of host-local's, was all that spoke for these.
+	return isStandIn(key) || b.hostLocal[key]
 }
 
 // netnsGone is true if a network namespace's path is no more, and its directory

@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
@@ -117,11 +118,26 @@ func haveTCX(program *ebpf.Program) bool {
 	return !errors.Is(err, ebpf.ErrNotSupported)
 }
 
+// A link whose last pin was removed lives on until the kernel's next grace
+// period, and a program cannot be at a device twice.
+const (
+	attachAttempts = 100
+	attachPause    = 20 * time.Millisecond
+)
+
 func newTCX(u Uplink, d direction, program *ebpf.Program, path string) error {
-	// First of all: a program in front of ours could end the chain.
-	l, err := link.AttachTCX(link.TCXOptions{
-		Interface: u.Index, Program: program, Attach: d.attach, Anchor: link.Head(),
-	})
+	var l link.Link
+	var err error
+	for range attachAttempts {
+		// First of all: a program in front of ours could end the chain.
+		l, err = link.AttachTCX(link.TCXOptions{
+			Interface: u.Index, Program: program, Attach: d.attach, Anchor: link.Head(),
+		})
+		if !errors.Is(err, fs.ErrExist) {
+			break
+		}
+		time.Sleep(attachPause)
+	}
 	if err != nil {
 		return fmt.Errorf("tcx: %w", err)
 	}

@@ -27,8 +27,6 @@ type NodePlan struct {
 	Problems []string `json:"problems,omitempty"`
 	// Changes are what the supposition would change.
 	Changes []Change `json:"changes,omitempty"`
-
-	state plan.State
 }
 
 // Route says how one destination is reached.
@@ -54,7 +52,7 @@ type Change struct {
 
 // FieldChange is one property before and after.
 type FieldChange struct {
-	Name string `json:"name"`
+	Name string `json:"name,omitempty"`
 	Old  string `json:"old,omitempty"`
 	New  string `json:"new,omitempty"`
 }
@@ -118,7 +116,7 @@ func PlanOf(c *kube.Objects, nodes []string, what WhatIf) (Plan, error) {
 }
 
 func nodePlan(s plan.State) NodePlan {
-	np := NodePlan{Node: s.Self, Routes: []Route{}, state: s}
+	np := NodePlan{Node: s.Self, Routes: []Route{}}
 	for _, c := range s.CIDRs {
 		np.Routes = append(np.Routes, Route{Destination: c.String(), Owner: s.Self, Transport: string(plan.Local)})
 	}

@@ -18,11 +18,15 @@ type debianProgram struct {
 	deb  string // the Debian package it is from
 }
 
-const busybox = "/usr/bin/busybox"
+const (
+	busybox = "/usr/bin/busybox"
+	dash    = "/usr/bin/dash"
+)
 
 func debianPrograms() []debianProgram {
 	return []debianProgram{
-		{busybox, "busybox-static"}, // sh, nc, and what else a person in a container looks for
+		{busybox, "busybox-static"}, // nc, and what else a person in a container looks for
+		{dash, "dash"},              // as sh: busybox's own would run its own ip in place of the real one
 		{"/usr/bin/ping", "iputils-ping"},
 		{"/usr/bin/curl", "curl"},
 		{"/usr/sbin/ip", "iproute2"},
@@ -34,7 +38,8 @@ func baseEntries() ([]oci.Entry, error) {
 	tree := elfdeps.Tree{Root: "/"}
 	entries := etcFiles()
 	var paths, missing []string
-	taken := map[string]bool{} // names in the search path that are not busybox's
+	entries = append(entries, oci.Entry{Path: "/usr/bin/sh", Mode: fs.ModeSymlink, Link: "dash"})
+	taken := map[string]bool{"sh": true} // names in the search path that are not busybox's
 	for _, p := range debianPrograms() {
 		source, err := tree.Resolve(p.path)
 		if err != nil {

@@ -7,6 +7,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"path/filepath"
 	"runtime"
@@ -25,6 +26,9 @@ const (
 	Agnhost = "registry.k8s.io/e2e-test-images/agnhost:2.59"
 )
 
+// keep is how long an image or a layer stays in the cache after it was last used.
+const keep = 14 * 24 * time.Hour
+
 // Image is an image in an archive that `ctr images import` reads.
 type Image struct {
 	Ref  string
@@ -34,14 +38,14 @@ type Image struct {
 // Build makes the images, or finds them in cacheDir when nothing they are made of has changed; what has not been used for
 // two weeks is deleted there. Several labs may build at once: they wait for one another. partsBin returns the
 // path of a built part of the lab ("agnhost", "coredns"); progress gets a line per image. It needs the repository, Go,
-// and the Debian packages iputils-ping, curl, busybox-static and iproute2.
+// and the Debian packages iputils-ping, curl, busybox-static, dash and iproute2.
 func Build(ctx context.Context, partsBin func(program string) (string, error), cacheDir string, progress func(string)) ([]Image, error) {
 	root, err := source.Here()
 	if err != nil {
 		return nil, fmt.Errorf("images: %w", err)
 	}
 	b := &builder{root: root, cache: cacheDir, partsBin: partsBin}
-	unlock, err := b.lock(ctx)
+	unlock, err := oci.Lock(ctx, cacheDir)
 	if err != nil {
 		return nil, fmt.Errorf("images: %w", err)
 	}
@@ -60,7 +64,7 @@ func Build(ctx context.Context, partsBin func(program string) (string, error), c
 			progress(fmt.Sprintf("image %s is up to date", r.ref))
 		}
 	}
-	return built, b.prune()
+	return built, errors.Join(oci.Prune(cacheDir, keep), oci.Prune(b.layers(), keep))
 }
 
 // recipe is how an image is made: the Debian base or nothing, and one program over it.
@@ -93,6 +97,8 @@ type builder struct {
 	partsBin func(string) (string, error)
 }
 
+func (b *builder) layers() string { return filepath.Join(b.cache, "layers") }
+
 // build returns the archive of an image and whether it was written just now.
 func (b *builder) build(ctx context.Context, r recipe) (path string, fresh bool, err error) {
 	program, err := b.program(ctx, r)
@@ -109,11 +115,8 @@ func (b *builder) build(ctx context.Context, r recipe) (path string, fresh bool,
 	}
 	img := oci.Image{Architecture: runtime.GOARCH, Config: r.config}
 	for _, entries := range parts {
-		layer, err := oci.BuildLayer(filepath.Join(b.cache, "layers"), entries, oci.Uncompressed)
+		layer, err := oci.BuildLayer(b.layers(), entries, oci.Uncompressed)
 		if err != nil {
-			return "", false, err
-		}
-		if err := touch(layer.File, layer.File+".json"); err != nil {
 			return "", false, err
 		}
 		img.Layers = append(img.Layers, layer)
@@ -121,7 +124,7 @@ func (b *builder) build(ctx context.Context, r recipe) (path string, fresh bool,
 	if path, err = b.archive(r.ref, img); err != nil {
 		return "", false, err
 	}
-	if err := touch(path); err == nil {
+	if err := oci.MarkUsed(path); err == nil {
 		return path, false, nil
 	}
 	return path, true, oci.WriteArchive(path, r.ref, []oci.Image{img})

@@ -18,7 +18,22 @@ import (
 	"time"
 
 	"ropeway.dev/ropeway/internal/dataplane/podlink/netnstest"
+	"ropeway.dev/ropeway/internal/oci"
 )
+
+// warm is a cache that tests share, where nothing but images that are up to date is of matter.
+var warm string
+
+func TestMain(m *testing.M) {
+	dir, err := os.MkdirTemp("", "rwt-images-*")
+	if err != nil {
+		panic(err)
+	}
+	warm = dir
+	code := m.Run()
+	os.RemoveAll(dir)
+	os.Exit(code)
+}
 
 // standIn is a part of the lab that tests have at hand: any program does.
 func standIn(string) (string, error) { return "/usr/bin/busybox", nil }
@@ -79,7 +94,7 @@ func TestPrune(t *testing.T) {
 
 func TestBuildWaitsForAnother(t *testing.T) {
 	cache := t.TempDir()
-	unlock, err := (&builder{cache: cache}).lock(t.Context())
+	unlock, err := oci.Lock(t.Context(), cache)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -187,7 +202,7 @@ func inRoot(ctx context.Context, root string, argv ...string) *exec.Cmd {
 // TestToolsWork runs each program inside the image's own tree, where only the libraries that are in it help.
 func TestToolsWork(t *testing.T) {
 	netnstest.NeedRoot(t)
-	paths, _ := buildAll(t, t.TempDir())
+	paths, _ := buildAll(t, warm)
 	root, _ := unpack(t, paths[Web])
 	for _, c := range []struct{ command, want string }{
 		{"ping -V", "iputils"},
@@ -208,7 +223,7 @@ func TestToolsWork(t *testing.T) {
 // TestWebAnswers runs the image's entrypoint in a namespace of its own and asks it with the curl beside it.
 func TestWebAnswers(t *testing.T) {
 	namespace := netnstest.New(t)
-	paths, _ := buildAll(t, t.TempDir())
+	paths, _ := buildAll(t, warm)
 	root, argv := unpack(t, paths[Web])
 	server := inRoot(t.Context(), root, argv...)
 	if err := namespace.Do(server.Start); err != nil {
@@ -261,7 +276,7 @@ func wantEndsOnTerm(t *testing.T, cmd *exec.Cmd) {
 // TestPauseReaps: as the first process of a pid namespace, pause inherits an orphan and must not leave it a zombie.
 func TestPauseReaps(t *testing.T) {
 	netnstest.NeedRoot(t)
-	paths, _ := buildAll(t, t.TempDir())
+	paths, _ := buildAll(t, warm)
 	web, _ := unpack(t, paths[Web])
 	pause, argv := unpack(t, paths[Pause])
 	program, err := os.ReadFile(filepath.Join(pause, argv[0]))
@@ -271,8 +286,12 @@ func TestPauseReaps(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(web, "pause"), program, 0o755); err != nil {
 		t.Fatal(err)
 	}
-	// The shell, the first process, leaves an orphan that outlives it becoming pause.
-	script := "sleep 0.2 & exec /pause"
+	// Runtimes mount /dev; a shell wants /dev/null for what it starts in the background.
+	if err := errors.Join(os.Mkdir(filepath.Join(web, "dev"), 0o755), os.WriteFile(filepath.Join(web, "dev/null"), nil, 0o644)); err != nil {
+		t.Fatal(err)
+	}
+	// The shell, the first process, becomes pause; of what it leaves, one ends before pause looks and one after.
+	script := "sleep 0 & sleep 1 & exec /pause"
 	cmd := inRoot(t.Context(), web, "/bin/sh", "-c", script)
 	cmd.SysProcAttr.Cloneflags = syscall.CLONE_NEWPID
 	if err := cmd.Start(); err != nil {
@@ -285,7 +304,7 @@ func TestPauseReaps(t *testing.T) {
 		}
 		return strings.TrimSpace(string(data))
 	}
-	await(t, "the orphan is there", func() bool { return children() != "" })
-	await(t, "the orphan is reaped", func() bool { return children() == "" })
+	await(t, "the orphans are there", func() bool { return children() != "" })
+	await(t, "the orphans are reaped", func() bool { return children() == "" })
 	wantEndsOnTerm(t, cmd)
 }

@@ -80,12 +80,12 @@ type tool struct{ name, pkg string }
 
 func tools(n Needs) Problems {
 	needed := []tool{
-		{"ip", "iproute2"}, {"nft", "nftables"}, {"nsenter", "util-linux"},
+		{"ip", "iproute2"}, {"nft", "nftables"}, {"nsenter", "util-linux"}, {"setpriv", "util-linux"},
 		// The kubelet mounts volumes with these.
 		{"mount", "mount"}, {"umount", "mount"},
 	}
 	if n.ProxyMode == "iptables" {
-		needed = append(needed, tool{"iptables", "iptables"}, tool{"ip6tables", "iptables"}, tool{"conntrack", "conntrack"})
+		needed = append(needed, tool{"iptables", "iptables"}, tool{"ip6tables", "iptables"})
 	}
 	if n.Building {
 		needed = append(needed, tool{"go", "golang (or the release that go.mod names)"})

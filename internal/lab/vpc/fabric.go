@@ -16,7 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-//go:generate sh -c "clang -O2 -g -Wall -Werror -target bpf -mcpu=v3 -I/usr/include/$(uname -m)-linux-gnu -c fabric.c -o fabric_bpfel.o"
+//go:generate sh -c "clang -O2 -g -Wall -Werror -target bpf -mcpu=v3 -fdebug-prefix-map=$(pwd)=. -I/usr/include/$(uname -m)-linux-gnu -c fabric.c -o fabric_bpfel.o"
 //go:generate llvm-strip -g fabric_bpfel.o
 
 //go:embed fabric_bpfel.o

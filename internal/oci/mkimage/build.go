@@ -45,6 +45,8 @@ type builder struct {
 	refresh bool
 }
 
+func (b *builder) layers() string { return filepath.Join(b.cache, "layers") }
+
 // image builds one architecture's image. What changes seldom lies below.
 func (b *builder) image(ctx context.Context, arch string) (oci.Image, error) {
 	img := oci.Image{
@@ -74,7 +76,7 @@ func (b *builder) image(ctx context.Context, arch string) (oci.Image, error) {
 		if err != nil {
 			return oci.Image{}, fmt.Errorf("%s: %w", l.name, err)
 		}
-		layer, err := oci.BuildLayer(filepath.Join(b.cache, "layers"), entries, l.level)
+		layer, err := oci.BuildLayer(b.layers(), entries, l.level)
 		if err != nil {
 			return oci.Image{}, fmt.Errorf("%s: %w", l.name, err)
 		}

@@ -41,7 +41,28 @@ func (b *builder) nft(ctx context.Context, arch string) ([]oci.Entry, error) {
 	for _, l := range libraries {
 		entries = append(entries, oci.Entry{Path: l.Path, Mode: 0o755, Source: l.Source})
 	}
-	return oci.MergedUsr(entries), nil
+	licences, err := copyrights(dir)
+	return oci.MergedUsr(append(entries, licences...)), err
+}
+
+// copyrights are the licences of the unpacked packages, which have to go where the programs go.
+func copyrights(dir string) ([]oci.Entry, error) {
+	files, err := filepath.Glob(filepath.Join(dir, "usr/share/doc/*/copyright"))
+	if err != nil {
+		return nil, fmt.Errorf("look for licences: %w", err)
+	}
+	var entries []oci.Entry
+	for _, f := range files {
+		inside, err := filepath.Rel(dir, f)
+		if err != nil {
+			return nil, fmt.Errorf("look for licences: %w", err)
+		}
+		entries = append(entries, oci.Entry{Path: "/" + inside, Mode: 0o644, Source: f})
+	}
+	if len(entries) == 0 {
+		return nil, fmt.Errorf("no licence in %s: delete the directory and try again", dir)
+	}
+	return entries, nil
 }
 
 // unpack fetches a package and all that it depends on and unpacks it into dir.

@@ -17,9 +17,13 @@ import (
 	"path/filepath"
 	"strings"
 	"syscall"
+	"time"
 
 	"ropeway.dev/ropeway/internal/oci"
 )
+
+// keep is how long a layer stays in the cache after it was last used.
+const keep = 3 * 24 * time.Hour
 
 // options are the command's flags.
 type options struct {
@@ -98,6 +102,11 @@ func run(ctx context.Context, o options) error {
 		return err
 	}
 	b := &builder{root: root, cache: filepath.Join(o.cache, "image"), version: o.version, refresh: o.refresh}
+	unlock, err := oci.Lock(ctx, b.cache)
+	if err != nil {
+		return err
+	}
+	defer unlock()
 	images := make([]oci.Image, len(o.arches))
 	for i, arch := range o.arches {
 		if images[i], err = b.image(ctx, arch); err != nil {
@@ -110,6 +119,9 @@ func run(ctx context.Context, o options) error {
 	info, err := os.Stat(o.out)
 	if err != nil {
 		return fmt.Errorf("look at the archive: %w", err)
+	}
+	if err := oci.Prune(b.layers(), keep); err != nil {
+		return err
 	}
 	slog.Info("wrote the image", "file", o.out, "image", o.ref(), "architectures", strings.Join(o.arches, ","), "bytes", info.Size())
 	return nil

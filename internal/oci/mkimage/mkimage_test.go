@@ -7,6 +7,8 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"ropeway.dev/ropeway/internal/oci/elfdeps"
 )
 
 func noEnv(string) string { return "" }
@@ -99,6 +101,48 @@ func TestPluginsOfTheScenario(t *testing.T) {
 	for _, want := range []string{"host-local", "portmap", "bandwidth", "loopback"} {
 		if !slices.Contains(names, want) {
 			t.Errorf("no %s among %v", want, names)
+		}
+	}
+}
+
+// TestNftFromAnUnpackedTree: nft, its libraries and the licences come from the tree, laid out as the image has them.
+func TestNftFromAnUnpackedTree(t *testing.T) {
+	b := &builder{cache: t.TempDir()}
+	tree := filepath.Join(b.cache, "nft-test")
+	libraries, err := elfdeps.Tree{Root: "/"}.Closure(nftPath)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range append(libraries, elfdeps.File{Path: nftPath, Source: nftPath}) {
+		data, err := os.ReadFile(f.Source)
+		to := filepath.Join(tree, f.Path)
+		if err := errors.Join(err, os.MkdirAll(filepath.Dir(to), 0o755), os.WriteFile(to, data, 0o755)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := b.nft(t.Context(), "test"); err == nil || !strings.Contains(err.Error(), "no licence") {
+		t.Errorf("a tree without licences: %v", err)
+	}
+	licence := "/usr/share/doc/nftables/copyright"
+	to := filepath.Join(tree, licence)
+	if err := errors.Join(os.MkdirAll(filepath.Dir(to), 0o755), os.WriteFile(to, []byte("GPL"), 0o644)); err != nil {
+		t.Fatal(err)
+	}
+	entries, err := b.nft(t.Context(), "test")
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := map[string]string{} // path -> source
+	for _, e := range entries {
+		got[e.Path] = e.Source
+	}
+	want := []string{nftPath, licence, "/lib64"}
+	for _, l := range libraries {
+		want = append(want, filepath.Join("/usr", strings.TrimPrefix(l.Path, "/usr")))
+	}
+	for _, path := range want {
+		if source, ok := got[path]; !ok || source != "" && !strings.HasPrefix(source, tree+"/") {
+			t.Errorf("%s: there %v, from %q, want it from the tree", path, ok, source)
 		}
 	}
 }

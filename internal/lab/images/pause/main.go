@@ -11,6 +11,7 @@ import (
 func main() {
 	signals := make(chan os.Signal, 8)
 	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT, syscall.SIGCHLD)
+	reap() // what ended before signals were caught gives no signal any more
 	for s := range signals {
 		if s != syscall.SIGCHLD {
 			return

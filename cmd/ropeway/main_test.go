@@ -1,0 +1,104 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/rogpeppe/go-internal/testscript"
+
+	"ropeway.dev/ropeway/internal/agent"
+)
+
+func TestMain(m *testing.M) {
+	testscript.Main(m, map[string]func(){"ropeway": main})
+}
+
+// TestScripts are what a person types, and what is answered, where no cluster
+// is needed. -update writes what is compared anew.
+func TestScripts(t *testing.T) {
+	scenario, err := filepath.Abs("../../test/scenario")
+	if err != nil {
+		t.Fatal(err)
+	}
+	testscript.Run(t, testscript.Params{
+		Dir:                 "testdata/script",
+		RequireExplicitExec: true,
+		RequireUniqueNames:  true,
+		UpdateScripts:       os.Getenv("ROPEWAY_UPDATE_SCRIPTS") != "",
+		Setup: func(e *testscript.Env) error {
+			e.Setenv("SCENARIO", scenario)
+			e.Setenv("KUBECONFIG", "")
+			e.Setenv("KUBERNETES_SERVICE_HOST", "")
+			return nil
+		},
+	})
+}
+
+func TestReadConfigDir(t *testing.T) {
+	for _, test := range []struct {
+		name     string
+		files    map[string]string
+		mtu      int
+		template bool
+		err      string
+	}{
+		{"nothing", nil, 0, false, ""},
+		{"as rendered", map[string]string{"veth_mtu": "0", "cni_network_config": "{}"}, 0, true, ""},
+		{"a number", map[string]string{"veth_mtu": "1400\n"}, 1400, false, ""},
+		{"empty", map[string]string{"veth_mtu": ""}, 0, false, ""},
+		{"words", map[string]string{"veth_mtu": "big"}, 0, false, `veth_mtu in the ConfigMap is "big"`},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			dir := t.TempDir()
+			for name, text := range test.files {
+				if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600); err != nil {
+					t.Fatal(err)
+				}
+			}
+			var c agent.Config
+			err := readConfigDir(dir, &c)
+			if test.err != "" {
+				if err == nil || !strings.Contains(err.Error(), test.err) {
+					t.Errorf("error %v, want %q", err, test.err)
+				}
+				return
+			}
+			if err != nil || c.VethMTU != test.mtu || (c.ConflistTemplateFile != "") != test.template {
+				t.Errorf("%d, %q, %v", c.VethMTU, c.ConflistTemplateFile, err)
+			}
+		})
+	}
+}
+
+// TestManifestArguments: what the manifests pass, the commands take.
+func TestManifestArguments(t *testing.T) {
+	var out bytes.Buffer
+	root := newRoot(environment{nodeName: "a", podName: "b", stdin: strings.NewReader(""), stdout: &out, stderr: io.Discard})
+	for _, line := range []string{
+		"agent --listen=:9797 --log-level=info --config-dir=/etc/ropeway --cni-bin-dir=/a --cni-conf-dir=/b --take-over=calico --take-over=calico-ipam",
+		"controller --listen=:9799 --log-level=info",
+		"node-clean --cni-bin-dir=/a --cni-conf-dir=/b",
+		"node-clean --wait-only",
+	} {
+		args := strings.Fields(line)
+		cmd, rest, err := root.Find(args)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := cmd.ParseFlags(rest); err != nil {
+			t.Errorf("%s: %v", line, err)
+		}
+	}
+	// Waiting ends when it is told to.
+	ctx, cancel := context.WithCancel(context.Background())
+	cancel()
+	root.SetArgs([]string{"node-clean", "--wait-only"})
+	if err := root.ExecuteContext(ctx); err != nil {
+		t.Error(err)
+	}
+}

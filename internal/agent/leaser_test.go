@@ -1,0 +1,219 @@
+package agent
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"slices"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"ropeway.dev/ropeway/internal/agent/addresses"
+	"ropeway.dev/ropeway/internal/agent/lease"
+	"ropeway.dev/ropeway/internal/ipam"
+	"ropeway.dev/ropeway/internal/kube"
+	"ropeway.dev/ropeway/internal/plan"
+	"ropeway.dev/ropeway/internal/plan/cidr"
+)
+
+// leaserBench is a leaser with a book and an API server, and nothing else: the
+// test is the node loop. Time is the bubble's.
+type leaserBench struct {
+	t      *testing.T
+	api    *fakeAPI
+	client *fakeClient
+	book   *addresses.Book
+	leaser *leaser
+	done   chan struct{}
+}
+
+func newLeaserBench(t *testing.T) *leaserBench {
+	t.Helper()
+	dir := t.TempDir()
+	book, err := addresses.Open(addresses.Options{JournalPath: dir + "/journal", TombstoneDir: dir + "/t", SandboxDir: dir + "/s",
+		HostLocalDir: dir + "/h", BootPath: dir + "/boot", BootID: "b", Kernel: &fakeKernel{}, Log: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	api := newFakeAPI()
+	api.addNode("a")
+	cfg := &Config{NodeName: "a", Log: slog.New(slog.DiscardHandler)}
+	cfg.Defaults()
+	b := &leaserBench{t: t, api: api, client: api.client("a"), book: book, done: make(chan struct{}, 1)}
+	b.leaser = newLeaser(b.client, book, cfg, newMetrics(), func() { notify(b.done) })
+	return b
+}
+
+// run runs the leaser, and a node loop that does what the leaser needs of it.
+func (b *leaserBench) run(ctx context.Context) {
+	go b.leaser.run(ctx)
+	go func() {
+		for {
+			if v, err := b.client.View(); err == nil {
+				ranges := rangesOf(v.Snapshot, b.sources(v))
+				b.book.SetRanges(ranges)
+				b.leaser.see(v, b.sources(v))
+			}
+			select {
+			case <-ctx.Done():
+				return
+			case <-b.done:
+			case <-time.After(30 * time.Second):
+			}
+		}
+	}()
+}
+
+func (b *leaserBench) sources(v kube.View) []netip.Addr {
+	if blocks := self(v.Snapshot).Blocks; len(blocks) > 0 {
+		return []netip.Addr{plan.SourceOf(blocks[0])}
+	}
+	return nil
+}
+
+// pods makes the node have n pods.
+func (b *leaserBench) pods(from, to int) {
+	b.t.Helper()
+	for i := from; i < to; i++ {
+		if _, err := b.book.Allocate(ipam.Key{Network: "n", ContainerID: fmt.Sprint(i), IfName: "eth0"}, ipam.Owner{}, []plan.Family{plan.IPv4}, ""); err != nil {
+			b.t.Fatalf("pod %d: %v", i, err)
+		}
+		b.leaser.more()
+		if i%8 == 0 {
+			time.Sleep(time.Second)
+		}
+	}
+	time.Sleep(time.Minute)
+	synctest.Wait()
+}
+
+func (b *leaserBench) noPods(from, to int) {
+	b.t.Helper()
+	for i := from; i < to; i++ {
+		if err := b.book.Release(ipam.Key{Network: "n", ContainerID: fmt.Sprint(i), IfName: "eth0"}); err != nil {
+			b.t.Fatal(err)
+		}
+	}
+	time.Sleep(time.Minute)
+	synctest.Wait()
+}
+
+// TestLeasesFollowNeed: blocks are leased before they are needed, lie beside one
+// another, and go back after they were empty for ten minutes, but for the one
+// that the node's own address is of.
+func TestLeasesFollowNeed(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newLeaserBench(t)
+		defer b.book.Close()
+		ctx, cancel := context.WithCancel(t.Context())
+		defer cancel()
+		b.run(ctx)
+		time.Sleep(time.Second)
+		synctest.Wait()
+		first := b.api.leasesOf("a")
+		if len(first) != 1 {
+			t.Fatalf("leases at the start: %v", first)
+		}
+		b.pods(0, 110)
+		many := b.api.leasesOf("a")
+		if len(many) != 3 {
+			t.Fatalf("110 pods, leases %v, want three blocks of 62", many)
+		}
+		if len(cidr.Aggregate(many)) > 2 {
+			t.Errorf("the blocks %v do not aggregate", many)
+		}
+		b.noPods(0, 110)
+		time.Sleep(lease.EmptyFor - 4*time.Minute)
+		synctest.Wait()
+		if got := b.api.leasesOf("a"); len(got) != 3 {
+			t.Errorf("given back too early: %v", got)
+		}
+		time.Sleep(10 * time.Minute)
+		synctest.Wait()
+		if got := b.api.leasesOf("a"); !slices.Equal(got, first) {
+			t.Errorf("in the end the node has %v, want %v", got, first)
+		}
+	})
+}
+
+// TestLeaseRace: another node is faster, and the API server fails now and then.
+func TestLeaseRace(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newLeaserBench(t)
+		defer b.book.Close()
+		v, err := b.client.View()
+		if err != nil {
+			t.Fatal(err)
+		}
+		// The view is old: what it would choose is another's by now.
+		d := lease.Decide(b.leaser.input(v, nil))
+		b.api.change(func(a *fakeAPI) {
+			a.leases = append(a.leases, kube.Lease{Prefix: d.Claim[0], Node: "b", NodeUID: "uid-b"})
+		})
+		b.leaser.see(v, nil)
+		if err := b.leaser.step(t.Context()); !kube.IsTaken(err) {
+			t.Fatalf("got %v, want that it is taken", err)
+		}
+		b.api.change(func(a *fakeAPI) { a.down = true })
+		ctx, cancel := context.WithCancel(t.Context())
+		defer cancel()
+		b.run(ctx)
+		time.Sleep(time.Minute)
+		b.api.change(func(a *fakeAPI) { a.down = false })
+		time.Sleep(2 * time.Minute)
+		synctest.Wait()
+		if got := b.api.leasesOf("a"); len(got) != 1 || got[0] == d.Claim[0] {
+			t.Errorf("leases: %v", got)
+		}
+	})
+}
+
+// TestReleaseRace: a pod that comes between the decision and the release keeps
+// the block.
+func TestReleaseRace(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newLeaserBench(t)
+		defer b.book.Close()
+		block := netip.MustParsePrefix("10.244.0.0/26")
+		b.api.change(func(a *fakeAPI) { a.leases = []kube.Lease{{Prefix: block, Node: "a", NodeUID: "uid-a"}} })
+		b.book.SetRanges([]ipam.Range{ipam.RangeFor(block, ipam.Block)})
+		if _, err := b.book.Allocate(ipam.Key{Network: "n", ContainerID: "p", IfName: "eth0"}, ipam.Owner{}, []plan.Family{plan.IPv4}, ""); err != nil {
+			t.Fatal(err)
+		}
+		changed := false
+		if err := b.leaser.do(t.Context(), lease.Decision{Release: []netip.Prefix{block}}, &changed); err != nil || changed {
+			t.Errorf("changed %v, %v", changed, err)
+		}
+		if got := b.api.leasesOf("a"); len(got) != 1 {
+			t.Errorf("the block with a pod in it was given back: %v", got)
+		}
+	})
+}
+
+func TestNoBlockLeftIsTold(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newLeaserBench(t)
+		defer b.book.Close()
+		b.api.change(func(a *fakeAPI) {
+			a.network.PodCIDRs = prefixes("10.244.0.0/26")
+			a.leases = []kube.Lease{{Prefix: netip.MustParsePrefix("10.244.0.0/26"), Node: "b"}}
+		})
+		ctx, cancel := context.WithCancel(t.Context())
+		defer cancel()
+		b.run(ctx)
+		time.Sleep(time.Second)
+		synctest.Wait()
+		if got := b.leaser.problemNow(); !strings.Contains(got, "add a range to ClusterNetwork's podCIDRs") {
+			t.Errorf("got %q", got)
+		}
+		b.api.change(func(a *fakeAPI) { a.leases = nil })
+		time.Sleep(2 * time.Minute)
+		synctest.Wait()
+		if got := b.leaser.problemNow(); got != "" || len(b.api.leasesOf("a")) != 1 {
+			t.Errorf("afterwards: %q, leases %v", got, b.api.leasesOf("a"))
+		}
+	})
+}

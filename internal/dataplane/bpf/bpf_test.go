@@ -1,0 +1,88 @@
+package bpf
+
+import (
+	"net/netip"
+	"slices"
+	"testing"
+
+	"pgregory.net/rapid"
+)
+
+// TestObjectAndGoAgree: the counters' names and the maps' keys and values are
+// written down twice, in C and in Go.
+func TestObjectAndGoAgree(t *testing.T) {
+	spec, err := loadRopeway()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n := spec.Maps[ropewayMapCounters].MaxEntries; int(n) != len(events) {
+		t.Errorf("the programs count %d events, and %d have names", n, len(events))
+	}
+	for name, sizes := range map[string][2]uint32{
+		ropewayMapDestinations: {20, 8},
+		ropewayMapSources:      {20, 32},
+		ropewayMapPodNetwork:   {20, 4},
+		ropewayMapNodes:        {16, 4},
+		ropewayMapSettings:     {4, 8},
+	} {
+		if m := spec.Maps[name]; m.KeySize != sizes[0] || m.ValueSize != sizes[1] {
+			t.Errorf("map %s has keys of %d bytes and values of %d, want %v", name, m.KeySize, m.ValueSize, sizes)
+		}
+	}
+	for name, p := range spec.Programs {
+		if p.License != "Apache-2.0" {
+			t.Errorf("program %s has licence %q", name, p.License)
+		}
+	}
+}
+
+// TestKeysHoldPrefixes: a key of the kernel's trie is the prefix that it was made
+// of, and IPv4 and IPv6 never meet.
+func TestKeysHoldPrefixes(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		length := rapid.SampledFrom([]int{4, 16}).Draw(t, "length")
+		bytes := rapid.SliceOfN(rapid.Byte(), length, length).Draw(t, "address")
+		a, _ := netip.AddrFromSlice(bytes)
+		if a.Is4In6() {
+			t.Skip("no prefix of ours is of this form")
+		}
+		p := netip.PrefixFrom(a, rapid.IntRange(0, a.BitLen()).Draw(t, "bits")).Masked()
+		k := keyOf(p)
+		if k.prefix() != p {
+			t.Fatalf("%v became %v", p, k.prefix())
+		}
+		if a.Is4() && k.Bits < 96 {
+			t.Fatalf("%v covers addresses of IPv6", p)
+		}
+	})
+}
+
+// TestContentsLeaveOutNonsense: what a map cannot say is not written as
+// something else.
+func TestContentsLeaveOutNonsense(t *testing.T) {
+	prefix, addr := netip.MustParsePrefix, netip.MustParseAddr
+	c := State{
+		Destinations: map[netip.Prefix]Endpoint{
+			prefix("10.244.2.0/24"): {addr("192.168.2.2"), addr("192.168.1.2")},
+			prefix("10.244.3.0/24"): {addr("fd00::3"), addr("192.168.1.2")},
+			prefix("fd00:244::/64"): {addr("192.168.2.2"), addr("192.168.1.2")},
+		},
+		Sources: map[netip.Prefix][]netip.Addr{prefix("10.244.2.0/24"): {addr("192.168.2.2"), addr("fd00::2")}},
+		Own:     []netip.Addr{addr("192.168.1.2")},
+		Peers:   []netip.Addr{addr("192.168.2.2"), addr("fd00::2"), addr("192.168.1.2")},
+		Port:    4789,
+	}.contents()
+	if len(c.destinations) != 1 {
+		t.Errorf("destinations %v: want the IPv4 one by IPv4 only", c.destinations)
+	}
+	o := c.sources[keyOf(prefix("10.244.2.0/24"))]
+	if o.IPv4 != addr("192.168.2.2").As16() || o.IPv6 != addr("fd00::2").As16() {
+		t.Errorf("owner %v", o)
+	}
+	if c.nodes[addr("192.168.1.2").As16()] != roleSelf || c.nodes[addr("fd00::2").As16()] != rolePeer {
+		t.Errorf("nodes %v", c.nodes)
+	}
+	if port := c.settings[0].Port; !slices.Equal(port[:], []byte{4789 >> 8, 4789 & 0xff, 0, 0}) {
+		t.Errorf("port %v is not in network byte order", port)
+	}
+}

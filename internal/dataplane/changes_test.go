@@ -1,0 +1,89 @@
+package dataplane
+
+import (
+	"context"
+	"testing"
+	"time"
+
+	"ropeway.dev/ropeway/internal/plan"
+)
+
+// TestChanges: what Set may have to answer is told; what it did itself, and what
+// becomes of pods, is not.
+func TestChanges(t *testing.T) {
+	f := newFabric(t, 2, plan.IPIP, plan.VXLAN)
+	f.setAll()
+	n := f.nodes[0]
+	n.addPod(1500)
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	var changes <-chan struct{}
+	if err := n.ns.Do(func() error { changes = n.dataplane.Changes(ctx); return nil }); err != nil {
+		t.Fatal(err)
+	}
+	for _, cause := range []string{
+		"ip link set eth0 mtu 1400", "ip addr add 192.0.2.9/32 dev eth0", "ip route add 198.51.100.0/24 via 192.168.1.1",
+		"ip route del 10.244.2.0/24", "ip route del default", "ip link del rw-vxlan", "ip addr del 10.244.1.1/32 dev lo", "ip link set eth0 down",
+	} {
+		drain(changes)
+		f.sh(n.ns, cause)
+		select {
+		case <-changes:
+		case <-time.After(3 * time.Second):
+			t.Errorf("not told: %s", cause)
+		}
+	}
+	f.sh(n.ns, "ip link set eth0 up mtu 1500; ip route replace default via 192.168.1.1; ip addr replace fd00:1::2/64 dev eth0 nodad; ip -6 route replace default via fd00:1::1")
+	f.setAll()
+	// Of pods and of routes that are right, nothing is told.
+	drain(changes)
+	quiet := func() {
+		pod := n.addPod(1500)
+		f.sh(n.ns, "ip link del "+pod.link+"; ip route replace 10.244.9.0/24 via 192.168.1.1 proto 112")
+	}
+	for range 3 {
+		quiet()
+	}
+	select {
+	case <-changes:
+		t.Error("told of pods, or of our own routes")
+	case <-time.After(300 * time.Millisecond):
+	}
+}
+
+// drain waits until nothing has been told for a while.
+func drain(changes <-chan struct{}) {
+	for {
+		select {
+		case <-changes:
+		case <-time.After(100 * time.Millisecond):
+			return
+		}
+	}
+}
+
+// TestIPv6Underlay: nodes that have IPv6 only reach one another's pods of both
+// families by vxlan.
+func TestIPv6Underlay(t *testing.T) {
+	f := newFabric(t, 2, plan.IPIP, plan.VXLAN)
+	f.underlay6 = true
+	for _, n := range f.nodes {
+		f.sh(n.ns, "ip addr flush dev eth0 scope global to 192.168.0.0/16")
+		if r, err := n.set(); err != nil || r.Refuses[plan.IPIP] == "" || r.Refuses[plan.VXLAN] != "" || !r.Local {
+			t.Fatalf("Set: %v, %+v", err, r)
+		}
+	}
+	a, b := f.nodes[0].addPod(1500), f.nodes[1].addPod(1500)
+	eventually(t, "fresh wires carry IPv6", func() bool { // duplicate address detection takes its time
+		_, err := f.run(a.ns, "ping -q -c 1 -W 1 "+b.v6.String())
+		return err == nil
+	})
+	f.ping(a.ns, b.v6.String(), "-M do", "-s", "1382") // 1430 with its headers: 1500 less 70
+	if _, _, err := f.transfer(a.ns, b.ns, "["+b.v6.String()+"]:80", 1<<20); err != nil {
+		t.Errorf("TCP: %v", err)
+	}
+	c, err := f.nodes[1].dataplane.Counters()
+	if err != nil || c["vxlan_received"] == 0 || c["vxlan_dropped_foreign_source"] > 0 {
+		t.Errorf("counters %v, %v", c, err)
+	}
+}

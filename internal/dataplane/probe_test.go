@@ -1,0 +1,151 @@
+package dataplane
+
+import (
+	"context"
+	"errors"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"sigs.k8s.io/knftables"
+
+	"ropeway.dev/ropeway/internal/dataplane/podlink/netnstest"
+	"ropeway.dev/ropeway/internal/plan"
+)
+
+func TestProbe(t *testing.T) {
+	ns := netnstest.New(t)
+	ns.Enter(t)
+	s := Probe()
+	if err := s.Err(); err != nil {
+		t.Errorf("this machine passes all other tests, and Probe says: %v", err)
+	}
+	if !s.TCX {
+		t.Errorf("this kernel has tcx, and Probe says no")
+	}
+	t.Setenv("PATH", t.TempDir())
+	if err := Probe().Err(); err == nil || !strings.Contains(err.Error(), "nft 1.0.1") {
+		t.Errorf("without nft: %v", err)
+	}
+}
+
+// goldenState has something for every rule.
+func goldenState() plan.State {
+	prefix, address := netip.MustParsePrefix, netip.MustParseAddr
+	return plan.State{
+		Self:      "node-a",
+		Addresses: []netip.Addr{address("192.168.1.2"), address("fd00:1::2")},
+		Sources:   []netip.Addr{address("10.244.1.1"), address("fd00:244:0:1::1")},
+		PodCIDRs:  []netip.Prefix{prefix("10.244.0.0/16"), prefix("10.7.0.0/20"), prefix("fd00:244::/48")},
+		VXLAN:     plan.VXLANDevice{VNI: 4096, Port: 4789}, Masquerade: true,
+		Peers: []plan.Peer{
+			{Name: "node-b", Addresses: []netip.Addr{address("192.168.2.2"), address("fd00:2::2")}},
+			{Name: "node-c", Addresses: []netip.Addr{address("192.168.3.2")}},
+		},
+	}
+}
+
+// TestRulesGolden compares the rules with the text that people reviewed, and has
+// nft itself read them.
+func TestRulesGolden(t *testing.T) {
+	ns := netnstest.New(t)
+	ns.Enter(t)
+	single := goldenState()
+	single.Addresses, single.Sources = single.Addresses[:1], single.Sources[:1]
+	single.PodCIDRs, single.Peers, single.Masquerade = single.PodCIDRs[:1], nil, false
+	for name, r := range map[string]ruleset{
+		"dual-stack": rulesFor(goldenState(), defaultDenied(), clamps{ipv4: 1410, ipv6: 1390}),
+		"first-node": rulesFor(single, nil, clamps{}),
+	} {
+		file := filepath.Join("testdata", name+".nft")
+		if os.Getenv("ROPEWAY_REWRITE") == "1" {
+			if err := os.WriteFile(file, []byte(r.String()), 0o644); err != nil {
+				t.Fatal(err)
+			}
+		}
+		want, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := r.String(); got != string(want) {
+			t.Errorf("%s (ROPEWAY_REWRITE=1 accepts it): the rules are\n%s", file, got)
+		}
+		if _, err := runNFT(context.Background(), r.String(), "--check", "-f", "-"); err != nil {
+			t.Errorf("%s: %v", file, err)
+		}
+	}
+}
+
+// TestNFTablesTransactions: as little as possible is written.
+func TestNFTablesTransactions(t *testing.T) {
+	fake := knftables.NewFake(knftables.InetFamily, tableName)
+	counter := &countingNFT{Interface: fake}
+	n := &nftables{run: counter, memory: filepath.Join(t.TempDir(), "nftables.json"), list: func(context.Context) (string, error) {
+		return fake.Dump(), nil
+	}}
+	state := goldenState()
+	set := func(want string, changes bool) {
+		t.Helper()
+		counter.written = ""
+		changed, err := n.set(context.Background(), rulesFor(state, nil, clamps{ipv4: 1410}))
+		if err != nil || changed != changes {
+			t.Errorf("set: changed %v, %v", changed, err)
+		}
+		if want == "" && counter.written != "" || !strings.Contains(counter.written, want) {
+			t.Errorf("transaction:\n%s\nwant one with %q", counter.written, want)
+		}
+	}
+	set("add chain", true)
+	set("", false)
+	// Only the elements of one set.
+	state.Peers = state.Peers[:1]
+	set("flush set inet ropeway nodes4", true)
+	if strings.Contains(counter.written, "chain") || strings.Contains(counter.written, "nodes6") {
+		t.Errorf("one node went, and all of this was written:\n%s", counter.written)
+	}
+	set("", false)
+	// A process that knows nothing but the file.
+	n = &nftables{run: n.run, list: n.list, memory: n.memory}
+	if err := n.load(); err != nil {
+		t.Fatal(err)
+	}
+	set("", false)
+	// Somebody else's change.
+	tx := fake.NewTransaction()
+	tx.Flush(&knftables.Chain{Name: "nat"})
+	if err := fake.Run(context.Background(), tx); err != nil {
+		t.Fatal(err)
+	}
+	set("add chain", true)
+	// A file that is torn.
+	if err := os.WriteFile(n.memory, []byte("{"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	n = &nftables{run: n.run, list: n.list, memory: n.memory}
+	if err := n.load(); err != nil {
+		t.Fatal(err)
+	}
+	set("add chain", true)
+	counter.err = errors.New("no memory")
+	state.Masquerade = false
+	if changed, err := n.set(context.Background(), rulesFor(state, nil, clamps{})); changed || !errors.Is(err, counter.err) {
+		t.Errorf("a transaction that failed: %v, %v", changed, err)
+	}
+}
+
+// countingNFT remembers the last transaction.
+type countingNFT struct {
+	knftables.Interface
+	written string
+	err     error
+}
+
+func (c *countingNFT) Run(ctx context.Context, tx *knftables.Transaction) error {
+	c.written = tx.String()
+	if c.err != nil {
+		return c.err
+	}
+	return c.Interface.Run(ctx, tx)
+}
