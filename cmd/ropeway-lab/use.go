@@ -66,7 +66,7 @@ func newKubectl(g *global) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return become(line)
+			return become(line, l.Environment("control-plane", os.Environ()))
 		},
 	}
 }
@@ -110,7 +110,7 @@ func newExec(g *global) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return become(line)
+			return become(line, l.Environment(args[0], os.Environ()))
 		},
 	}
 	// The command's own flags are not ours.
@@ -157,12 +157,12 @@ func terminal(f *os.File) bool {
 
 // become replaces this process, so that the terminal, stdin, signals and the
 // exit code are the command's own.
-func become(line []string) error {
+func become(line, environ []string) error {
 	path, err := exec.LookPath(line[0])
 	if err != nil {
 		return fmt.Errorf("run %s: %w; apt-get install util-linux", line[0], err)
 	}
-	if err := syscall.Exec(path, line, lab.Environment(os.Environ())); err != nil {
+	if err := syscall.Exec(path, line, environ); err != nil {
 		return fmt.Errorf("run %s: %w", strings.Join(line, " "), err)
 	}
 	return nil

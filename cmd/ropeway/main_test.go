@@ -12,6 +12,7 @@ import (
 	"github.com/rogpeppe/go-internal/testscript"
 
 	"ropeway.dev/ropeway/internal/agent"
+	"ropeway.dev/ropeway/internal/install"
 )
 
 func TestMain(m *testing.M) {
@@ -100,5 +101,35 @@ func TestManifestArguments(t *testing.T) {
 	root.SetArgs([]string{"node-clean", "--wait-only"})
 	if err := root.ExecuteContext(ctx); err != nil {
 		t.Error(err)
+	}
+}
+
+// TestConfirm: nothing is removed without a yes.
+func TestConfirm(t *testing.T) {
+	for _, test := range []struct {
+		name     string
+		yes      bool
+		terminal bool
+		answer   string
+		want     string // of the error; empty: goes on
+	}{
+		{"told not to ask", true, false, "", ""},
+		{"nobody to ask", false, false, "y\n", "say --yes"},
+		{"yes", false, true, "Yes\n", ""},
+		{"no", false, true, "n\n", "nothing was done"},
+		{"nothing", false, true, "\n", "nothing was done"},
+		{"end of input", false, true, "", "nothing was done"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			var out bytes.Buffer
+			c := uninstallCommand{yes: test.yes, env: environment{stdin: strings.NewReader(test.answer), stdout: &out, terminal: test.terminal}}
+			err := c.confirm(&install.Removal{Nodes: []string{"a", "b"}, Pods: 7})
+			if (err == nil) != (test.want == "") || err != nil && !strings.Contains(err.Error(), test.want) {
+				t.Errorf("%v, want %q", err, test.want)
+			}
+			if !strings.Contains(out.String(), "from 2 nodes") || !strings.Contains(out.String(), "7 running pods") {
+				t.Errorf("what goes is not said: %s", out.String())
+			}
+		})
 	}
 }

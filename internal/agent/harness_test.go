@@ -351,14 +351,21 @@ func (m *machine) start() *runningAgent {
 
 func (m *machine) startWith(dp dataplane.Dataplane) *runningAgent {
 	m.t.Helper()
+	c := m.api.client(m.name)
+	a := m.startOn(parts{dataplane: dp, changes: m.dataplane.Changes(m.t.Context()), client: c, kernel: m.kernel, wire: m.fabric.Wire()})
+	a.client = c
+	return a
+}
+
+// startOn starts an agent on any parts.
+func (m *machine) startOn(p parts) *runningAgent {
+	m.t.Helper()
 	cfg := m.config
 	cfg.Defaults()
 	if err := cfg.Validate(); err != nil {
 		m.t.Fatal(err)
 	}
 	ctx, cancel := context.WithCancel(context.Background())
-	c := m.api.client(m.name)
-	p := parts{dataplane: dp, changes: m.dataplane.Changes(ctx), client: c, kernel: m.kernel, wire: m.fabric.Wire()}
 	n, err := newNode(ctx, cfg, p)
 	if err != nil {
 		cancel()
@@ -366,7 +373,7 @@ func (m *machine) startWith(dp dataplane.Dataplane) *runningAgent {
 	}
 	done := make(chan error, 1)
 	go func() { done <- errors.Join(n.work(ctx, p), n.book.Close()) }()
-	a := &runningAgent{machine: m, node: n, client: c}
+	a := &runningAgent{machine: m, node: n}
 	a.stop = sync.OnceFunc(func() {
 		cancel()
 		select {

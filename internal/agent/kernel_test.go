@@ -9,8 +9,8 @@ import (
 	"net/netip"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
@@ -78,8 +78,9 @@ func (k kernelInNetns) ForeignPods() (p []addresses.ForeignPod, err error) {
 	return p, k.ns.Do(func() (e error) { p, e = nodekernel.Kernel{}.ForeignPods(); return e })
 }
 
-// twoKernels is a router with two nodes behind it, in subnets of their own.
-func twoKernels(t *testing.T, api *fakeAPI) (router *netnstest.NS, nodes []*kernelNode) {
+// twoKernels is a router with two nodes behind it, in subnets of their own, of
+// the fabric's family.
+func twoKernels(t *testing.T, api *fakeAPI, family plan.Family) (router *netnstest.NS, nodes []*kernelNode) {
 	t.Helper()
 	router = netnstest.New(t)
 	sh(t, router, "sysctl -qw net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1")
@@ -89,8 +90,14 @@ func twoKernels(t *testing.T, api *fakeAPI) (router *netnstest.NS, nodes []*kern
 		name := fmt.Sprintf("node-%d", i)
 		api.addNode(name)
 		k := &kernelNode{machine: newMachine(t, api, nil, name), ns: netnstest.New(t)}
-		sh(t, router, fmt.Sprintf("ip link add n%d type veth peer name eth0 netns %s; ip addr add 192.168.%d.1/24 dev n%d; ip link set n%d up", i, k.ns.Path(), i, i, i))
-		sh(t, k.ns, fmt.Sprintf("ip addr add 192.168.%d.10/24 dev eth0; ip link set eth0 up; ip route add default via 192.168.%d.1", i, i))
+		gateway, address := fmt.Sprintf("192.168.%d.1", i), fmt.Sprintf("192.168.%d.10", i)
+		if family == plan.IPv6 {
+			gateway, address = fmt.Sprintf("fd01:%d::1", i), fmt.Sprintf("fd01:%d::a", i)
+		}
+		api.setNode(name, func(n *plan.Node) { n.Addresses = addrs(address) })
+		bits := map[plan.Family]string{plan.IPv4: "/24", plan.IPv6: "/64 nodad"}[family]
+		sh(t, router, fmt.Sprintf("ip link add n%d type veth peer name eth0 netns %s; ip addr add %s%s dev n%d; ip link set n%d up", i, k.ns.Path(), gateway, bits, i, i))
+		sh(t, k.ns, fmt.Sprintf("ip addr add %s%s dev eth0; ip link set eth0 up; ip route add default via %s", address, bits, gateway))
 		k.config.Log = slog.New(slog.NewTextHandler(t.Output(), nil)).With("node", name)
 		linux, err := dataplane.New(dataplane.Options{BPFPinDir: filepath.Join(bpffs, name), StateDir: k.root + "/run", Log: k.config.Log})
 		if err != nil {
@@ -110,26 +117,7 @@ func twoKernels(t *testing.T, api *fakeAPI) (router *netnstest.NS, nodes []*kern
 // start starts the node's agent.
 func (k *kernelNode) start() *runningAgent {
 	k.t.Helper()
-	cfg := k.config
-	cfg.Defaults()
-	ctx, cancel := context.WithCancel(context.Background())
-	c := k.api.client(k.name)
-	p := parts{dataplane: inNetns{k.ns, k.linux}, client: c, kernel: kernelInNetns{k.ns}, wire: wireInNetns{k.ns, k.wire}}
-	n, err := newNode(ctx, cfg, p)
-	if err != nil {
-		cancel()
-		k.t.Fatal(err)
-	}
-	done := make(chan error, 1)
-	go func() { done <- errors.Join(n.work(ctx, p), n.book.Close()) }()
-	a := &runningAgent{machine: k.machine, node: n, client: c, stop: sync.OnceFunc(func() {
-		cancel()
-		if err := <-done; err != nil {
-			k.t.Errorf("the agent of %s ended with %v", k.name, err)
-		}
-	})}
-	k.t.Cleanup(a.stop)
-	return a
+	return k.startOn(parts{dataplane: inNetns{k.ns, k.linux}, client: k.api.client(k.name), kernel: kernelInNetns{k.ns}, wire: wireInNetns{k.ns, k.wire}})
 }
 
 // pod starts a pod as the plugin does: asks the agent, and wires.
@@ -177,7 +165,7 @@ func TestTwoAgentsOnRealKernels(t *testing.T) {
 	netnstest.NeedRoot(t)
 	api := newFakeAPI()
 	api.alive = false
-	router, nodes := twoKernels(t, api)
+	router, nodes := twoKernels(t, api, plan.IPv4)
 	agents := []*runningAgent{nodes[0].start(), nodes[1].start()}
 	eventually(t, func() string {
 		for i, k := range nodes {
@@ -190,7 +178,7 @@ func TestTwoAgentsOnRealKernels(t *testing.T) {
 	eventually(t, func() string {
 		for _, a := range agents {
 			for _, transport := range []plan.Transport{plan.IPIP, plan.VXLAN} {
-				if !proves(a, transport) {
+				if !proves(a, plan.IPv4, transport) {
 					return fmt.Sprintf("%s to be proven by %s: %+v", transport, a.name, a.node.prober.Results())
 				}
 			}
@@ -232,7 +220,7 @@ func TestTwoAgentsOnRealKernels(t *testing.T) {
 	// The fabric stops passing vxlan: the agents find out and use ipip.
 	sh(t, router, "nft 'add table ip rwt; add chain ip rwt f { type filter hook forward priority 0; }; add rule ip rwt f udp dport 4789 drop'")
 	eventually(t, func() string {
-		if proves(agents[0], plan.VXLAN) {
+		if proves(agents[0], plan.IPv4, plan.VXLAN) {
 			return "vxlan to be found failing"
 		}
 		if out, err := try(pod0, "ping -q -c 1 -W 1 "+addr1.String()); err != nil {
@@ -254,13 +242,42 @@ func TestTwoAgentsOnRealKernels(t *testing.T) {
 	}
 }
 
-func proves(a *runningAgent, transport plan.Transport) bool {
+func proves(a *runningAgent, family plan.Family, transport plan.Transport) bool {
 	for _, r := range a.node.prober.Results() {
-		if r.Transport == transport && r.Family == plan.IPv4 {
+		if r.Transport == transport && r.Family == family {
 			return r.Reachable
 		}
 	}
 	return false
+}
+
+// TestProbesOfEachFamily: both families of the pod network are proven over a
+// fabric of either family, by what can carry them.
+func TestProbesOfEachFamily(t *testing.T) {
+	for fabric, want := range map[plan.Family][]string{
+		plan.IPv4: {"IPv4 ipip", "IPv4 vxlan", "IPv6 vxlan"},
+		plan.IPv6: {"IPv4 vxlan", "IPv6 vxlan"},
+	} {
+		t.Run(string(fabric), func(t *testing.T) {
+			api := newFakeAPI()
+			api.change(func(a *fakeAPI) { a.network.PodCIDRs = prefixes("10.244.0.0/16", "fd00:10:244::/48") })
+			_, nodes := twoKernels(t, api, fabric)
+			for _, a := range []*runningAgent{nodes[0].start(), nodes[1].start()} {
+				eventually(t, func() string {
+					var got []string
+					for _, r := range a.node.prober.Results() {
+						if r.Reachable {
+							got = append(got, string(r.Family)+" "+string(r.Transport))
+						}
+					}
+					if !slices.Equal(got, want) {
+						return fmt.Sprintf("%v proven by %s, want %v: %+v", got, a.name, want, a.node.prober.Results())
+					}
+					return ""
+				})
+			}
+		})
+	}
 }
 
 // TestReplacedBehindOurBack: what somebody else removes from the kernel is there
@@ -268,7 +285,7 @@ func proves(a *runningAgent, transport plan.Transport) bool {
 func TestReplacedBehindOurBack(t *testing.T) {
 	netnstest.NeedRoot(t)
 	api := newFakeAPI()
-	_, nodes := twoKernels(t, api)
+	_, nodes := twoKernels(t, api, plan.IPv4)
 	a, b := nodes[0].start(), nodes[1].start()
 	a.waitServing()
 	b.waitServing()

@@ -154,11 +154,11 @@ func (n *node) sweep() {
 func (n *node) pass(ctx context.Context) error {
 	view, err := n.cluster.View()
 	if err != nil {
-		return n.withoutCluster(ctx, fmt.Sprintf("the API server has not answered yet (%v)", err))
+		return n.withoutCluster(ctx, "the API server has not answered yet", err.Error())
 	}
 	if why := unusable(view); why != "" {
 		n.leaser.see(view, n.last.Sources)
-		return n.withoutCluster(ctx, why)
+		return n.withoutCluster(ctx, why, "")
 	}
 	n.hold = ""
 	snapshot := n.overlay(view)
@@ -190,10 +190,13 @@ func unusable(v kube.View) string {
 
 // withoutCluster keeps what the node did last, from the state file if this
 // process has done nothing yet: what works goes on working.
-func (n *node) withoutCluster(ctx context.Context, why string) error {
+func (n *node) withoutCluster(ctx context.Context, why, detail string) error {
 	if why != n.hold {
 		n.log.Warn("keeping what the node did last", "why", why)
 		n.hold = why
+	}
+	if detail != "" {
+		why += " (" + detail + ")"
 	}
 	if n.last.NodeUID == "" {
 		n.board.set(service{notReady: why})
@@ -369,7 +372,7 @@ func (n *node) notReady(s service, usable []plan.Family) string {
 // there to), and it was proven reachable.
 func (n *node) mayJoin(v kube.View) bool {
 	spoken := v.Condition != nil || !v.ControllerAlive
-	return self(v.Snapshot).Ready && spoken && n.proven(v)
+	return self(v.Snapshot).Ready && n.proven(v)
 }
 
 // proven is true once the node was found reachable, for its present UID.

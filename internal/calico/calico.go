@@ -83,7 +83,6 @@ type reader struct {
 	backend               *Finding // calico_backend or CALICO_NETWORKING_BACKEND
 	usePodCIDR            *Finding // USE_POD_CIDR
 	hostLocal             bool     // the conflist's ipam is host-local with usePodCidr
-	images                map[string]bool
 }
 
 func (r *reader) add(where, key, value string) *Finding {

@@ -7,7 +7,6 @@ import (
 	"slices"
 
 	corev1 "k8s.io/api/core/v1"
-	"k8s.io/apimachinery/pkg/api/meta"
 
 	"ropeway.dev/ropeway/api/v1alpha1"
 	"ropeway.dev/ropeway/internal/plan"
@@ -143,16 +142,6 @@ func planProbes(nn *v1alpha1.NodeNetwork) []plan.Probe {
 		})
 	}
 	return probes
-}
-
-// Programmed says whether a node's agent says that the kernel is as wanted,
-// and its sentence.
-func Programmed(nn *v1alpha1.NodeNetwork) (bool, string) {
-	c := meta.FindStatusCondition(nn.Status.Conditions, v1alpha1.ConditionProgrammed)
-	if c == nil {
-		return false, "the agent has not said so"
-	}
-	return c.Status == "True", c.Message
 }
 
 // The reasons of the node condition NetworkUnavailable that Ropeway's

@@ -32,7 +32,7 @@ func (l *Lab) HostCommand(ctx context.Context, host string, argv ...string) (*ex
 		return nil, err
 	}
 	cmd := exec.CommandContext(ctx, line[0], line[1:]...)
-	cmd.Env = l.environment(host)
+	cmd.Env = l.Environment(host, os.Environ())
 	return cmd, nil
 }
 
@@ -59,24 +59,19 @@ func (l *Lab) commandLine(host string, argv []string) ([]string, error) {
 	return append(enter, argv...), nil
 }
 
-// Environment is a process environment without what means nothing inside a
-// lab: the machine's proxies and kubeconfigs.
-func Environment(environ []string) []string {
-	return slices.DeleteFunc(slices.Clone(environ), func(entry string) bool {
+// Environment is what a command on a host sees: of this process's environment
+// what means something inside a lab (not the machine's proxies and
+// kubeconfigs), and the lab's programs first on the search path.
+func (l *Lab) Environment(host string, environ []string) []string {
+	env := slices.DeleteFunc(slices.Clone(environ), func(entry string) bool {
 		name, _, _ := strings.Cut(entry, "=")
 		name = strings.ToLower(name)
-		return name == "kubeconfig" || strings.HasSuffix(name, "_proxy")
+		return name == "path" || name == "kubeconfig" || strings.HasSuffix(name, "_proxy")
 	})
-}
-
-// environment is what a command on a host sees.
-func (l *Lab) environment(host string) []string {
-	env := []string{"HOME=" + os.TempDir(), "PATH=" + config.Path}
-	if h, found := l.manifest.Host(host); found && h.Role != ledger.Node {
-		env = []string{"HOME=" + os.TempDir(), "PATH=" + binDir(l.Dir()) + ":/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
-			"KUBECONFIG=" + l.Kubeconfig()}
+	if h, found := l.manifest.Host(host); found && h.Role == ledger.Node {
+		return append(env, "PATH="+config.Path)
 	}
-	return append(env, "TERM=xterm")
+	return append(env, "PATH="+binDir(l.Dir())+":"+config.Path, "KUBECONFIG="+l.Kubeconfig())
 }
 
 // HostNames lists the hosts of the lab, nodes and others.

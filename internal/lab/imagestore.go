@@ -87,7 +87,11 @@ func (b *boot) makeImageStore(ctx context.Context, store string) error {
 	if err := errors.Join(err, b.end(ctx, h)); err != nil {
 		return err
 	}
-	if err := keepOnly(b.imageStores()); err != nil {
+	// Each containerd makes up a name for itself and keeps it there.
+	if err := os.RemoveAll(filepath.Join(h.Dir, containerdDir, "io.containerd.grpc.v1.introspection")); err != nil {
+		return err
+	}
+	if err := dropOldStores(b.imageStores()); err != nil {
 		return err
 	}
 	if err := moveTree(filepath.Join(h.Dir, containerdDir), store); err != nil {
@@ -137,9 +141,10 @@ func (b *boot) end(ctx context.Context, h ledger.Host) error {
 	return b.layout.Remove(ctx, group)
 }
 
-// keepOnly empties the cache of image stores but for what other labs are
-// making at this moment: stores of earlier images are of no use any more.
-func keepOnly(dir string) error {
+// dropOldStores empties the cache of image stores, but for young ones, which
+// other labs may be making or cloning at this moment: stores of earlier images
+// are of no use any more.
+func dropOldStores(dir string) error {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return fmt.Errorf("make the cache of imported images: %w", err)
 	}

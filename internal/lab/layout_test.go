@@ -222,9 +222,18 @@ func TestCommandLinesOfHosts(t *testing.T) {
 	}
 }
 
-func TestEnvironmentKeepsTheMachinesProxiesOut(t *testing.T) {
-	got := Environment([]string{"PATH=/bin", "https_proxy=x", "NO_PROXY=y", "KUBECONFIG=/z", "TERM=t"})
-	if !slices.Equal(got, []string{"PATH=/bin", "TERM=t"}) {
-		t.Errorf("environment is %v", got)
+func TestEnvironmentKeepsTheMachineOut(t *testing.T) {
+	l := standIn(t)
+	machine := []string{"PATH=/bin", "https_proxy=x", "NO_PROXY=y", "KUBECONFIG=/z", "TERM=t"}
+	node := strings.Join(l.Environment("cn-chengdu.i-2vcxxr", machine), " ")
+	if !strings.HasPrefix(node, "TERM=t PATH=/opt/ropeway-lab/bin:") || strings.Contains(node, "KUBECONFIG") {
+		t.Errorf("on a node the environment is %s", node)
+	}
+	other := strings.Join(l.Environment("control-plane", machine), " ")
+	if !strings.HasPrefix(other, "TERM=t PATH="+l.Dir()) || !strings.Contains(other, "KUBECONFIG="+l.Kubeconfig()) {
+		t.Errorf("beside the control plane the environment is %s", other)
+	}
+	if strings.Contains(node+other, "proxy") || strings.Contains(node+other, "PROXY") {
+		t.Errorf("the machine's proxies are in %s, %s", node, other)
 	}
 }

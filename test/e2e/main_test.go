@@ -7,6 +7,7 @@ package e2e
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -14,6 +15,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -197,7 +199,7 @@ func throughout(t *testing.T, span time.Duration, check func() error) {
 
 // node is the part of a Node that the tests look at.
 type node struct {
-	Metadata struct{ Name string }
+	Metadata struct{ Name, UID, CreationTimestamp string }
 	Spec     struct{ PodCIDR string }
 	Status   struct {
 		Conditions []struct{ Type, Status, Reason, Message string }
@@ -212,6 +214,13 @@ func (n node) condition(kind string) (status, reason string) {
 		}
 	}
 	return "", ""
+}
+
+// youngest is the node that was registered last.
+func youngest(nodes []node) node {
+	return slices.MaxFunc(nodes, func(a, b node) int {
+		return cmp.Or(strings.Compare(a.Metadata.CreationTimestamp, b.Metadata.CreationTimestamp), strings.Compare(a.Metadata.UID, b.Metadata.UID))
+	})
 }
 
 func nodes(t *testing.T, l *lab.Lab) []node {

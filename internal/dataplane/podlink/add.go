@@ -70,7 +70,7 @@ func (w *wiring) steps() []step {
 		{"route the pod's packets", w.podRoutes},
 		{"write the pod into the node's neighbours", w.hostNeighbours},
 		{"route to the pod", w.hostRoutes},
-		{"wait for the pod's IPv6 addresses", w.settle},
+		{"wait until the pod can be reached", w.settle},
 	}
 }
 
@@ -350,10 +350,17 @@ func (w *wiring) hostRoutes() error {
 // links share, so that a busy node is slower than the usual millisecond.
 const settleTimeout = 5 * time.Second
 
-// settle waits until the pod answers at its IPv6 addresses. The kernel makes
-// an address local from a work queue, even without duplicate address
-// detection; a pod that was answered ADD must be reachable.
+// settle waits until the pod answers: the kernel connects the two ends, and
+// makes an IPv6 address local even without duplicate address detection, from
+// work queues, and drops packets until then. A pod that was answered ADD must
+// be reachable.
 func (w *wiring) settle() error {
+	if err := waitUp(w.host, w.hostIndex, settleTimeout); err != nil {
+		return fmt.Errorf("the host end: %w", err)
+	}
+	if err := waitUp(w.pod, w.podIndex, settleTimeout); err != nil {
+		return fmt.Errorf("the pod's end: %w", err)
+	}
 	for _, a := range w.Addresses {
 		if a.Is6() {
 			if err := waitLocal(w.pod, a, settleTimeout); err != nil {
@@ -362,6 +369,24 @@ func (w *wiring) settle() error {
 		}
 	}
 	return nil
+}
+
+// waitUp waits until a link's queues are active, which the kernel does after
+// both ends are up.
+func waitUp(h netlinksafe.Handle, index int, timeout time.Duration) error {
+	const pause = 200 * time.Microsecond
+	for deadline := time.Now().Add(timeout); ; time.Sleep(pause) {
+		link, err := h.LinkByIndex(index)
+		if err != nil {
+			return fmt.Errorf("looking whether it is up: %w", err)
+		}
+		if link.Attrs().OperState == netlink.OperUp {
+			return nil
+		}
+		if time.Now().After(deadline) {
+			return fmt.Errorf("the kernel has not activated %s for %s: %w", link.Attrs().Name, timeout, os.ErrDeadlineExceeded)
+		}
+	}
 }
 
 func waitLocal(h netlinksafe.Handle, a netip.Addr, timeout time.Duration) error {

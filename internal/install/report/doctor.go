@@ -157,6 +157,9 @@ func (d *Diagnosis) surroundings(s *install.Survey, c *kube.Objects) {
 		settings.Network = *spec
 	}
 	for _, f := range install.Preflight(settings, s, false) {
+		if f.Name == install.FindingKubeProxy {
+			continue // it may run outside of the cluster's sight; install has said so
+		}
 		outcome := Warn
 		if f.Stops {
 			outcome = Fail

@@ -329,6 +329,19 @@ func TestDoctor(t *testing.T) {
 	}
 }
 
+// TestDoctorIsQuietAboutKubeProxy: clusters that run it as a plain process would
+// be warned for ever.
+func TestDoctorIsQuietAboutKubeProxy(t *testing.T) {
+	o := scenarioObjects()
+	s := scenarioSurvey(o)
+	s.DaemonSets = s.DaemonSets[:1]
+	for _, c := range Doctor(s, o).Checks {
+		if c.Outcome != OK {
+			t.Errorf("%+v", c)
+		}
+	}
+}
+
 func TestDoctorWithoutAnInstallation(t *testing.T) {
 	d := Doctor(&install.Survey{OwnCRDs: map[string]bool{}}, nil)
 	if !d.Failed() || d.Checks[0].Name != "installed" || d.Checks[0].Remedy != "ropeway install --apply" {
