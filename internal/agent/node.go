@@ -372,7 +372,7 @@ func (n *node) notReady(s service, usable []plan.Family) string {
 // there to), and it was proven reachable.
 func (n *node) mayJoin(v kube.View) bool {
 	spoken := v.Condition != nil || !v.ControllerAlive
-	return self(v.Snapshot).Ready && n.proven(v)
+	return self(v.Snapshot).Ready && spoken && n.proven(v)
 }
 
 // proven is true once the node was found reachable, for its present UID.
