@@ -9,9 +9,11 @@ import (
 	"testing"
 	"time"
 
+	"github.com/go-logr/logr"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	ctrlclient "sigs.k8s.io/controller-runtime/pkg/client"
+	ctrllog "sigs.k8s.io/controller-runtime/pkg/log"
 
 	"ropeway.dev/ropeway/api/v1alpha1"
 	"ropeway.dev/ropeway/internal/agent/probe"
@@ -24,7 +26,12 @@ import (
 // shared is the real API server of the package's tests.
 var shared apiserver.Shared
 
-func TestMain(m *testing.M) { os.Exit(shared.Main(m)) }
+// TestMain sets controller-runtime's one logger before anything runs: each
+// NodeClient sets it, a program has one, and these tests have several.
+func TestMain(m *testing.M) {
+	ctrllog.SetLogger(logr.Discard())
+	os.Exit(shared.Main(m))
+}
 
 // startOnAPI starts an agent that talks to the real API server.
 func (m *machine) startOnAPI() *runningAgent {

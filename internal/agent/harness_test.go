@@ -441,6 +441,21 @@ func (a *runningAgent) refused(req cniwire.Request, code uint, says string) {
 	}
 }
 
+// waitPasses waits until the node loop has looked at everything again, twice:
+// what it would do about what is so now, it has done.
+func (a *runningAgent) waitPasses() {
+	a.t.Helper()
+	for range 3 {
+		last := a.node.beat.Load()
+		eventually(a.t, func() string {
+			if a.node.beat.Load() == last {
+				return "another pass of the node loop"
+			}
+			return ""
+		})
+	}
+}
+
 func (a *runningAgent) waitServing() {
 	a.t.Helper()
 	eventually(a.t, func() string {

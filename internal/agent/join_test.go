@@ -3,12 +3,14 @@ package agent
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net/http"
 	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -39,6 +41,7 @@ func TestConflistComesLast(t *testing.T) {
 		return ""
 	})
 	a.add("early") // the server works before the conflist is there
+	a.waitPasses()
 	if m.conflist() != "" {
 		t.Fatal("the conflist is there before the controller has spoken")
 	}
@@ -78,6 +81,7 @@ func TestConflistWaitsForProof(t *testing.T) {
 		}
 		return ""
 	})
+	a.waitPasses()
 	if m.conflist() != "" {
 		t.Fatal("the conflist is there though nobody has reached the node")
 	}
@@ -282,6 +286,52 @@ func TestPartOfTheKernel(t *testing.T) {
 	if code, _ := get(a, "/readyz"); code != http.StatusOK {
 		t.Errorf("/readyz: %d", code)
 	}
+}
+
+// TestNewRangesWaitForTheKernel: while the kernel cannot be set, pods get
+// addresses of the ranges that it has, and of no others.
+func TestNewRangesWaitForTheKernel(t *testing.T) {
+	api, m := one(t)
+	m.config.timing.addWait = 50 * time.Millisecond
+	dp := &switchedDataplane{Dataplane: m.dataplane}
+	a := m.startWith(dp)
+	a.waitServing()
+	first := api.leasesOf("a")[0]
+	dp.broken.Store(true)
+	for i := range 61 { // a block of 64, less its base, the node's address, and one
+		if got := a.add(fmt.Sprint("p", i)); !first.Contains(got[0]) {
+			t.Fatalf("%v was given, and the kernel does not have its range", got)
+		}
+	}
+	eventually(t, func() string {
+		if len(api.leasesOf("a")) < 2 {
+			return "another lease"
+		}
+		return ""
+	})
+	a.waitPasses()
+	a.add("last")
+	a.refused(cniwire.Request{Verb: cniwire.Add, Attachment: attachment("late"), IPAM: "ropeway-ipam"}, cniwire.CodeTryAgainLater, "another block is being leased")
+	dp.broken.Store(false)
+	eventually(t, func() string {
+		if _, err := a.call(cniwire.Request{Verb: cniwire.Add, Attachment: attachment("late"), IPAM: "ropeway-ipam"}); err != nil {
+			return err.Error()
+		}
+		return ""
+	})
+}
+
+// switchedDataplane can be broken and mended.
+type switchedDataplane struct {
+	dataplane.Dataplane
+	broken atomic.Bool
+}
+
+func (d *switchedDataplane) Set(ctx context.Context, want plan.State) (dataplane.Report, error) {
+	if d.broken.Load() {
+		return dataplane.Report{}, errors.New("netlink: no buffer space available")
+	}
+	return d.Dataplane.Set(ctx, want)
 }
 
 // halfDataplane fails to set routes to peers.

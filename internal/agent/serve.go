@@ -94,6 +94,9 @@ func (s *server) waiting(ctx context.Context, req cniwire.Request, try func(serv
 // add gives a pod its addresses (CNI specification 1.1.0, section 3, ADD). The
 // same attachment gets the same addresses again.
 func (s *server) add(now service, req cniwire.Request) (cniwire.Response, error) {
+	if now.notReady != "" {
+		return cniwire.Response{}, &later{now.notReady}
+	}
 	if req.IPAM == "spiderpool" && len(req.Addresses) == 0 {
 		return cniwire.Response{}, &cniwire.Error{Code: cniwire.CodeInvalidConfig,
 			Msg: "ipam.type spiderpool: address pools are not served by this version; use host-local or ropeway-ipam"}
