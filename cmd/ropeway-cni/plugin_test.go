@@ -406,27 +406,6 @@ func TestImportsAreFrozen(t *testing.T) {
 	}
 }
 
-// The budget of an ADD is about 5 ms, with the start of the process. The bound
-// is loose, as the machine is shared.
-func TestAddIsQuick(t *testing.T) {
-	n := newNode(t, "10.88.0.0/24")
-	const runs = 15
-	var took []time.Duration
-	for i := range runs {
-		p := n.pod(fmt.Sprint("c", i))
-		start := time.Now()
-		if _, failure := n.run(run{verb: "ADD", id: p.rt.ContainerID, netns: p.Path(), conf: `{"cniVersion": "1.0.0", "name": "rwt-net", "type": "ropeway"}`}); failure != nil {
-			t.Fatal(failure)
-		}
-		took = append(took, time.Since(start))
-	}
-	slices.Sort(took)
-	t.Logf("ADD with the start of the process: median %s, slowest %s", took[runs/2], took[runs-1])
-	if took[runs/2] > 200*time.Millisecond {
-		t.Errorf("ADD takes %s in the median", took[runs/2])
-	}
-}
-
 func TestErrorsHaveCodes(t *testing.T) {
 	for _, tt := range []struct {
 		err  error
