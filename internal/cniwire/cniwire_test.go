@@ -420,6 +420,17 @@ func TestTombstoneCannotBeWritten(t *testing.T) {
 	}
 }
 
+// An uninstall removed the directory while a DEL waited for the agent.
+func TestTombstoneWithoutRunDirectory(t *testing.T) {
+	run := filepath.Join(t.TempDir(), "gone")
+	if err := WriteTombstone(filepath.Join(run, "tombstones"), Tombstone{Attachment: attachment}); err != nil {
+		t.Error(err)
+	}
+	if _, err := os.Stat(run); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("the run directory is back: %v", err)
+	}
+}
+
 func TestFakeAgent(t *testing.T) {
 	agent, err := NewFakeAgent(t.TempDir(), FakeConfig{
 		Ranges:    []netip.Prefix{netip.MustParsePrefix("10.0.0.0/30"), netip.MustParsePrefix("fd00::/64")},

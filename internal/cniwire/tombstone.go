@@ -38,7 +38,10 @@ func (t Tombstone) name() string {
 }
 
 // WriteTombstone puts t into dir, atomically: a reader sees all of it or none.
-// It sets the version, and the time if there is none.
+// It sets the version, and the time if there is none. Where not even the
+// directory above is there, nothing is written: the journal lay in it, so no
+// agent of this boot holds an address (a boot or an uninstall has cleared it, and
+// a DEL that was under way then must not bring the directory back).
 func WriteTombstone(dir string, t Tombstone) error {
 	t.Version = Version
 	if t.Time.IsZero() {
@@ -48,7 +51,9 @@ func WriteTombstone(dir string, t Tombstone) error {
 	if err != nil {
 		return fmt.Errorf("encoding a tombstone: %w", err)
 	}
-	if err := os.MkdirAll(dir, 0o700); err != nil {
+	if err := os.Mkdir(dir, 0o700); errors.Is(err, os.ErrNotExist) {
+		return nil
+	} else if err != nil && !errors.Is(err, os.ErrExist) {
 		return fmt.Errorf("making the directory for tombstones: %w", err)
 	}
 	temp, err := os.CreateTemp(dir, ".new-*") // no reader looks at these

@@ -39,7 +39,7 @@ func TestDownLeavesNothing(t *testing.T) {
 			}
 			for what, after := range machine(t, name) {
 				if !slices.Equal(before[what], after) {
-					t.Errorf("%s before:\n%s\nand after:\n%s", what, strings.Join(before[what], "\n"), strings.Join(after, "\n"))
+					t.Errorf("%s:\nonly before: %v\nonly after: %v", what, without(before[what], after), without(after, before[what]))
 				}
 			}
 		})
@@ -83,7 +83,7 @@ func boot(t *testing.T, name, until string) {
 // machine is what a lab could leave behind: kind -> names.
 func machine(t *testing.T, lab string) map[string][]string {
 	t.Helper()
-	return map[string][]string{
+	found := map[string][]string{
 		"namespaces": command(t, "ls", "/run/netns"),
 		"links":      command(t, "sh", "-c", `ip -o link | awk '{print $2}'`),
 		"nft tables": command(t, "nft", "list", "tables"),
@@ -93,6 +93,13 @@ func machine(t *testing.T, lab string) map[string][]string {
 		"processes":  processes(t, lab),
 		"state":      command(t, "sh", "-c", `ls -A /var/lib/ropeway-lab 2>/dev/null | grep -x `+lab+` || true`),
 	}
+	for what, names := range found {
+		// Other labs come and go on the same machine; each bears its name.
+		found[what] = slices.DeleteFunc(names, func(n string) bool {
+			return strings.Contains(n, "rwlab-") && !strings.Contains(n, "rwlab-"+lab)
+		})
+	}
+	return found
 }
 
 func command(t *testing.T, argv ...string) []string {
@@ -140,4 +147,9 @@ func processes(t *testing.T, lab string) []string {
 		}
 	}
 	return found
+}
+
+// without returns those of a that are not in b.
+func without(a, b []string) []string {
+	return slices.DeleteFunc(slices.Clone(a), func(s string) bool { return slices.Contains(b, s) })
 }

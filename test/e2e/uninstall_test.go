@@ -53,7 +53,7 @@ func nothingLeft(t *testing.T, n string) {
 		"BPF pins":   `ls -A /sys/fs/bpf | grep ropeway || true`,
 		"programs":   `ls /opt/cni/bin | grep -E '^(ropeway|calico)' || true`,
 		"conflists":  `ls -A /etc/cni/net.d`,
-		"state":      `ls -Ad /run/ropeway 2>/dev/null || true`,
+		"state":      `find /run/ropeway -ls 2>/dev/null || true`,
 		"addresses":  `ip -o addr show dev lo | grep -v -E ' (127\.0\.0\.1|::1)/' || true`,
 	} {
 		if out := onNode(t, cluster, n, "sh", "-c", command); out != "" {

@@ -29,6 +29,8 @@ type Program struct {
 	Tags string
 	// CGO says that the program needs a C compiler.
 	CGO bool
+	// Test says that the program is the package's test binary (`go test -c`).
+	Test bool
 }
 
 const (
@@ -61,6 +63,16 @@ func Programs() []Program {
 		kube("kubectl"),
 		{Name: "agnhost", Package: kubernetes + "/test/images/agnhost", Module: kubernetes, Dir: partsDir},
 		{Name: "coredns", Package: "github.com/coredns/coredns", Module: "github.com/coredns/coredns", Dir: partsDir},
+	}
+}
+
+// Conformance returns the programs that play Kubernetes' own end-to-end specs:
+// the specs, and what runs several of them at once. A lab does without them.
+func Conformance() []Program {
+	const ginkgo = "github.com/onsi/ginkgo/v2"
+	return []Program{
+		{Name: "ginkgo", Package: ginkgo + "/ginkgo", Module: ginkgo, Dir: partsDir},
+		{Name: "e2e.test", Package: kubernetes + "/test/e2e", Module: kubernetes, Dir: partsDir, Test: true},
 	}
 }
 
@@ -119,7 +131,11 @@ func cacheKey(p Program, version string, gomod, gosum []byte) string {
 // buildArgs is the command line of the go tool for one program. The linker
 // flags give the Kubernetes programs the version that they report.
 func buildArgs(p Program, version, output string) []string {
-	args := []string{"build", "-trimpath", "-buildvcs=false", "-ldflags", linkerFlags(p, version)}
+	args := []string{"build"}
+	if p.Test {
+		args = []string{"test", "-c", "-vet=off"}
+	}
+	args = append(args, "-trimpath", "-buildvcs=false", "-ldflags", linkerFlags(p, version))
 	if p.Tags != "" {
 		args = append(args, "-tags", p.Tags)
 	}
