@@ -10,13 +10,16 @@ const ClusterNetworkName = "default"
 
 // Transport is a way to carry packets to the node that owns a destination.
 //
-// +kubebuilder:validation:Enum=ipip;vxlan
+// +kubebuilder:validation:Enum=direct;ipip;vxlan
 type Transport string
 
 // The transports that this version can carry packets by.
 const (
-	TransportIPIP  Transport = "ipip"
-	TransportVXLAN Transport = "vxlan"
+	// TransportDirect leaves packets as they are: the fabric's own routes (a
+	// VPC's route table, or a common layer-2 network) lead to the owner.
+	TransportDirect Transport = "direct"
+	TransportIPIP   Transport = "ipip"
+	TransportVXLAN  Transport = "vxlan"
 )
 
 // AddressSource says where the addresses of a node's pods come from.
@@ -60,12 +63,12 @@ type ClusterNetworkSpec struct {
 	BlockSize BlockSize `json:"blockSize,omitempty"`
 
 	// Transports are the allowed ways to reach another node's pods, the most
-	// preferred first. A transport is used only where it is not found failing;
-	// one entry alone means that one, strictly.
+	// preferred first. A tunnel is used only where it is not found failing, and
+	// direct only where it is proven; one entry alone means that one, strictly.
 	//
 	// +kubebuilder:default={ipip,vxlan}
 	// +kubebuilder:validation:MinItems=1
-	// +kubebuilder:validation:MaxItems=2
+	// +kubebuilder:validation:MaxItems=3
 	// +listType=set
 	// +optional
 	Transports []Transport `json:"transports,omitempty"`
@@ -91,6 +94,13 @@ type ClusterNetworkSpec struct {
 	// +kubebuilder:default={}
 	// +optional
 	NAT NATSpec `json:"nat,omitempty"`
+
+	// Cloud is the cloud that the nodes run on, where Ropeway is to deal with
+	// it. Without it, direct needs a fabric that knows the pods' ranges by
+	// itself, such as a common layer-2 network.
+	//
+	// +optional
+	Cloud *CloudSpec `json:"cloud,omitempty"`
 }
 
 // BlockSize is a prefix length for each family.
@@ -132,6 +142,106 @@ type NATSpec struct {
 	// +kubebuilder:default=true
 	// +optional
 	Outgoing *bool `json:"outgoing,omitempty"`
+}
+
+// CloudProvider is a cloud that this version knows.
+//
+// +kubebuilder:validation:Enum=alibaba
+type CloudProvider string
+
+// CloudAlibaba is Alibaba Cloud: VPC route tables by its OpenAPI.
+const CloudAlibaba CloudProvider = "alibaba"
+
+// CloudDuty says who does a part of the cloud's work.
+//
+// +kubebuilder:validation:Enum=ropeway;external;off
+type CloudDuty string
+
+const (
+	// DutyRopeway lets Ropeway's controller do it.
+	DutyRopeway CloudDuty = "ropeway"
+	// DutyExternal leaves it to another program, such as the vendor's cloud
+	// controller manager; Ropeway looks at what that does.
+	DutyExternal CloudDuty = "external"
+	// DutyOff leaves it undone.
+	DutyOff CloudDuty = "off"
+)
+
+// CloudSpec says how to reach the cloud, and who does what there.
+//
+// +kubebuilder:validation:XValidation:rule="!has(self.provider) || has(self.regionID) && size(self.regionID) > 0",message="a cloud provider needs the region: give regionID, such as cn-chengdu",fieldPath=".regionID"
+// +kubebuilder:validation:XValidation:rule="!has(self.provider) || has(self.vpcID) && size(self.vpcID) > 0",message="a cloud provider needs the VPC: give vpcID, such as vpc-2vc...",fieldPath=".vpcID"
+type CloudSpec struct {
+	// Provider is the cloud; nothing is asked of one when it is absent.
+	//
+	// +optional
+	Provider CloudProvider `json:"provider,omitempty"`
+
+	// RegionID is the cloud's name of the region, such as cn-chengdu.
+	//
+	// +kubebuilder:validation:MaxLength=64
+	// +kubebuilder:validation:Pattern=`^([a-z0-9]+(-[a-z0-9]+)*)?$`
+	// +optional
+	RegionID string `json:"regionID,omitempty"`
+
+	// VPCID is the cloud's id of the VPC that the nodes are in.
+	//
+	// +kubebuilder:validation:MaxLength=64
+	// +kubebuilder:validation:Pattern=`^[A-Za-z0-9-]*$`
+	// +optional
+	VPCID string `json:"vpcID,omitempty"`
+
+	// RouteTableIDs are the route tables that pods' ranges are published in;
+	// the VPC's system route table when absent.
+	//
+	// +kubebuilder:validation:MaxItems=16
+	// +kubebuilder:validation:items:MinLength=1
+	// +kubebuilder:validation:items:MaxLength=64
+	// +kubebuilder:validation:items:Pattern=`^[A-Za-z0-9-]+$`
+	// +listType=set
+	// +optional
+	RouteTableIDs []string `json:"routeTableIDs,omitempty"`
+
+	// VPCCIDRs are the ranges inside which a pod's address is known: towards
+	// them it is left as it is, once the pod's own range is proven direct.
+	// Without any, it is translated towards everything but pods.
+	//
+	// +kubebuilder:validation:MaxItems=16
+	// +kubebuilder:validation:items:MaxLength=43
+	// +kubebuilder:validation:items:XValidation:rule="isCIDR(self) && cidr(self) == cidr(self).masked()",message="must be a CIDR such as 192.168.0.0/16, with no bits set behind the prefix"
+	// +kubebuilder:validation:items:XValidation:rule="!isCIDR(self) || cidr(self).prefixLength() >= 8",message="must be /8 or longer: it is the VPC's own range, not the world"
+	// +listType=set
+	// +optional
+	VPCCIDRs []string `json:"vpcCIDRs,omitempty"`
+
+	// Endpoint is the host (with a port and a scheme where they are not the
+	// usual ones) of the cloud's API, where it is not the region's public one:
+	// a private endpoint, or the lab's.
+	//
+	// +kubebuilder:validation:MaxLength=256
+	// +optional
+	Endpoint string `json:"endpoint,omitempty"`
+
+	// Routes says who publishes the nodes' ranges in the provider's route
+	// tables.
+	//
+	// +kubebuilder:default=ropeway
+	// +optional
+	Routes CloudDuty `json:"routes,omitempty"`
+
+	// CredentialsSecret names the Secret, in Ropeway's namespace, that holds
+	// accessKeyID and accessKeySecret; when absent, the RAM role of the
+	// controller's instance is used.
+	//
+	// +kubebuilder:validation:MaxLength=253
+	// +kubebuilder:validation:Pattern=`^([a-z0-9]([-a-z0-9.]*[a-z0-9])?)?$`
+	// +optional
+	CredentialsSecret string `json:"credentialsSecret,omitempty"`
+}
+
+// PublishesRoutes reports whether Ropeway is to publish routes in the cloud.
+func (c *CloudSpec) PublishesRoutes() bool {
+	return c != nil && c.Provider != "" && (c.Routes == "" || c.Routes == DutyRopeway)
 }
 
 // Conditions of a ClusterNetwork.

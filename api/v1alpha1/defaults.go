@@ -44,4 +44,7 @@ func Defaults(spec *ClusterNetworkSpec) {
 		yes := true
 		spec.NAT.Outgoing = &yes
 	}
+	if spec.Cloud != nil && spec.Cloud.Routes == "" {
+		spec.Cloud.Routes = DutyRopeway
+	}
 }

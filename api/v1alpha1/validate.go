@@ -41,6 +41,7 @@ func Validate(spec *ClusterNetworkSpec) error {
 	errs = append(errs, validateTransports(root.Child("transports"), spec.Transports)...)
 	errs = append(errs, validateVXLAN(root.Child("vxlan"), spec.VXLAN)...)
 	errs = append(errs, validateMTU(root.Child("mtu"), spec.MTU)...)
+	errs = append(errs, validateCloud(root.Child("cloud"), spec.Cloud)...)
 	return errs.ToAggregate()
 }
 
@@ -142,11 +143,12 @@ func validateBlockSize(at *field.Path, spec *ClusterNetworkSpec, v4 bool) field.
 func validateTransports(at *field.Path, transports []Transport) field.ErrorList {
 	var errs field.ErrorList
 	if len(transports) == 0 {
-		return append(errs, field.Required(at, "allow at least one of ipip, vxlan"))
+		return append(errs, field.Required(at, "allow at least one of direct, ipip, vxlan"))
 	}
+	known := []Transport{TransportDirect, TransportIPIP, TransportVXLAN}
 	for i, t := range transports {
-		if t != TransportIPIP && t != TransportVXLAN {
-			errs = append(errs, field.NotSupported(at.Index(i), t, []Transport{TransportIPIP, TransportVXLAN}))
+		if !slices.Contains(known, t) {
+			errs = append(errs, field.NotSupported(at.Index(i), t, known))
 		}
 		if slices.Contains(transports[:i], t) {
 			errs = append(errs, field.Duplicate(at.Index(i), t))
