@@ -30,6 +30,7 @@ const (
 const (
 	ReasonNoPodCIDRs          = "NoPodCIDRs"
 	ReasonInvalidPodCIDR      = "InvalidPodCIDR"
+	ReasonInvalidFabricCIDR   = "InvalidFabricCIDR"
 	ReasonUnknownTransport    = "UnknownTransport"
 	ReasonInvalidVXLAN        = "InvalidVXLAN"
 	ReasonInvalidMTU          = "InvalidMTU"
@@ -91,6 +92,15 @@ func (c *cluster) checkNetwork(in Network) {
 		c.problem("", ReasonNoPodCIDRs, "the pod network has no ranges, so no node's pods can be reached: give ClusterNetwork's podCIDRs at least one CIDR")
 	}
 	c.net.Transports = c.checkTransports(in.Transports)
+	c.net.FabricCIDRs = nil
+	for _, p := range in.FabricCIDRs {
+		if q := cidr.Plain(p); q.IsValid() {
+			c.net.FabricCIDRs = append(c.net.FabricCIDRs, q)
+		} else {
+			c.problem("", ReasonInvalidFabricCIDR, "the fabric has the range %s, which is no CIDR; pods' packets to it are translated: write it as 192.168.0.0/16 in ClusterNetwork's cloud.vpcCIDRs", p)
+		}
+	}
+	c.net.FabricCIDRs = cidr.Aggregate(c.net.FabricCIDRs)
 	if c.net.VXLANPort == 0 {
 		c.net.VXLANPort = DefaultVXLANPort
 	}
@@ -110,8 +120,8 @@ func (c *cluster) checkTransports(in []Transport) []Transport {
 	var out []Transport
 	for _, t := range in {
 		switch {
-		case t != IPIP && t != VXLAN:
-			c.problem("", ReasonUnknownTransport, "the transport %q is not known and is not used: ClusterNetwork's transports may be %s and %s", t, IPIP, VXLAN)
+		case t != Direct && t != IPIP && t != VXLAN:
+			c.problem("", ReasonUnknownTransport, "the transport %q is not known and is not used: ClusterNetwork's transports may be %s, %s and %s", t, Direct, IPIP, VXLAN)
 		case !slices.Contains(out, t):
 			out = append(out, t)
 		}

@@ -29,7 +29,9 @@ func Compute(s Snapshot) State {
 		state.Sources = c.sources(self)
 		state.CIDRs = c.destinations(self)
 		state.VXLAN.MAC = c.vtep(self)
-		c.planPeers(&state, self, weigh(c, s.Probes))
+		found := weigh(c, s.Probes)
+		state.Bare = c.bare(self, found)
+		c.planPeers(&state, self, found, inUse(s.Now))
 	}
 	state.Problems = sortProblems(c.problems)
 	return state
@@ -47,13 +49,35 @@ func (c *cluster) carriers() []Transport {
 }
 
 // Allowed returns the transports that may carry packets of the family, the
-// most preferred first. IPv6 always goes by vxlan: protocol 41 is not spoken.
+// most preferred first. In an IPv6 packet's way ipip stands for vxlan: protocol
+// 41 is not spoken.
 func Allowed(network Network, f Family) []Transport {
-	if f == IPv6 {
-		return []Transport{VXLAN}
-	}
 	c := &cluster{}
-	return c.checkTransports(network.Transports)
+	var out []Transport
+	for _, t := range c.checkTransports(network.Transports) {
+		if f == IPv6 && t == IPIP {
+			t = VXLAN
+		}
+		if !slices.Contains(out, t) {
+			out = append(out, t)
+		}
+	}
+	return out
+}
+
+// use is what a route in use is looked up by: a destination of a node.
+type use struct {
+	peer string
+	dst  netip.Prefix
+}
+
+// inUse maps routes' destinations -> the transport that they go by.
+func inUse(now []Route) map[use]Transport {
+	out := make(map[use]Transport, len(now))
+	for _, r := range now {
+		out[use{r.Peer, r.Dst}] = r.Transport
+	}
+	return out
 }
 
 // vtep returns the MAC of the node's vxlan device, which its agent derives
@@ -68,7 +92,7 @@ func (c *cluster) vtep(i int) MAC {
 
 // planPeers fills the State's Peers and Routes. A node that is not Ready gets
 // routes too: they harm nobody, and its first pod is reached at once.
-func (c *cluster) planPeers(state *State, self int, found evidence) {
+func (c *cluster) planPeers(state *State, self int, found evidence, now map[use]Transport) {
 	for i := range c.nodes {
 		n := c.nodes[i]
 		if i == self || len(n.Addresses) == 0 {
@@ -78,24 +102,29 @@ func (c *cluster) planPeers(state *State, self int, found evidence) {
 		state.Peers = append(state.Peers, Peer{
 			Name: n.Name, Addresses: n.Addresses, Sources: c.sources(i), CIDRs: dsts, VTEP: c.vtep(i),
 		})
-		state.Routes = append(state.Routes, c.routesTo(self, i, dsts, found)...)
+		state.Routes = append(state.Routes, c.routesTo(self, i, dsts, found, now)...)
 	}
 	slices.SortFunc(state.Peers, func(a, b Peer) int { return strings.Compare(a.Name, b.Name) })
 	slices.SortFunc(state.Routes, func(a, b Route) int { return a.Dst.Compare(b.Dst) })
 }
 
-// routesTo returns the routes to one peer's destinations. The transport
-// depends on the family only, so it is chosen once for each.
-func (c *cluster) routesTo(self, peer int, dsts []netip.Prefix, found evidence) []Route {
-	chosen := map[Family]*choice{}
+// routesTo returns the routes to one peer's destinations.
+func (c *cluster) routesTo(self, peer int, dsts []netip.Prefix, found evidence, now map[use]Transport) []Route {
+	name := c.nodes[peer].Name
+	type asked struct {
+		way
+		now Transport
+	}
+	chosen := map[asked]*choice{} // most destinations of a peer are alike
 	var out []Route
 	for _, dst := range dsts {
 		f := FamilyOf(dst.Addr())
-		if _, done := chosen[f]; !done {
-			chosen[f] = c.choose(self, peer, f, found)
+		ask := asked{way{self, peer, f, c.provable(peer, dst)}, now[use{name, dst}]}
+		if _, done := chosen[ask]; !done {
+			chosen[ask] = c.choose(ask.way, ask.now, found)
 		}
-		way := chosen[f]
-		if way == nil {
+		picked := chosen[ask]
+		if picked == nil {
 			continue
 		}
 		gateway := c.source(peer, f)
@@ -103,8 +132,8 @@ func (c *cluster) routesTo(self, peer int, dsts []netip.Prefix, found evidence) 
 			gateway = SourceOf(dst)
 		}
 		out = append(out, Route{
-			Dst: dst, Peer: c.nodes[peer].Name, Transport: way.transport, Outer: way.outer,
-			Gateway: gateway, Source: c.source(self, f), VTEP: c.vtep(peer), Reason: way.reason,
+			Dst: dst, Peer: name, Transport: picked.transport, Outer: picked.outer,
+			Gateway: gateway, Source: c.source(self, f), VTEP: c.vtep(peer), Reason: picked.reason,
 		})
 	}
 	return out

@@ -22,7 +22,7 @@ const (
 type Change struct {
 	Action Action
 	// Kind is what differs: setting, address, source, range, pod network,
-	// peer, route or problem.
+	// bare source, bare destination, peer, route or problem.
 	Kind string
 	// Name says which one of its kind.
 	Name string
@@ -71,6 +71,8 @@ func Diff(before, after State) []Change {
 		{"source", func(s State) []item { return names(s.Sources) }},
 		{"range", func(s State) []item { return names(s.CIDRs) }},
 		{"pod network", func(s State) []item { return names(s.PodCIDRs) }},
+		{"bare source", func(s State) []item { return names(s.Bare.Sources) }},
+		{"bare destination", func(s State) []item { return names(s.Bare.Destinations) }},
 		{"peer", peerItems},
 		{"route", routeItems},
 		{"problem", problemItems},

@@ -29,7 +29,7 @@ func wildSnapshot(t *rapid.T) plan.Snapshot {
 		return netip.PrefixFrom(addr.Draw(t, "addr"), rapid.IntRange(-1, 129).Draw(t, "bits"))
 	})
 	name := rapid.SampledFrom([]string{"", "a", "b", "c", "d"})
-	transport := rapid.SampledFrom([]plan.Transport{"", plan.Local, plan.IPIP, plan.VXLAN, "gre"})
+	transport := rapid.SampledFrom([]plan.Transport{"", plan.Local, plan.Direct, plan.IPIP, plan.VXLAN, "gre"})
 	node := rapid.Custom(func(t *rapid.T) plan.Node {
 		return plan.Node{
 			Name: name.Draw(t, "name"), UID: name.Draw(t, "uid"), Created: rapid.Int64().Draw(t, "created"),
@@ -52,7 +52,8 @@ func wildSnapshot(t *rapid.T) plan.Snapshot {
 			PodCIDRs:   rapid.SliceOfN(prefix, 0, 4).Draw(t, "pod CIDRs"),
 			NodeCIDR:   rapid.Bool().Draw(t, "node CIDR"),
 			Transports: rapid.SliceOfN(transport, 0, 4).Draw(t, "transports"),
-			VXLANPort:  rapid.Uint16().Draw(t, "port"), VXLANVNI: rapid.Uint32().Draw(t, "vni"),
+			Masquerade: rapid.Bool().Draw(t, "masquerade"), FabricCIDRs: rapid.SliceOfN(prefix, 0, 2).Draw(t, "fabric CIDRs"),
+			VXLANPort: rapid.Uint16().Draw(t, "port"), VXLANVNI: rapid.Uint32().Draw(t, "vni"),
 			MTU: plan.MTUPolicy{Mode: rapid.SampledFrom([]string{"", plan.MTUPerRoute, plan.MTUSmallest, plan.MTUFixed, "x"}).Draw(t, "mtu"), Bytes: rapid.Int().Draw(t, "bytes")},
 		},
 		Nodes: rapid.SliceOfN(node, 0, 6).Draw(t, "nodes"), Probes: rapid.SliceOfN(probe, 0, 8).Draw(t, "probes"),
@@ -73,7 +74,9 @@ func totality(t *rapid.T) {
 			t.Fatalf("no kernel takes the route %+v", r)
 		case plan.FamilyOf(r.Gateway) != plan.FamilyOf(r.Dst.Addr()):
 			t.Fatalf("the gateway of %+v is of another family", r)
-		case r.Transport != plan.IPIP && r.Transport != plan.VXLAN || r.Reason == "":
+		case r.Transport == plan.Direct && plan.FamilyOf(r.Outer) != plan.FamilyOf(r.Dst.Addr()):
+			t.Fatalf("%+v has a next hop of another family", r)
+		case r.Transport != plan.Direct && r.Transport != plan.IPIP && r.Transport != plan.VXLAN || r.Reason == "":
 			t.Fatalf("how is %+v to be reached?", r)
 		case slices.Contains(seen, r.Dst) || slices.Contains(state.CIDRs, r.Dst):
 			t.Fatalf("%s has two ways", r.Dst)
@@ -83,6 +86,11 @@ func totality(t *rapid.T) {
 			t.Fatalf("%+v leaves the pod network or enters itself", r)
 		}
 		seen = append(seen, r.Dst)
+	}
+	for _, p := range state.Bare.Sources {
+		if !slices.Contains(state.CIDRs, p) || len(state.Bare.Destinations) == 0 {
+			t.Fatalf("%+v leaves bare, and the node owns %v", state.Bare, state.CIDRs)
+		}
 	}
 	for _, p := range state.Problems {
 		if p.Reason == "" || !strings.Contains(p.Message, " ") {

@@ -19,7 +19,7 @@ func Overhead(t Transport, underlay Family) int {
 		outer = ipv6Header
 	}
 	switch t {
-	case Local:
+	case Local, Direct:
 		return 0
 	case IPIP:
 		return outer

@@ -2,6 +2,7 @@ package plan_test
 
 import (
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -24,6 +25,8 @@ func TestMTU(t *testing.T) {
 		{"per route", perRoute, both, plan.IPv4, 1500, 1500, 1450, 1500, 1480, 1450},
 		{"per route, IPv6 underlay", perRoute, both, plan.IPv6, 1500, 1500, 1430, 1500, 1460, 1430},
 		{"no policy is per route", plan.MTUPolicy{}, both, plan.IPv4, 1500, 1500, 1450, 1500, 1480, 1450},
+		{"direct only", perRoute, []plan.Transport{plan.Direct}, plan.IPv4, 1500, 1500, 1500, 1500, 1480, 1450},
+		{"direct before ipip", smallest, []plan.Transport{plan.Direct, plan.IPIP}, plan.IPv4, 1500, 1480, 1480, 1500, 1480, 1450},
 		{"only ipip", perRoute, both[:1], plan.IPv4, 1500, 1500, 1480, 1500, 1480, 1450},
 		{"smallest", smallest, both, plan.IPv4, 1500, 1450, 1450, 1500, 1480, 1450},
 		{"smallest of one", smallest, both[:1], plan.IPv4, 9000, 8980, 8980, 9000, 8980, 8950},
@@ -44,6 +47,7 @@ func TestMTU(t *testing.T) {
 			check("clamp", plan.ClampMTU(tt.allowed, tt.underlay, tt.uplink), tt.clamp)
 			check("local", plan.RouteMTU(tt.policy, plan.Local, tt.underlay, tt.uplink), tt.local)
 			check("ipip", plan.RouteMTU(tt.policy, plan.IPIP, tt.underlay, tt.uplink), tt.ipip)
+			check("direct", plan.RouteMTU(tt.policy, plan.Direct, tt.underlay, tt.uplink), tt.local)
 			check("vxlan", plan.RouteMTU(tt.policy, plan.VXLAN, tt.underlay, tt.uplink), tt.vxlan)
 			check("unknown transport", plan.RouteMTU(tt.policy, "gre", tt.underlay, tt.uplink), tt.vxlan)
 		})
@@ -107,6 +111,10 @@ func TestAllowed(t *testing.T) {
 	}
 	if got := plan.Allowed(network, plan.IPv6); len(got) != 1 || got[0] != plan.VXLAN {
 		t.Errorf("IPv6: %v", got)
+	}
+	network.Transports = []plan.Transport{plan.Direct, plan.IPIP, plan.VXLAN}
+	if got := plan.Allowed(network, plan.IPv6); !slices.Equal(got, []plan.Transport{plan.Direct, plan.VXLAN}) {
+		t.Errorf("IPv6 with direct: %v", got)
 	}
 	if got := plan.Allowed(plan.Network{}, plan.IPv4); len(got) != 2 || got[0] != plan.IPIP {
 		t.Errorf("nothing configured: %v", got)

@@ -14,6 +14,9 @@ func (s State) String() string {
 	fmt.Fprintf(&b, "owns %s  of %s\n", join(s.CIDRs), join(s.PodCIDRs))
 	fmt.Fprintf(&b, "transports %s  mtu %s  vxlan vni %d port %d mac %s  masquerade %s\n",
 		join(s.Transports), s.MTU, s.VXLAN.VNI, s.VXLAN.Port, s.VXLAN.MAC, onOff(s.Masquerade))
+	if len(s.Bare.Sources) > 0 {
+		fmt.Fprintf(&b, "bare from %s to %s\n", join(s.Bare.Sources), join(s.Bare.Destinations))
+	}
 	if len(s.Routes) > 0 {
 		b.WriteString("\n")
 		table := tabwriter.NewWriter(&b, 0, 0, 3, ' ', 0)

@@ -24,6 +24,16 @@ type finding struct {
 	self *Probe // this node's own result
 	good *Probe // a peer that reached it; of several, the first by name
 	bad  *Probe // a peer that did not
+	// live counts the peers that reached it and are heard of, misses those that
+	// did not reach it.
+	live, misses int
+}
+
+// direct reports whether peers have found direct to work: one that reached it is
+// enough, unless more did not. A peer that died goes on saying what it said
+// last, and must not keep a route in use that the living know to be gone.
+func (f *finding) direct() bool {
+	return f.good != nil && (f.misses == 0 || f.live >= f.misses)
 }
 
 // evidence maps what was probed -> what was found.
@@ -36,7 +46,7 @@ func weigh(c *cluster, probes []Probe) evidence {
 	for i := range probes {
 		p := &probes[i]
 		to, known := c.index[p.To]
-		_, fromKnown := c.index[p.From]
+		from, fromKnown := c.index[p.From]
 		if !known || !fromKnown || p.From == p.To || c.nodes[to].UID != p.ToUID {
 			continue
 		}
@@ -51,8 +61,12 @@ func weigh(c *cluster, probes []Probe) evidence {
 			f.self = firstProbe(f.self, p)
 		case p.Reachable:
 			f.good = firstProbe(f.good, p)
+			if !c.nodes[from].Silent {
+				f.live++
+			}
 		default:
 			f.bad = firstProbe(f.bad, p)
+			f.misses++
 		}
 	}
 	return found
@@ -77,7 +91,8 @@ func firstProbe(a, b *Probe) *Probe {
 }
 
 // failing reports whether a transport is found failing, and why: by this node
-// itself, or by its provers where at least one says so and none says otherwise.
+// itself, or by its provers where at least one says so and none says otherwise
+// (for direct: and no more say otherwise).
 func (e evidence) failing(to string, f Family, t Transport) (string, bool) {
 	found := e[probed{to, f, t}]
 	switch {
@@ -85,10 +100,24 @@ func (e evidence) failing(to string, f Family, t Transport) (string, bool) {
 		return "", false
 	case found.self != nil:
 		return words(found.self), !found.self.Reachable
-	case found.bad != nil && found.good == nil:
+	case found.bad != nil && (found.good == nil || t == Direct && !found.direct()):
 		return words(found.bad), true
 	default:
 		return "", false
+	}
+}
+
+// proves reports whether direct is found working: by this node itself, or where
+// it has no word, by its provers.
+func (e evidence) proves(to string, f Family) bool {
+	found := e[probed{to, f, Direct}]
+	switch {
+	case found == nil:
+		return false
+	case found.self != nil:
+		return found.self.Reachable
+	default:
+		return found.direct()
 	}
 }
 
@@ -176,7 +205,7 @@ func (c *cluster) families(i int) []Family {
 func (c *cluster) proven(n Node, f Family, found evidence) (string, bool) {
 	var seen []string
 	allowed := Allowed(c.net, f)
-	if f == IPv4 && !OfFamily(n.Addresses, IPv4).IsValid() && !slices.Contains(allowed, VXLAN) {
+	if !OfFamily(n.Addresses, f).IsValid() && !slices.Contains(allowed, VXLAN) {
 		allowed = append(allowed, VXLAN) // as choose does
 	}
 	for _, t := range allowed {

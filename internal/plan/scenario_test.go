@@ -20,9 +20,11 @@ var rewrite = flag.Bool("rewrite", false, "write the scenarios' output as it is 
 // something; the lines behind a question that begin with "|" are its answer.
 //
 //	network pods=CIDR,.. transports=T,.. nodecidr mtu=N|MODE masquerade port=N vni=N
+//	network fabric=CIDR,..  where the fabric's routes hold
 //	node NAME uid=U created=N addr=A,.. blocks=CIDR,.. cidrs=CIDR,.. sources=A,.. ready refuses=T:WHY
 //	probe FROM TO FAMILY TRANSPORT ok|fail REASON
 //	forget node NAME | forget probes
+//	hold NODE | hold     from now on, the routes that NODE was last planned are in its kernel (nobody's are)
 //	plan NODE            the node's State
 //	diff NODE            what changed since its State was last asked for
 //	reachable            the verdict on each node
@@ -114,6 +116,11 @@ func (s *scenario) run(words []string) (answer string, asked bool) {
 		s.probe(words[1:])
 	case "forget":
 		s.forget(words[1:])
+	case "hold":
+		s.snap.Now = nil
+		if len(words) > 1 {
+			s.snap.Now = s.last[words[1]].Routes
+		}
 	case "plan":
 		return s.compute(words[1]).String(), true
 	case "diff":
@@ -188,6 +195,8 @@ func (s *scenario) network(words []string) {
 			n.NodeCIDR = true
 		case "blocks":
 			n.NodeCIDR = false
+		case "fabric":
+			n.FabricCIDRs = each(value, s.prefix)
 		case "masquerade":
 			n.Masquerade = true
 		case "port":

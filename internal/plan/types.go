@@ -8,11 +8,15 @@ import "net/netip"
 // Transport is a way to carry packets to the node that owns a destination.
 type Transport string
 
-// The transports. Local is a destination that the node itself owns.
+// The transports. Local is a destination that the node itself owns. Direct
+// leaves packets bare: the fabric's own routes lead to the owner. It is the only
+// one that needs somebody else's doing, so it is used where it is proven; the
+// tunnels are used where they are not found failing.
 const (
-	Local Transport = "local"
-	IPIP  Transport = "ipip"
-	VXLAN Transport = "vxlan"
+	Local  Transport = "local"
+	Direct Transport = "direct"
+	IPIP   Transport = "ipip"
+	VXLAN  Transport = "vxlan"
 )
 
 // Family is an address family, spelled as Kubernetes does.
@@ -59,6 +63,9 @@ type Network struct {
 	VXLANVNI   uint32
 	MTU        MTUPolicy
 	Masquerade bool // translate what leaves the pod network
+	// FabricCIDRs are where the fabric's own routes hold: a pod whose range is
+	// proven direct needs no translation towards them.
+	FabricCIDRs []netip.Prefix
 }
 
 // Node is one node as the cluster knows it.
@@ -103,6 +110,9 @@ type Snapshot struct {
 	Network Network
 	Nodes   []Node  // all of them, Self included
 	Probes  []Probe // all nodes' published ones, and Self's latest
+	// Now are the routes that Self's kernel has; without them, where every
+	// transport is found failing, the most preferred is taken for the one in use.
+	Now []Route
 }
 
 // State is what one node's kernel should hold. It is plain data: two equal
@@ -117,9 +127,21 @@ type State struct {
 	VXLAN      VXLANDevice
 	MTU        MTUPolicy
 	Masquerade bool
-	Peers      []Peer    // by name
-	Routes     []Route   // by destination
-	Problems   []Problem // what a person must know, by node
+	// Bare says where pods' packets to outside the pod network leave
+	// untranslated although Masquerade is set.
+	Bare     Bare
+	Peers    []Peer    // by name
+	Routes   []Route   // by destination
+	Problems []Problem // what a person must know, by node
+}
+
+// Bare is what leaves untranslated: packets from one of Sources to one of
+// Destinations. Both are empty unless other nodes have proven that the fabric
+// leads to Sources by itself; what has answers to come back for is translated
+// otherwise.
+type Bare struct {
+	Sources      []netip.Prefix // own ranges that are proven direct
+	Destinations []netip.Prefix // Network.FabricCIDRs
 }
 
 // VXLANDevice are the parameters of the node's vxlan device.
