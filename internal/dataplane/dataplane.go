@@ -8,6 +8,7 @@ import (
 	"context"
 	"net/netip"
 
+	"ropeway.dev/ropeway/internal/dataplane/bpf"
 	"ropeway.dev/ropeway/internal/plan"
 )
 
@@ -21,6 +22,16 @@ type Dataplane interface {
 	// Clean removes everything that Set ever made.
 	Clean(ctx context.Context) error
 }
+
+// A packet that this node sends behind a header of this IP protocol, with this
+// mark, leaves an uplink without the header: bare, by the next hop that the
+// header's destination has. Probes of the direct transport are sent so,
+// whatever transport is in use. Without the eBPF programs, which Set attaches,
+// it arrives as a packet that nobody takes in.
+const (
+	BareProtocol = bpf.BareProtocol
+	BareMark     = bpf.BareMark
+)
 
 // Report is what a Set achieved.
 type Report struct {
@@ -59,9 +70,11 @@ type Observed struct {
 type ObservedRoute struct {
 	Dst       netip.Prefix
 	Transport plan.Transport
-	Outer     netip.Addr
-	Device    string
-	MTU       int
+	// Outer is the owner's address in the fabric; of an IPv6 direct route, the
+	// next hop, which may be a router.
+	Outer  netip.Addr
+	Device string
+	MTU    int
 }
 
 // PodLink is the host's end of a pod's veth and the addresses routed to it.

@@ -11,7 +11,9 @@ import (
 
 // setTunnel fills and attaches the eBPF programs: the ipip transport in both
 // directions, and the guard of the vxlan device. All destinations are in their
-// maps whatever transport is in use, so that it changes by routes alone.
+// maps whatever transport is in use: between ipip and vxlan it changes by routes
+// alone. Those that are reached by direct are marked there, since they use the
+// same device as ipip.
 func (p *pass) setTunnel() error {
 	if p.l.tunnel == nil {
 		t, err := bpf.Open(bpf.Options{PinDir: p.l.options.BPFPinDir, Clsact: p.l.options.Clsact})
@@ -25,9 +27,7 @@ func (p *pass) setTunnel() error {
 		unfit = errors.New("the node has no uplink")
 	}
 	// Filled before attached: a program never runs over empty maps.
-	changed, err := p.l.tunnel.Fill(p.tunnelState())
-	p.tunnelChanged(changed)
-	errs := []error{unfit, err}
+	errs := []error{unfit, p.fillTunnel(false)}
 	for _, u := range uplinks {
 		changed, err := p.l.tunnel.Attach(u)
 		p.tunnelChanged(changed)
@@ -38,6 +38,37 @@ func (p *pass) setTunnel() error {
 		errs = append(errs, errors.New("the node has no IPv4 address in the fabric"))
 	}
 	return errors.Join(errs...)
+}
+
+// fillTunnel writes the maps. Before the routes are set, what leaves bare stays
+// bare although a tunnel is wanted: it would be wrapped while its route still
+// says how large bare packets may be, and by ipip also where vxlan is wanted.
+// What is to leave bare does at once: it is smaller than it may be, and where
+// vxlan is in use nothing asks the map. So no moment has a way that was not
+// proven.
+func (p *pass) fillTunnel(routed bool) error {
+	have, err := p.l.tunnel.Destinations()
+	if err != nil {
+		return err
+	}
+	want := p.tunnelState()
+	for dst, e := range want.Destinations {
+		if old, known := have[dst]; known && old.Bare() && !e.Bare() && (!routed || p.report.Failed[dst] != "") {
+			want.Destinations[dst] = old
+		}
+	}
+	changed, err := p.l.tunnel.Fill(want)
+	p.tunnelChanged(changed)
+	return err
+}
+
+// refuseDirect says why this node cannot use direct: its packets need nothing,
+// but what proves it does.
+func (p *pass) refuseDirect(tunnel error) error {
+	if p.attached {
+		return nil
+	}
+	return fmt.Errorf("it cannot be proven without the eBPF programs: %w", tunnel)
 }
 
 func (p *pass) tunnelChanged(changed bool) {
@@ -52,8 +83,10 @@ func (p *pass) pruneTunnel() error {
 	if p.l.tunnel == nil {
 		return nil
 	}
+	filled := p.fillTunnel(true)
 	changed, err := p.l.tunnel.Prune(p.tunnelState())
 	p.tunnelChanged(changed)
+	err = errors.Join(filled, err)
 	if p.attached {
 		uplinks, _ := p.bpfUplinks() // or they would not be attached
 		detached, detachErr := p.l.tunnel.DetachOthers(uplinks)
@@ -82,8 +115,12 @@ func (p *pass) tunnelState() bpf.State {
 	}
 	local := plan.OfFamily(p.want.Addresses, plan.IPv4)
 	for _, r := range p.want.Routes {
-		if r.Dst.Addr().Is4() && r.Outer.Is4() && local.IsValid() {
-			s.Destinations[r.Dst.Masked()] = bpf.Endpoint{Remote: r.Outer, Local: local}
+		if !r.Dst.Addr().Is4() || !r.Outer.Is4() || !local.IsValid() {
+			continue
+		}
+		s.Destinations[r.Dst.Masked()] = bpf.Endpoint{Remote: r.Outer, Local: local}
+		if _, err := p.hop(r.Outer); r.Transport == plan.Direct && err == nil {
+			s.Destinations[r.Dst.Masked()] = bpf.Endpoint{Remote: r.Outer}
 		}
 	}
 	return s

@@ -167,7 +167,12 @@ func (p *pass) run(ctx context.Context) error {
 	do(func() error { return p.setRules(ctx) })
 	do(func() error { return p.acceptForward(ctx) })
 	own := errors.Join(errs...) == nil
-	do(func() error { p.refuse(plan.IPIP, p.setTunnel()); return nil })
+	do(func() error {
+		err := p.setTunnel()
+		p.refuse(plan.IPIP, err)
+		p.refuse(plan.Direct, p.refuseDirect(err))
+		return nil
+	})
 	do(func() error { p.refuse(plan.VXLAN, p.setVXLAN()); return nil })
 	do(p.canSend)
 	p.report.Local = own && errors.Join(errs...) == nil

@@ -10,9 +10,9 @@ import (
 )
 
 func TestPodsReachOneAnother(t *testing.T) {
-	for _, tr := range []plan.Transport{plan.IPIP, plan.VXLAN} {
+	for _, tr := range []plan.Transport{plan.Direct, plan.IPIP, plan.VXLAN} {
 		t.Run(string(tr), func(t *testing.T) {
-			f := newFabric(t, 2, tr)
+			f := newDirectFabric(t, tr)
 			f.setAll()
 			a, b := f.nodes[0].addPod(1500), f.nodes[1].addPod(1500)
 			f.ping(a.ns, b.v4.String())

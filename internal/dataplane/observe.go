@@ -65,11 +65,15 @@ func (l *Linux) observeRoutes(k *kernel) ([]ObservedRoute, error) {
 		if r.Blackhole || d == nil {
 			continue
 		}
-		o := ObservedRoute{Dst: dst, Transport: plan.IPIP, Device: d.Attrs().Name, MTU: r.MTU}
-		if o.Device == VXLANDeviceName {
+		o := ObservedRoute{Dst: dst, Transport: plan.Direct, Outer: r.Via, Device: d.Attrs().Name, MTU: r.MTU}
+		end, known := destinations[dst]
+		switch {
+		case o.Device == VXLANDeviceName:
 			o.Transport, o.Outer = plan.VXLAN, outers[r.Via]
-		} else {
-			o.Outer = destinations[dst].Remote
+		case known && end.Bare():
+			o.Outer = end.Remote
+		case known:
+			o.Transport, o.Outer = plan.IPIP, end.Remote
 		}
 		out = append(out, o)
 	}

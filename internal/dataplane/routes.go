@@ -123,8 +123,11 @@ func (p *pass) wantedRoute(r plan.Route) (route, error) {
 		MTU: plan.RouteMTU(p.want.MTU, r.Transport, plan.FamilyOf(r.Outer), hop.mtu),
 	}
 	switch {
-	case r.Transport == plan.IPIP && r.Dst.Addr().Is4() && r.Outer.Is4():
+	case r.Transport == plan.IPIP && r.Dst.Addr().Is4() && r.Outer.Is4(),
+		r.Transport == plan.Direct && r.Dst.Addr().Is4() == r.Outer.Is4():
 		out.Device, out.Via = hop.device, hop.via
+	case r.Transport == plan.Direct:
+		return route{}, fmt.Errorf("direct needs an %s address of node %s in the fabric", plan.FamilyOf(r.Dst.Addr()), r.Peer)
 	case r.Transport == plan.IPIP:
 		return route{}, errors.New("ipip carries IPv4 in IPv4 only: allow vxlan")
 	case r.Transport == plan.VXLAN && r.Gateway.IsValid():
@@ -171,11 +174,35 @@ func (p *pass) putRoute(r route, have routeTable) error {
 	if by, taken := have.foreign[r.Dst]; taken {
 		return fmt.Errorf("another program (routing protocol %s) has a route to it: stop that program, or delete its route", by)
 	}
-	if err := p.k.h.RouteReplace(r.netlink()); err != nil {
+	err := p.k.h.RouteReplace(r.netlink())
+	if errors.Is(err, unix.EINVAL) && r.Via.Is6() && !r.Blackhole {
+		err = p.k.replaceBeside(r)
+	}
+	if err != nil {
 		return fmt.Errorf("write to kernel: %w", err)
 	}
 	p.k.wrote("route replaced", "destination", r.Dst, "via", r.Via, "device", r.Device, "mtu", r.MTU)
 	return nil
+}
+
+// replaceBeside replaces a route whose next hop is reached by another device at
+// present. IPv6 refuses such a one although it is said to be on the link, and
+// a peer's pod-network address, vxlan's next hop, lies in the very range that
+// the route is for. So the next hop goes first, by a route of its own, which
+// is not needed any more after that.
+func (k *kernel) replaceBeside(r route) error {
+	first := &netlink.Route{
+		Dst: ipNet(netip.PrefixFrom(r.Via, r.Via.BitLen())), Protocol: podlink.RouteProtocol, Table: unix.RT_TABLE_MAIN,
+		Family: familyNumber(r.Via), LinkIndex: r.Device,
+	}
+	if err := k.h.RouteReplace(first); err != nil {
+		return fmt.Errorf("route to the next hop %s: %w", r.Via, err)
+	}
+	err := k.h.RouteReplace(r.netlink())
+	if delErr := k.h.RouteDel(first); delErr != nil && !errors.Is(delErr, unix.ESRCH) {
+		err = errors.Join(err, fmt.Errorf("remove route to the next hop %s: %w", r.Via, delErr))
+	}
+	return err
 }
 
 func (k *kernel) deleteRoute(r route) error {

@@ -30,6 +30,10 @@ const (
 	setOwn6     = "own6"
 	setDenied4  = "denied4" // what pods may not reach
 	setDenied6  = "denied6"
+	setBare4    = "bare4" // this node's CIDRs that the fabric leads to by itself
+	setBare6    = "bare6"
+	setFabric4  = "fabric4" // where the fabric's routes hold
+	setFabric6  = "fabric6"
 	podLinks    = `"` + podlink.Prefix + `*"`
 	priorityNAT = 90 // before kube-proxy's, which is srcnat (100)
 
@@ -75,6 +79,8 @@ func rulesFor(want plan.State, denied []netip.Addr, clamp clamps) ruleset {
 		addressSets(setNodes4, setNodes6, nodes),
 		addressSets(setOwn4, setOwn6, want.Addresses),
 		addressSets(setDenied4, setDenied6, denied),
+		cidrSets(setBare4, setBare6, want.Bare.Sources),
+		cidrSets(setFabric4, setFabric6, want.Bare.Destinations),
 	)}
 	r.Chains = slices.Concat(podChains(want.VXLAN.Port), vxlanChains(want.VXLAN.Port))
 	r.Chains = append(r.Chains, clampChain(clamp), natChain(want))
@@ -203,9 +209,9 @@ func natChain(want plan.State) ruleChain {
 	}
 	add := func(comment, text string) { chain.Rules = append(chain.Rules, rule{text, comment}) }
 	for _, f := range []struct {
-		word, pods string
-		family     plan.Family
-	}{{"ip", setPods4, plan.IPv4}, {"ip6", setPods6, plan.IPv6}} {
+		word, pods, bare, fabric string
+		family                   plan.Family
+	}{{"ip", setPods4, setBare4, setFabric4, plan.IPv4}, {"ip6", setPods6, setBare6, setFabric6, plan.IPv6}} {
 		if source := plan.OfFamily(want.Sources, f.family); source.IsValid() {
 			snat := fmt.Sprintf("snat %s to %s fully-random", f.word, source)
 			add("kube-proxy wants the answer to come back here", fmt.Sprintf("%s daddr @%s meta mark & %s == %s meta mark set meta mark & 0xffffbfff %s",
@@ -214,6 +220,7 @@ func natChain(want plan.State) ruleChain {
 				f.word, f.pods, f.word, f.pods, leaving, snat))
 		}
 		if want.Masquerade {
+			add("the fabric leads back to these", fmt.Sprintf("%s saddr @%s %s daddr @%s return", f.word, f.bare, f.word, f.fabric))
 			add("the fabric does not know pods", fmt.Sprintf("%s saddr @%s %s daddr != @%s %s masquerade fully-random",
 				f.word, f.pods, f.word, f.pods, leaving))
 		}

@@ -285,7 +285,7 @@ func TestUpgrade(t *testing.T) {
 	s := f.stream(a, b, 1000)
 	pins := filepath.Join(f.bpffs, n.name())
 	// As if those maps were of another layout.
-	if err := os.Rename(filepath.Join(pins, "v1"), filepath.Join(pins, "v0")); err != nil {
+	if err := os.Rename(filepath.Join(pins, "v2"), filepath.Join(pins, "v1")); err != nil {
 		t.Fatal(err)
 	}
 	n.dataplane.Close()
@@ -295,7 +295,7 @@ func TestUpgrade(t *testing.T) {
 	}
 	f.ping(a.ns, b.v4.String())
 	f.end(s)
-	if left, _ := filepath.Glob(filepath.Join(pins, "v*")); len(left) != 1 || filepath.Base(left[0]) != "v1" {
+	if left, _ := filepath.Glob(filepath.Join(pins, "v*")); len(left) != 1 || filepath.Base(left[0]) != "v2" {
 		t.Errorf("pins %v: want the new release's only", left)
 	}
 }

@@ -66,14 +66,19 @@ func TestContentsLeaveOutNonsense(t *testing.T) {
 			prefix("10.244.2.0/24"): {addr("192.168.2.2"), addr("192.168.1.2")},
 			prefix("10.244.3.0/24"): {addr("fd00::3"), addr("192.168.1.2")},
 			prefix("fd00:244::/64"): {addr("192.168.2.2"), addr("192.168.1.2")},
+			prefix("10.244.4.0/24"): {Remote: addr("192.168.4.2")},
+			prefix("10.244.5.0/24"): {Remote: addr("fd00::5")},
 		},
 		Sources: map[netip.Prefix][]netip.Addr{prefix("10.244.2.0/24"): {addr("192.168.2.2"), addr("fd00::2")}},
 		Own:     []netip.Addr{addr("192.168.1.2")},
 		Peers:   []netip.Addr{addr("192.168.2.2"), addr("fd00::2"), addr("192.168.1.2")},
 		Port:    4789,
 	}.contents()
-	if len(c.destinations) != 1 {
-		t.Errorf("destinations %v: want the IPv4 one by IPv4 only", c.destinations)
+	if len(c.destinations) != 2 {
+		t.Errorf("destinations %v: want the IPv4 ones by IPv4 only", c.destinations)
+	}
+	if bare := c.destinations[keyOf(prefix("10.244.4.0/24"))]; bare != (endpoint{Remote: [4]byte{192, 168, 4, 2}}) {
+		t.Errorf("bare destination %v", bare)
 	}
 	o := c.sources[keyOf(prefix("10.244.2.0/24"))]
 	if o.IPv4 != addr("192.168.2.2").As16() || o.IPv6 != addr("fd00::2").As16() {

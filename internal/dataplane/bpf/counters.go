@@ -17,6 +17,7 @@ var events = [...]string{
 	"vxlan_dropped_not_a_node",
 	"vxlan_dropped_foreign_source",
 	"vxlan_dropped_malformed",
+	"probe_sent_bare",
 }
 
 // Counters returns packets by event since the maps were made: name -> packets.

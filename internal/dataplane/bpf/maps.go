@@ -14,7 +14,7 @@ import (
 // without the IPv4-in-IPv6 form and without zones.
 type State struct {
 	// Destinations maps other nodes' IPv4 CIDRs -> where to send packets to
-	// them when they leave by an uplink.
+	// them when they leave by an uplink, or that they stay as they are.
 	Destinations map[netip.Prefix]Endpoint
 	// Sources maps other nodes' CIDRs -> the fabric addresses of the owner, at
 	// most one per family.
@@ -27,10 +27,14 @@ type State struct {
 	Port     uint16
 }
 
-// Endpoint is the two ends of a tunnel, both IPv4.
+// Endpoint is the two ends of a tunnel, both IPv4. Without a Local one there is
+// no tunnel: packets to the node Remote stay as they are.
 type Endpoint struct {
 	Remote, Local netip.Addr
 }
+
+// Bare reports whether packets stay as they are.
+func (e Endpoint) Bare() bool { return !e.Local.IsValid() }
 
 // The maps' keys and values, as ropeway.bpf.c has them.
 type (
@@ -72,7 +76,11 @@ func (s State) contents() contents {
 		settings:     map[uint32]settings{0: {VNI: s.VNI, Port: [4]byte{byte(s.Port >> 8), byte(s.Port)}}},
 	}
 	for p, e := range s.Destinations {
-		if p.Addr().Is4() && e.Remote.Is4() && e.Local.Is4() {
+		switch {
+		case !p.Addr().Is4() || !e.Remote.Is4():
+		case e.Bare():
+			c.destinations[keyOf(p)] = endpoint{Remote: e.Remote.As4()}
+		case e.Local.Is4():
 			c.destinations[keyOf(p)] = endpoint{e.Remote.As4(), e.Local.As4()}
 		}
 	}
@@ -204,7 +212,11 @@ func (t *Tunnel) Destinations() (map[netip.Prefix]Endpoint, error) {
 	}
 	out := make(map[netip.Prefix]Endpoint, len(have))
 	for k, v := range have {
-		out[k.prefix()] = Endpoint{netip.AddrFrom4(v.Remote), netip.AddrFrom4(v.Local)}
+		e := Endpoint{Remote: netip.AddrFrom4(v.Remote)}
+		if v.Local != [4]byte{} {
+			e.Local = netip.AddrFrom4(v.Local)
+		}
+		out[k.prefix()] = e
 	}
 	return out, nil
 }

@@ -6,7 +6,16 @@
  *
  * Egress: an IPv4 packet whose destination is another node's gets an outer IPv4
  * header of protocol 4 (RFC 2003). Which packets come by here is decided by
- * routes, which also carry the MTU, so nothing has to be fragmented here.
+ * routes, which also carry the MTU, so nothing has to be fragmented here. A
+ * destination without a local end stays as it is: the direct transport. (No
+ * entry at all would not do: a wider one, of another node, would be found.)
+ *
+ * Egress of probes: to try the direct transport, whichever is in use, this
+ * node's prober wraps a probe in a header to the next hop's node, so that the
+ * kernel routes it there, and marks it; here the wrapping comes off. Its
+ * protocol is one that nobody takes in, so that a probe which has not been
+ * here proves nothing. Pods cannot set the mark: it does not leave their
+ * namespace.
  *
  * Ingress: a protocol-4 packet to this node loses its outer header if the outer
  * source is a node and the inner source is an address that this node owns. The
@@ -34,6 +43,7 @@ enum event {
 	VXLAN_NOT_A_NODE,
 	VXLAN_FOREIGN_SOURCE,
 	VXLAN_MALFORMED,
+	PROBE_BARE,
 	EVENTS,
 };
 
@@ -49,7 +59,7 @@ struct prefix {
 
 struct endpoint {
 	u32 remote;
-	u32 local;
+	u32 local; /* 0: packets stay as they are */
 };
 
 /* The addresses of the node that owns a prefix; zero if it has none. */
@@ -193,16 +203,39 @@ INLINE int read_ipv4(struct __sk_buff *skb, u32 offset, struct ipv4 *ip)
 	return 0;
 }
 
+/* Takes the wrapping off a probe that is to leave bare. */
+INLINE int unwrap(struct __sk_buff *skb, const u32 l2)
+{
+	struct ipv4 ip;
+	struct ipv6 ip6;
+	int header = 0;
+
+	if (skb->protocol == ETHERTYPE_IPV4 && !read_ipv4(skb, l2, &ip) &&
+	    ip.version_ihl == 0x45 && ip.protocol == PROTO_BARE)
+		header = sizeof(ip);
+	else if (skb->protocol == ETHERTYPE_IPV6 && !load_bytes(skb, l2, &ip6, sizeof(ip6)) &&
+		 ip6.next_header == PROTO_BARE)
+		header = sizeof(ip6);
+	if (!header)
+		return NEXT;
+	if (adjust_room(skb, -header, ROOM_BEHIND_MAC, ROOM_FIXED_GSO))
+		return DROP;
+	count(PROBE_BARE);
+	return NEXT;
+}
+
 INLINE int encapsulate(struct __sk_buff *skb, const u32 l2)
 {
 	struct ipv4 inner, outer = {};
 	long failed;
 
+	if (skb->mark == MARK_BARE)
+		return unwrap(skb, l2);
 	if (skb->protocol != ETHERTYPE_IPV4 || read_ipv4(skb, l2, &inner))
 		return NEXT;
 	struct prefix to = {128, mapped(inner.destination)};
 	struct endpoint *at = map_lookup(&destinations, &to);
-	if (!at)
+	if (!at || !at->local)
 		return NEXT;
 
 	outer.version_ihl = 0x45;

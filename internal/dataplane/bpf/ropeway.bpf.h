@@ -72,6 +72,8 @@ enum {
 
 #define EALREADY 114
 
+#define MARK_BARE 0x72770001 /* BareMark in bpf.go */
+
 /* Both byte orders are little endian: bpf2go builds for bpfel only. */
 #define BE16(x) ((u16)__builtin_bswap16((u16)(x)))
 #define BE32(x) ((u32)__builtin_bswap32((u32)(x)))
@@ -83,6 +85,7 @@ enum {
 	PROTO_IPIP = 4,
 	PROTO_UDP = 17,
 	PROTO_IPV6_FRAGMENT = 44,
+	PROTO_BARE = 253, /* for experiments (RFC 3692); BareProtocol in bpf.go */
 };
 
 #define IPV4_DF BE16(0x4000)
