@@ -1,0 +1,233 @@
+package alibaba
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strconv"
+	"strings"
+)
+
+// Problem is a thing of the cloud that keeps pods' packets from being delivered
+// bare, although the route is there.
+type Problem string
+
+// The problems.
+const (
+	// SourceDestCheck: an interface drops what is not from or to its own
+	// addresses, which is every packet of a pod.
+	SourceDestCheck Problem = "SourceDestCheck"
+	// SecurityGroup: no rule lets the pods' addresses in. Groups know nodes by
+	// their interfaces' addresses, so even inside one group pods need a rule.
+	SecurityGroup Problem = "SecurityGroup"
+	// OtherRouteTable: the node's vSwitch is bound to a route table that is
+	// not written.
+	OtherRouteTable Problem = "OtherRouteTable"
+	// NotRunning: the cloud says that the machine does not run.
+	NotRunning Problem = "NotRunning"
+)
+
+// Finding is a problem of one instance.
+type Finding struct {
+	Problem  Problem
+	Instance string
+	Message  string // what, where, and what to do
+}
+
+// InspectActions returns the RAM actions that Inspect needs beside Actions; all
+// of them only read.
+func InspectActions() []string {
+	return []string{"ecs:DescribeNetworkInterfaces", "ecs:DescribeSecurityGroupAttribute"}
+}
+
+// Inspect looks for what stands in the way of bare packets between pods of the
+// given ranges on the given instances. It changes nothing.
+func (p *Provider) Inspect(ctx context.Context, nodes []string, pods []netip.Prefix) ([]Finding, error) {
+	written, err := p.usedTables(ctx)
+	if err != nil {
+		return nil, err
+	}
+	tables, err := p.describeTables(ctx)
+	if err != nil {
+		return nil, err
+	}
+	machines, err := (instances{p}).describe(ctx)
+	if err != nil {
+		return nil, err
+	}
+	interfaces, err := p.describeInterfaces(ctx, nodes)
+	if err != nil {
+		return nil, err
+	}
+	groups, err := p.describeGroups(ctx, interfaces)
+	if err != nil {
+		return nil, err
+	}
+	var out []Finding
+	for _, m := range machines {
+		if slices.Contains(nodes, m.ID) && m.Status != "Running" {
+			out = append(out, Finding{NotRunning, m.ID, fmt.Sprintf("instance %s is %s: start it, or remove its Node", m.ID, m.Status)})
+		}
+	}
+	for _, ni := range interfaces {
+		out = append(out, ni.findings(tables, written, groups, pods)...)
+	}
+	slices.SortFunc(out, func(a, b Finding) int {
+		return cmp.Or(cmp.Compare(a.Instance, b.Instance), cmp.Compare(a.Problem, b.Problem), cmp.Compare(a.Message, b.Message))
+	})
+	return out, nil
+}
+
+// networkInterface is one of DescribeNetworkInterfaces'.
+type networkInterface struct {
+	ID               string `json:"NetworkInterfaceId"`
+	Instance         string `json:"InstanceId"`
+	Type             string
+	VSwitch          string `json:"VSwitchId"`
+	SourceDestCheck  bool
+	SecurityGroupIDs struct {
+		SecurityGroupID []string `json:"SecurityGroupId"`
+	} `json:"SecurityGroupIds"`
+}
+
+// describeInterfaces lists the primary interfaces of instances: a route to an
+// instance leads to that one.
+func (p *Provider) describeInterfaces(ctx context.Context, nodes []string) ([]networkInterface, error) {
+	const action = "DescribeNetworkInterfaces"
+	var all []networkInterface
+	err := pages(action, func(token string) (string, error) {
+		params := map[string]string{"VpcId": p.vpc, "Status": "InUse", "Type": "Primary", "MaxResults": "100"}
+		if token != "" {
+			params["NextToken"] = token
+		}
+		var answer struct {
+			NextToken            string
+			NetworkInterfaceSets struct{ NetworkInterfaceSet []networkInterface }
+		}
+		if err := p.call.read(ctx, ecsAPI(), action, params, &answer); err != nil {
+			return "", err
+		}
+		for _, ni := range answer.NetworkInterfaceSets.NetworkInterfaceSet {
+			if ni.Type == "Primary" && slices.Contains(nodes, ni.Instance) {
+				all = append(all, ni)
+			}
+		}
+		return answer.NextToken, nil
+	})
+	return all, err
+}
+
+// rule is one inbound rule of a security group.
+type rule struct {
+	Protocol   string `json:"IpProtocol"`
+	Policy     string // Accept or Drop
+	Priority   string // 1 is the strongest
+	Source     string `json:"SourceCidrIp"`
+	SourceIPv6 string `json:"Ipv6SourceCidrIp"`
+}
+
+// describeGroups reads the inbound rules of all groups of the interfaces.
+func (p *Provider) describeGroups(ctx context.Context, interfaces []networkInterface) (map[string][]rule, error) {
+	const action = "DescribeSecurityGroupAttribute"
+	groups := map[string][]rule{}
+	for _, ni := range interfaces {
+		for _, id := range ni.SecurityGroupIDs.SecurityGroupID {
+			if _, known := groups[id]; known {
+				continue
+			}
+			groups[id] = nil
+			err := pages(action, func(token string) (string, error) {
+				params := map[string]string{"SecurityGroupId": id, "Direction": "ingress", "NicType": "intranet"}
+				if token != "" {
+					params["NextToken"] = token
+				}
+				var answer struct {
+					NextToken   string
+					Permissions struct{ Permission []rule }
+				}
+				if err := p.call.read(ctx, ecsAPI(), action, params, &answer); err != nil {
+					return "", err
+				}
+				groups[id] = append(groups[id], answer.Permissions.Permission...)
+				return answer.NextToken, nil
+			})
+			if err != nil {
+				return nil, err
+			}
+		}
+	}
+	return groups, nil
+}
+
+func (ni networkInterface) findings(tables []routeTable, written []string, groups map[string][]rule, pods []netip.Prefix) []Finding {
+	var out []Finding
+	add := func(problem Problem, format string, args ...any) {
+		out = append(out, Finding{problem, ni.Instance, fmt.Sprintf(format, args...)})
+	}
+	if ni.SourceDestCheck {
+		add(SourceDestCheck, "interface %s of instance %s checks source and destination, and drops pods' packets: switch SourceDestCheck off", ni.ID, ni.Instance)
+	}
+	at := slices.IndexFunc(tables, func(t routeTable) bool { return slices.Contains(t.VSwitchIDs.VSwitchID, ni.VSwitch) })
+	if at >= 0 && !slices.Contains(written, tables[at].ID) {
+		add(OtherRouteTable, "vSwitch %s of instance %s is bound to route table %s, which is not written: add it to spec.cloud.routeTableIDs", ni.VSwitch, ni.Instance, tables[at].ID)
+	}
+	var rules []rule
+	for _, id := range ni.SecurityGroupIDs.SecurityGroupID {
+		rules = append(rules, groups[id]...)
+	}
+	for _, pod := range pods {
+		if !admits(rules, pod) {
+			add(SecurityGroup, "security group %s of instance %s does not allow inbound from %s: add a rule that accepts all protocols from it",
+				strings.Join(ni.SecurityGroupIDs.SecurityGroupID, ", "), ni.Instance, pod)
+		}
+	}
+	return out
+}
+
+// admits reports whether the rules let everything of a range in. Rules hold by
+// priority, and Drop before Accept where that is equal; one that accepts less
+// than all protocols, or a part of the range, is not counted for it.
+func admits(rules []rule, pods netip.Prefix) bool {
+	ordered := slices.Clone(rules)
+	slices.SortStableFunc(ordered, func(a, b rule) int {
+		return cmp.Or(cmp.Compare(a.priority(), b.priority()), cmp.Compare(a.drops(), b.drops())*-1)
+	})
+	for _, r := range ordered {
+		source, ok := r.source(pods.Addr().Is6())
+		switch {
+		case !ok || !source.Overlaps(pods):
+		case r.drops() == 1:
+			return false
+		case source.Bits() <= pods.Bits() && (strings.EqualFold(r.Protocol, "all") || r.Protocol == "-1"):
+			return true
+		}
+	}
+	return false
+}
+
+func (r rule) priority() int {
+	if n, err := strconv.Atoi(r.Priority); err == nil {
+		return n
+	}
+	return 1 // the API's default
+}
+
+func (r rule) drops() int {
+	if strings.EqualFold(r.Policy, "Drop") {
+		return 1
+	}
+	return 0
+}
+
+func (r rule) source(six bool) (netip.Prefix, bool) {
+	text := r.Source
+	if six {
+		text = r.SourceIPv6
+	}
+	if text == "" {
+		return netip.Prefix{}, false
+	}
+	return parseDst(text)
+}

@@ -1,0 +1,134 @@
+package alibaba
+
+import (
+	"context"
+	"encoding/json"
+	"strings"
+
+	"ropeway.dev/ropeway/internal/cloud"
+)
+
+// What no entry, instance or table is called: a preflight asks to change these.
+const (
+	noEntry    = "rte-ropewaypreflight000"
+	noInstance = "i-ropewaypreflight00000"
+	// noRange is the range of the cloud's own services, which the API refuses
+	// as a destination.
+	noRange = "100.64.0.0/10"
+)
+
+// Permission is what is known of the right to one action.
+type Permission struct {
+	Action string // as RAM spells it, such as vpc:CreateRouteEntries
+	// Err is nil if the action is allowed. Of class Forbidden or
+	// Unauthenticated it is refused; of any other nothing is known.
+	Err error
+}
+
+// Actions returns the RAM actions that this provider needs, those that write
+// last. They are the least policy.
+func Actions() []string {
+	return []string{
+		"vpc:DescribeRouteTableList", "vpc:DescribeRouteEntryList", "ecs:DescribeInstances",
+		"vpc:CreateRouteEntries", "vpc:DeleteRouteEntries", "vpc:ModifyRouteEntry",
+	}
+}
+
+// Policy returns the least RAM policy as the console takes it.
+func Policy() string {
+	type statement struct {
+		Effect   string
+		Action   []string
+		Resource string
+	}
+	text, err := json.MarshalIndent(struct {
+		Version   string
+		Statement []statement
+	}{"1", []statement{{"Allow", Actions(), "*"}}}, "", "  ")
+	if err != nil {
+		panic(err) // strings only
+	}
+	return string(text)
+}
+
+// Preflight finds out which of Actions the credentials may call, and changes
+// nothing: the writing ones are called for an entry that does not exist, and the
+// creation with a destination and a next hop that the API both refuses. RAM
+// answers before any of that is looked at. It may run beside a planner; each
+// call takes the VPC's turn for a moment at most.
+func (p *Provider) Preflight(ctx context.Context) []Permission {
+	tables, err := p.usedTables(ctx)
+	// A refusal of ours (several tables, a wrong id) is an answer to the call.
+	out := []Permission{{"vpc:DescribeRouteTableList", verdict(err)}}
+	table := ""
+	switch {
+	case err == nil:
+		table = tables[0]
+	case len(p.tables) > 0:
+		table = p.tables[0]
+	}
+	for _, probe := range p.probes(table) {
+		err := error(&cloud.Error{Class: cloud.Lost, Action: bare(probe.action), Code: "ropeway.NotAsked", Message: "no route table is known to ask about"})
+		if table != "" || !probe.table {
+			err = verdict(probe.ask(ctx))
+		}
+		out = append(out, Permission{probe.action, err})
+	}
+	return out
+}
+
+// probe asks for the right to one action.
+type probe struct {
+	action string
+	table  bool // it needs to know a table
+	ask    func(ctx context.Context) error
+}
+
+func (p *Provider) probes(table string) []probe {
+	write := func(action string, params map[string]string) probe {
+		return probe{"vpc:" + action, true, func(ctx context.Context) error {
+			var answer batchAnswer
+			if err := p.call.write(ctx, vpcAPI(), action, params, &answer); err != nil {
+				return err
+			}
+			for _, f := range answer.FailedRouteEntries {
+				return &cloud.Error{Class: classify(f.Code, 0), Action: action, Code: f.Code, Message: f.Message, Request: answer.RequestID}
+			}
+			return nil
+		}}
+	}
+	return []probe{
+		{"vpc:DescribeRouteEntryList", true, func(ctx context.Context) error {
+			var answer struct{}
+			return p.call.read(ctx, vpcAPI(), "DescribeRouteEntryList", map[string]string{"RouteTableId": table, "MaxResult": "1"}, &answer)
+		}},
+		{"ecs:DescribeInstances", false, func(ctx context.Context) error {
+			var answer struct{}
+			return p.call.read(ctx, ecsAPI(), "DescribeInstances", map[string]string{"VpcId": p.vpc, "MaxResults": "10"}, &answer)
+		}},
+		write("CreateRouteEntries", map[string]string{
+			"RouteEntries.1.RouteTableId": table, "RouteEntries.1.DstCidrBlock": noRange,
+			"RouteEntries.1.NextHop": noInstance, "RouteEntries.1.NextHopType": hopInstance,
+		}),
+		write("DeleteRouteEntries", map[string]string{"RouteEntries.1.RouteTableId": table, "RouteEntries.1.RouteEntryId": noEntry}),
+		write("ModifyRouteEntry", map[string]string{"RouteEntryId": noEntry, "Description": "ropeway preflight", "DryRun": "true"}),
+	}
+}
+
+// verdict keeps of an answer what it says about rights: any other refusal comes
+// from behind RAM.
+func verdict(err error) error {
+	if cloud.Is(err, cloud.Passing) && codeOf(err) == "" {
+		return err // nothing was asked
+	}
+	if cloud.Is(err, cloud.Forbidden, cloud.Unauthenticated, cloud.Lost, cloud.Throttled) {
+		return err
+	}
+	return nil
+}
+
+// bare is an action without its product.
+func bare(action string) string {
+	_, name, _ := strings.Cut(action, ":")
+	return name
+}
