@@ -7,6 +7,7 @@ import (
 
 	"k8s.io/client-go/rest"
 
+	"ropeway.dev/ropeway/internal/cloud"
 	"ropeway.dev/ropeway/internal/kube"
 )
 
@@ -24,6 +25,8 @@ type Config struct {
 	// Version is what the log says at the start.
 	Version string
 	Log     *slog.Logger
+	// Providers maps spec.cloud.provider -> how to make one.
+	Providers map[string]cloud.New
 
 	// Grace is how long a node is gone before its leases are taken back.
 	Grace time.Duration

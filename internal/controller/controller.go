@@ -17,6 +17,7 @@ import (
 
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
+	"ropeway.dev/ropeway/internal/controller/routes"
 	"ropeway.dev/ropeway/internal/kube"
 )
 
@@ -29,6 +30,7 @@ type controller struct {
 	recorder record.EventRecorder
 	events   record.EventBroadcaster
 	metrics  *metrics
+	planner  *routes.Planner // of the cloud's routes
 	// services says that the API server has ServiceCIDR objects.
 	services bool
 	leading  atomic.Bool
@@ -58,6 +60,7 @@ func Run(parent context.Context, cfg Config) error {
 		defer c.events.Shutdown()
 		g.Go(func() error { return c.observer.Run(ctx) })
 		server.ready(c.observer.Synced)
+		server.showRoutes(c.routesShown)
 		return c.elect(ctx)
 	})
 	if err := g.Wait(); err != nil && (parent.Err() == nil || !errors.Is(err, parent.Err())) {
@@ -84,6 +87,7 @@ func (c *controller) connect(ctx context.Context) error {
 	if c.observer, err = kube.NewObserver(api, opts, c.log); err != nil {
 		return err
 	}
+	c.planner = c.newPlanner()
 	c.events, c.recorder, err = kube.NewRecorder(api, "ropeway-controller", c.cfg.Identity, c.log)
 	return err
 }

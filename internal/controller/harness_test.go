@@ -50,12 +50,15 @@ type replica struct {
 	stop   func()       // ends it and waits
 }
 
-func startReplica(t *testing.T, identity string) *replica {
+func startReplica(t *testing.T, identity string, options ...func(*Config)) *replica {
 	t.Helper()
 	r := &replica{}
 	cfg := Config{
 		API: rest.CopyConfig(shared.Config(t)), Identity: identity, Listen: "off", Log: quiet(),
 		Grace: time.Second, Resync: 300 * time.Millisecond, LeaseDuration: 3 * time.Second,
+	}
+	for _, o := range options {
+		o(&cfg)
 	}
 	cfg.API.Wrap(func(next http.RoundTripper) http.RoundTripper {
 		return roundTripper(func(req *http.Request) (*http.Response, error) {

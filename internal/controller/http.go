@@ -2,6 +2,7 @@ package controller
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"net"
@@ -11,6 +12,8 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus/promhttp"
+
+	"ropeway.dev/ropeway/internal/controller/routes"
 )
 
 // server answers /healthz, /readyz and /metrics. A replica is ready when it has
@@ -19,6 +22,7 @@ type server struct {
 	listener net.Listener // nil when switched off
 	http     *http.Server
 	synced   atomic.Pointer[func() error]
+	routes   atomic.Pointer[func() (*routes.Status, bool)]
 }
 
 // listen opens the port, so that a port in use is an error at the start.
@@ -30,6 +34,7 @@ func (c *controller) listen() (*server, error) {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "ok") })
 	mux.HandleFunc("GET /readyz", s.answerReady)
+	mux.HandleFunc("GET /v1/routes", s.answerRoutes)
 	mux.Handle("GET /metrics", promhttp.HandlerFor(c.metrics.registry, promhttp.HandlerOpts{}))
 	s.http = &http.Server{Handler: mux, ReadHeaderTimeout: 5 * time.Second}
 	var err error
@@ -57,6 +62,30 @@ func (s *server) answerReady(w http.ResponseWriter, _ *http.Request) {
 		return
 	}
 	fmt.Fprintln(w, "ok")
+}
+
+// showRoutes tells the server how to know the state of the cloud's routes.
+func (s *server) showRoutes(status func() (*routes.Status, bool)) { s.routes.Store(&status) }
+
+func (s *server) answerRoutes(w http.ResponseWriter, _ *http.Request) {
+	status := s.routes.Load()
+	if status == nil {
+		http.Error(w, "the API server has not answered yet", http.StatusServiceUnavailable)
+		return
+	}
+	current, leads := (*status)()
+	if !leads {
+		http.Error(w, "this replica does not lead", http.StatusServiceUnavailable)
+		return
+	}
+	w.Header().Set("Content-Type", "application/json")
+	_ = json.NewEncoder(w).Encode(current) // the client is gone: nobody to tell
+}
+
+// routesShown is the state of the cloud's routes, and whether this replica is
+// the one that knows.
+func (c *controller) routesShown() (*routes.Status, bool) {
+	return c.planner.Status(), c.leading.Load()
 }
 
 // serve answers until the context ends.

@@ -220,6 +220,9 @@ func (c *controller) writeNetworkStatus(ctx context.Context, o *observed, j judg
 	j.apply(next)
 	setReachable(next, o)
 	setPolicyEnforced(next, o.policies)
+	status := c.planner.Status()
+	setRoutes(next, status)
+	c.tellRoutes(before, status, m)
 	if equality.Semantic.DeepEqual(before.Status, next.Status) {
 		return nil
 	}

@@ -10,6 +10,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 
+	"ropeway.dev/ropeway/api/v1alpha1"
 	"ropeway.dev/ropeway/internal/kube"
 	"ropeway.dev/ropeway/internal/plan"
 )
@@ -27,6 +28,7 @@ type observed struct {
 	problems []plan.Problem          // those about a node
 	wrong    map[string][]string     // node -> their sentences
 	noNet    string                  // why no network is in force, if so
+	inForce  *v1alpha1.ClusterNetworkSpec
 }
 
 type serviceRange struct {
@@ -47,13 +49,33 @@ type memory struct {
 	missing map[string]time.Time      // node that has leases but no Node -> since when
 	nodes   map[types.UID]*nodeMemory // Node -> what was done to its condition
 	told    map[told]string           // event -> its message as last recorded
+	// routesTold is told for the cloud's routes, which are looked at by another
+	// clock.
+	routesTold map[told]string
+	failing    map[string]bool // UIDs of nodes that probes do not reach by direct
 }
 
 // told identifies an event that is recorded when its message changes.
 type told struct{ object, reason string }
 
 func newMemory() *memory {
-	return &memory{missing: map[string]time.Time{}, nodes: map[types.UID]*nodeMemory{}, told: map[told]string{}}
+	return &memory{missing: map[string]time.Time{}, nodes: map[types.UID]*nodeMemory{}, told: map[told]string{}, routesTold: map[told]string{}}
+}
+
+// planInBackground lets the planner of the cloud's routes work until the
+// context ends or the returned function is called, which waits for its end: a
+// call of the cloud that has begun is the last of this leader.
+func (c *controller) planInBackground(ctx context.Context) (stop func()) {
+	ctx, cancel := context.WithCancel(ctx)
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		c.planner.Run(ctx)
+	}()
+	return func() {
+		cancel()
+		<-done
+	}
 }
 
 // retryAfter is how soon a pass that failed is repeated.
@@ -67,6 +89,7 @@ func (c *controller) lead(ctx context.Context) {
 	defer c.leading.Store(false)
 	defer c.metrics.resign()
 	m := newMemory()
+	defer c.planInBackground(ctx)()
 	for ctx.Err() == nil {
 		wait := c.cfg.Resync
 		start := c.now()
@@ -110,6 +133,7 @@ func (c *controller) pass(ctx context.Context, m *memory) error {
 		c.writeConditions(ctx, o, m),
 		c.writeNetworkStatus(ctx, o, j, m),
 		c.collect(ctx, o, m),
+		c.planRoutes(ctx, o, m),
 	)
 }
 
@@ -168,6 +192,7 @@ func (o *observed) reason(j judgement) {
 		j.apply(objects.Network)
 	}
 	o.snapshot, o.noNet = objects.Snapshot("")
+	o.inForce, _ = kube.InForce(objects.Network)
 	o.verdicts = plan.Verdicts(o.snapshot)
 	o.problems = nodeProblems(plan.Compute(o.snapshot).Problems)
 	o.wrong = map[string][]string{}

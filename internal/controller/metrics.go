@@ -3,6 +3,8 @@ package controller
 import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
+
+	"ropeway.dev/ropeway/internal/controller/routes"
 )
 
 // metrics of one replica; those that a leader counts are 0 on the others.
@@ -19,6 +21,7 @@ type metrics struct {
 	blocksCollected   prometheus.Counter
 	passErrors        prometheus.Counter
 	passSeconds       prometheus.Histogram
+	routes            *routes.Metrics
 }
 
 func newMetrics() *metrics {
@@ -30,6 +33,7 @@ func newMetrics() *metrics {
 	}
 	m := &metrics{
 		registry:          prometheus.NewRegistry(),
+		routes:            routes.NewMetrics(),
 		leader:            gauge("ropeway_controller_leader", "1 on the replica that holds the Lease."),
 		nodes:             gauge("ropeway_nodes", "Nodes of the cluster."),
 		reachable:         gauge("ropeway_nodes_reachable", "Nodes whose pod CIDRs are proven reachable."),
@@ -52,6 +56,7 @@ func newMetrics() *metrics {
 	m.registry.MustRegister(m.leader, m.nodes, m.reachable, m.blocks, m.policies, m.foreignConditions, m.problems,
 		m.conditionWrites, m.blocksCollected, m.passErrors, m.passSeconds,
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	m.registry.MustRegister(m.routes.Collectors()...)
 	return m
 }
 

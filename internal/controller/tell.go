@@ -10,11 +10,15 @@ import (
 // tell records an event when its message is not the one recorded last for the
 // same object and reason.
 func (c *controller) tell(m *memory, ref *corev1.ObjectReference, object string, warning bool, reason, message string) {
+	c.tellIn(m.told, ref, object, warning, reason, message)
+}
+
+func (c *controller) tellIn(before map[told]string, ref *corev1.ObjectReference, object string, warning bool, reason, message string) {
 	key := told{object, reason}
-	if m.told[key] == message {
+	if before[key] == message {
 		return
 	}
-	m.told[key] = message
+	before[key] = message
 	kind := corev1.EventTypeNormal
 	if warning {
 		kind = corev1.EventTypeWarning

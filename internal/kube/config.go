@@ -74,6 +74,7 @@ func NewMapper() meta.RESTMapper {
 	m.Add(core.WithKind("Pod"), meta.RESTScopeNamespace)
 	m.Add(core.WithKind("Service"), meta.RESTScopeNamespace)
 	m.Add(core.WithKind("Event"), meta.RESTScopeNamespace)
+	m.Add(core.WithKind("Secret"), meta.RESTScopeNamespace)
 	m.Add(coordinationv1.SchemeGroupVersion.WithKind("Lease"), meta.RESTScopeNamespace)
 	m.Add(networkingv1.SchemeGroupVersion.WithKind("NetworkPolicy"), meta.RESTScopeNamespace)
 	return m

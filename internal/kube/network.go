@@ -56,6 +56,9 @@ func Network(spec *v1alpha1.ClusterNetworkSpec, clusterID string) plan.Network {
 			n.PodCIDRs = append(n.PodCIDRs, p)
 		}
 	}
+	if spec.Cloud != nil {
+		n.FabricCIDRs = parsePrefixes(spec.Cloud.VPCCIDRs)
+	}
 	for _, t := range spec.Transports {
 		n.Transports = append(n.Transports, plan.Transport(t))
 	}

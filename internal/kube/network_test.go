@@ -69,14 +69,16 @@ func TestNetworkInThePlansWords(t *testing.T) {
 	spec := &v1alpha1.ClusterNetworkSpec{
 		PodCIDRs: []string{"10.244.0.0/16", "fd00:10:244::/48"}, AddressSource: v1alpha1.AddressesFromNodeCIDR,
 		BlockSize:  v1alpha1.BlockSize{IPv4: 24, IPv6: 120},
-		Transports: []v1alpha1.Transport{v1alpha1.TransportVXLAN},
+		Transports: []v1alpha1.Transport{v1alpha1.TransportDirect, v1alpha1.TransportVXLAN},
 		VXLAN:      v1alpha1.VXLANSpec{Port: 8472, VNI: 7}, MTU: &bytes, NAT: v1alpha1.NATSpec{Outgoing: &no},
+		Cloud: &v1alpha1.CloudSpec{VPCCIDRs: []string{"192.168.0.0/16"}},
 	}
 	want := plan.Network{
 		ClusterID: "id", PodCIDRs: []netip.Prefix{netip.MustParsePrefix("10.244.0.0/16"), netip.MustParsePrefix("fd00:10:244::/48")},
 		NodeCIDR: true, BlockBits: map[plan.Family]int{plan.IPv4: 24, plan.IPv6: 120},
-		Transports: []plan.Transport{plan.VXLAN}, VXLANPort: 8472, VXLANVNI: 7,
-		MTU: plan.MTUPolicy{Mode: plan.MTUFixed, Bytes: 1400},
+		Transports: []plan.Transport{plan.Direct, plan.VXLAN}, VXLANPort: 8472, VXLANVNI: 7,
+		MTU:         plan.MTUPolicy{Mode: plan.MTUFixed, Bytes: 1400},
+		FabricCIDRs: []netip.Prefix{netip.MustParsePrefix("192.168.0.0/16")},
 	}
 	if got := Network(spec, "id"); !reflect.DeepEqual(got, want) {
 		t.Errorf("got  %+v\nwant %+v", got, want)

@@ -59,9 +59,10 @@ func NewObserver(cfg *rest.Config, opts ObserverOptions, log *slog.Logger) (*Obs
 	yes := true
 	pods, namespaces := metadataOf("v1", "Pod"), metadataOf("v1", "Namespace")
 	byObject := map[client.Object]cache.ByObject{
-		&corev1.Node{}:          {Transform: slimNode},
-		&v1alpha1.NodeNetwork{}: {Transform: slimNodeNetwork(opts.Self)},
-		namespaces:              {Field: fields.OneTermEqualSelector("metadata.name", SystemNamespace)},
+		&corev1.Node{}:             {Transform: slimNode},
+		&v1alpha1.ClusterNetwork{}: {Transform: slimNetwork},
+		&v1alpha1.NodeNetwork{}:    {Transform: slimNodeNetwork(opts.Self)},
+		namespaces:                 {Field: fields.OneTermEqualSelector("metadata.name", SystemNamespace)},
 	}
 	if opts.Self != "" {
 		byObject[pods] = cache.ByObject{

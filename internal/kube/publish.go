@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"fmt"
+	"maps"
 	"net"
 	"net/netip"
 	"slices"
@@ -25,11 +26,12 @@ import (
 // A NodeNetwork is watched by every node of the cluster, so a needless write of
 // one costs as many messages as there are nodes. Publish therefore writes only
 // what differs from what was written last, and where only the counts differ, at
-// most once in countsInterval.
+// most once in countsInterval. That a transport came into use or out of it is
+// written at once.
 const countsInterval = 30 * time.Second
 
 // knownTransports are those that a NodeNetwork speaks of.
-func knownTransports() []plan.Transport { return []plan.Transport{plan.IPIP, plan.VXLAN} }
+func knownTransports() []plan.Transport { return []plan.Transport{plan.Direct, plan.IPIP, plan.VXLAN} }
 
 // published remembers what was written last.
 type published struct {
@@ -74,6 +76,9 @@ func (c *NodeClient) Publish(ctx context.Context, status NodeStatus) error {
 func (p *published) worthWriting(old, want *v1alpha1.NodeNetworkStatus) bool {
 	if equality.Semantic.DeepEqual(old, want) {
 		return false
+	}
+	if !slices.Equal(slices.Sorted(maps.Keys(old.Peers)), slices.Sorted(maps.Keys(want.Peers))) {
+		return true // who takes routes away waits for the last node to leave them
 	}
 	a, b := *old, *want
 	a.Pods, b.Pods = 0, 0

@@ -35,7 +35,7 @@ func TestBuildStatus(t *testing.T) {
 	want := &v1alpha1.NodeNetworkStatus{
 		NodeUID: "ua", ReadySince: &at, AgentVersion: "v1", Addresses: []string{"192.0.2.1"}, CIDRs: []string{"10.244.1.0/26"},
 		Sources: []string{"10.244.1.1"}, VTEP: "02:00:00:00:00:01",
-		Transports: []v1alpha1.TransportStatus{{Name: "ipip", Reason: "no tcx"}, {Name: "vxlan", Supported: true}},
+		Transports: []v1alpha1.TransportStatus{{Name: "direct", Supported: true}, {Name: "ipip", Reason: "no tcx"}, {Name: "vxlan", Supported: true}},
 		Peers:      map[string]int32{"vxlan": 2},
 		Exceptions: []v1alpha1.PeerException{{Node: "b", Transport: "vxlan", Reason: "why"}, {Node: "z", Reason: "late"}},
 		Probes: []v1alpha1.ProbeResult{
@@ -92,8 +92,9 @@ func TestExceptionsAreBounded(t *testing.T) {
 
 func TestCountsAloneAreWrittenSeldom(t *testing.T) {
 	old := buildStatus(exampleStatus(), &v1alpha1.NodeNetworkStatus{}, metav1.Now())
-	counts, probes := old.DeepCopy(), old.DeepCopy()
-	counts.Pods, counts.Peers = 9, map[string]int32{"ipip": 5}
+	counts, probes, left := old.DeepCopy(), old.DeepCopy(), old.DeepCopy()
+	counts.Pods, counts.Peers = 9, map[string]int32{"vxlan": 5}
+	left.Peers = map[string]int32{"ipip": 2}
 	probes.Probes[0].Reachable = true
 	for name, tc := range map[string]struct {
 		want *v1alpha1.NodeNetworkStatus
@@ -104,6 +105,7 @@ func TestCountsAloneAreWrittenSeldom(t *testing.T) {
 		"counts, a moment after a write": {counts, time.Second, false},
 		"counts, long after a write":     {counts, countsInterval, true},
 		"a flip, a moment after a write": {probes, time.Second, true},
+		"a transport is left":            {left, time.Second, true},
 	} {
 		p := published{at: time.Now().Add(-tc.ago)}
 		if got := p.worthWriting(old, tc.want); got != tc.is {

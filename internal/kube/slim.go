@@ -2,6 +2,7 @@ package kube
 
 import (
 	"maps"
+	"slices"
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/equality"
@@ -42,6 +43,14 @@ func slimMeta(m metav1.Object, annotations ...string) {
 func slimOther(obj any) (any, error) {
 	if m, err := meta.Accessor(obj); err == nil {
 		slimMeta(m)
+	}
+	return obj, nil
+}
+
+// slimNetwork keeps a person's annotations: some of them speak to us.
+func slimNetwork(obj any) (any, error) {
+	if m, err := meta.Accessor(obj); err == nil {
+		slimMeta(m, slices.Collect(maps.Keys(m.GetAnnotations()))...)
 	}
 	return obj, nil
 }

@@ -1,0 +1,234 @@
+package controller
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	coordinationv1 "k8s.io/api/coordination/v1"
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/api/meta"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"ropeway.dev/ropeway/api/v1alpha1"
+	"ropeway.dev/ropeway/internal/cloud"
+	"ropeway.dev/ropeway/internal/controller/routes"
+	"ropeway.dev/ropeway/internal/kube"
+	"ropeway.dev/ropeway/internal/plan"
+)
+
+// vendor's cloud controller manager: the reasons that its route controller
+// gives for the node condition, and its Lease.
+const (
+	vendorLease     = "ccm"
+	vendorAlive     = time.Minute
+	reasonCreated   = "RouteCreated"
+	reasonNoCreated = "NoRouteCreated"
+)
+
+// newPlanner makes the planner of the cloud's routes, which works while this
+// replica leads.
+func (c *controller) newPlanner() *routes.Planner {
+	return routes.New(routes.Config{
+		Make:    c.makeProvider,
+		Confirm: c.liveRoutes,
+		Changed: c.observer.Touch,
+		Log:     c.log,
+		Metrics: c.metrics.routes,
+		// What is left of a node is taken back together.
+		StaleAfter: c.cfg.Grace,
+	})
+}
+
+// makeProvider makes the provider of a setup, with the credentials that its
+// Secret holds now.
+func (c *controller) makeProvider(ctx context.Context, s routes.Setup) (cloud.Provider, error) {
+	make, known := c.cfg.Providers[s.Provider]
+	if !known {
+		return nil, &cloud.Error{Class: cloud.Permanent, Message: fmt.Sprintf("this version knows no provider %q", s.Provider),
+			Err: errors.New("spec.cloud.provider of the ClusterNetwork")}
+	}
+	settings := cloud.Settings{Region: s.Region, VPC: s.VPC, Tables: s.Tables, Endpoint: s.Endpoint, Called: c.metrics.routes.Called}
+	if s.Secret != "" {
+		var secret corev1.Secret
+		err := c.api.Get(ctx, client.ObjectKey{Namespace: c.cfg.Namespace, Name: s.Secret}, &secret)
+		if err != nil {
+			return nil, &cloud.Error{Class: cloud.Unauthenticated, Message: fmt.Sprintf("the Secret %s/%s with the credentials cannot be read", c.cfg.Namespace, s.Secret), Err: err}
+		}
+		settings.Secret = secret.Data
+	}
+	return make(ctx, settings)
+}
+
+// liveRoutes is what the planner is given, read from the API server itself.
+func (c *controller) liveRoutes(ctx context.Context) (routes.Input, error) {
+	view, err := kube.ClusterView(ctx, c.cfg.API)
+	if err != nil {
+		return routes.Input{}, err
+	}
+	snapshot, problem := view.Snapshot("")
+	if problem != "" {
+		return routes.Input{}, fmt.Errorf("no pod network is in force: %s", problem)
+	}
+	spec, _ := kube.InForce(view.Network)
+	return routesInput(&view.Objects, snapshot, spec), nil
+}
+
+// routesInput says what the cloud's tables should hold.
+func routesInput(o *kube.Objects, s plan.Snapshot, spec *v1alpha1.ClusterNetworkSpec) routes.Input {
+	in := routes.Input{Cluster: o.ClusterID, Nodes: len(o.Nodes), Mode: routes.Off}
+	if spec == nil || spec.Cloud == nil || spec.Cloud.Provider == "" || spec.Cloud.Routes == v1alpha1.DutyOff {
+		return in
+	}
+	cl := spec.Cloud
+	in.Setup = routes.Setup{
+		Provider: string(cl.Provider), Region: cl.RegionID, VPC: cl.VPCID, Endpoint: cl.Endpoint,
+		Tables: slices.Clone(cl.RouteTableIDs), Secret: cl.CredentialsSecret,
+	}
+	if !slices.Contains(spec.Transports, v1alpha1.TransportDirect) {
+		in.Why = "spec.transports does not allow direct, so no routes are needed; those that are there stay"
+		return in
+	}
+	in.Mode = routes.Write
+	if cl.Routes == v1alpha1.DutyExternal {
+		in.Mode = routes.External
+	}
+	if o.Network != nil {
+		a := o.Network.Annotations
+		in.Confirmed = a[routes.ConfirmAnnotation]
+		in.Adopt, in.Release = routes.ParseSelection(a[routes.AdoptAnnotation]), routes.ParseSelection(a[routes.ReleaseAnnotation])
+	}
+	in.Wants = wants(o, s)
+	return in
+}
+
+// wants returns every node's destinations, by node and destination.
+func wants(o *kube.Objects, s plan.Snapshot) []routes.Want {
+	owned := plan.DestinationsByNode(s.Network, s.Nodes)
+	provider := make(map[string]string, len(o.Nodes))
+	for i := range o.Nodes {
+		provider[o.Nodes[i].Name] = o.Nodes[i].Spec.ProviderID
+	}
+	var out []routes.Want
+	for _, n := range s.Nodes {
+		for _, dst := range owned[n.Name] {
+			out = append(out, routes.Want{
+				Dst: dst, Node: n.Name, UID: n.UID, Created: n.Created, ProviderID: provider[n.Name], Addresses: n.Addresses,
+			})
+		}
+	}
+	return out
+}
+
+// planRoutes tells the planner what this pass has found.
+func (c *controller) planRoutes(ctx context.Context, o *observed, m *memory) error {
+	if m.newlyFailing(o.snapshot.Probes) {
+		c.planner.Look()
+	}
+	in := routesInput(o.objects, o.snapshot, o.inForce)
+	rival, err := c.rival(ctx, o.objects.Nodes)
+	if in.Mode == routes.Write && rival != "" {
+		in.Mode, in.Why = routes.External, rival
+	}
+	c.planner.Set(in)
+	return err
+}
+
+// newlyFailing brings m.failing up to date, and says whether a probe finds that
+// the fabric does not lead to a node any more: somebody may have removed its
+// route by hand.
+func (m *memory) newlyFailing(probes []plan.Probe) bool {
+	now := map[string]bool{}
+	fresh := false
+	for _, p := range probes {
+		if p.Transport == plan.Direct && !p.Reachable {
+			now[p.ToUID] = true
+			fresh = fresh || !m.failing[p.ToUID]
+		}
+	}
+	m.failing = now
+	return fresh
+}
+
+// rival says that a cloud controller manager's route controller works beside
+// ours: it has written the node condition again after us, and its Lease is
+// renewed. Two writers of one table would undo each other's work.
+func (c *controller) rival(ctx context.Context, nodes []corev1.Node) (string, error) {
+	i := slices.IndexFunc(nodes, func(n corev1.Node) bool {
+		by := n.Annotations[kube.WriterAnnotation]
+		return by == reasonCreated || by == reasonNoCreated
+	})
+	if i < 0 {
+		return "", nil
+	}
+	var lease coordinationv1.Lease
+	err := c.api.Get(ctx, client.ObjectKey{Namespace: kube.SystemNamespace, Name: vendorLease}, &lease)
+	if apierrors.IsNotFound(err) {
+		return "", nil
+	}
+	if err == nil && (lease.Spec.RenewTime == nil || c.now().Sub(lease.Spec.RenewTime.Time) > vendorAlive) {
+		return "", nil
+	}
+	sentence := fmt.Sprintf("a cloud controller manager's route controller writes routes too (it set the condition of node %s): Ropeway writes none; "+
+		"start it with --configure-cloud-routes=false, or set spec.cloud.routes to external", nodes[i].Name)
+	if err != nil {
+		return sentence, fmt.Errorf("read the Lease %s/%s, to know whether a cloud controller manager runs: %w", kube.SystemNamespace, vendorLease, err)
+	}
+	return sentence, nil
+}
+
+// setRoutes fills the conditions that speak of the cloud's routes.
+func setRoutes(cn *v1alpha1.ClusterNetwork, s *routes.Status) {
+	if s.Mode == routes.Off {
+		meta.RemoveStatusCondition(&cn.Status.Conditions, routes.ConditionPublished)
+		meta.RemoveStatusCondition(&cn.Status.Conditions, routes.ConditionWithheld)
+		return
+	}
+	wanted, good := s.Wanted()
+	cond := metav1.Condition{
+		Type: routes.ConditionPublished, Status: metav1.ConditionFalse, Reason: routes.ReasonPublishing, Message: s.Sentence(), ObservedGeneration: cn.Generation,
+	}
+	switch {
+	case len(s.Problems) > 0:
+		cond.Reason = s.Problems[0].Reason
+	case s.Why != "":
+		cond.Reason, cond.Message = "Withheld", s.Why+"; "+cond.Message
+	case s.Listed.IsZero():
+		cond.Message = "the cloud's route tables have not been read yet"
+	case good == wanted:
+		cond.Status, cond.Reason = metav1.ConditionTrue, "Published"
+	}
+	meta.SetStatusCondition(&cn.Status.Conditions, cond)
+	i := slices.IndexFunc(s.Problems, func(p routes.Problem) bool { return p.Reason == routes.ReasonWithheld })
+	if i < 0 {
+		meta.RemoveStatusCondition(&cn.Status.Conditions, routes.ConditionWithheld)
+		return
+	}
+	meta.SetStatusCondition(&cn.Status.Conditions, metav1.Condition{
+		Type: routes.ConditionWithheld, Status: metav1.ConditionTrue, Reason: "TooManyAtOnce", Message: s.Problems[i].Message, ObservedGeneration: cn.Generation,
+	})
+}
+
+// tellRoutes records an event for each problem that a person must act on: at
+// the node where it is about one, else at the ClusterNetwork.
+func (c *controller) tellRoutes(cn *v1alpha1.ClusterNetwork, s *routes.Status, m *memory) {
+	now := map[told]bool{}
+	for _, p := range s.Problems {
+		object, ref := "routes", networkReference(cn)
+		if p.Node != "" {
+			object, ref = "routes/"+p.Node, kube.NodeReference(p.Node)
+		}
+		now[told{object, p.Reason}] = true
+		c.tellIn(m.routesTold, ref, object, true, p.Reason, p.Message)
+	}
+	for key := range m.routesTold {
+		if !now[key] {
+			delete(m.routesTold, key)
+		}
+	}
+}

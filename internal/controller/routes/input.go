@@ -1,0 +1,117 @@
+package routes
+
+import (
+	"cmp"
+	"net/netip"
+	"slices"
+	"strings"
+)
+
+// Mode is what the planner may do.
+type Mode string
+
+// The modes.
+const (
+	Off      Mode = "off"      // nothing, not even look
+	External Mode = "external" // look, and say what is wrong; another writes
+	Write    Mode = "ropeway"  // make the tables right
+)
+
+// Input is what the cluster says. It is a value: nobody changes it later.
+type Input struct {
+	Setup   Setup
+	Cluster string // the cluster's id, which marks its entries
+	Mode    Mode
+	// Why says, as a sentence, why the mode is not what the configuration
+	// asks for; empty if it is.
+	Why string
+	// Nodes counts the cluster's Node objects. With none nothing is done:
+	// that is an empty or wrong cache rather than a cluster.
+	Nodes int
+	Wants []Want
+	// Confirmed is the person's word that a bulk withdrawal is meant: the
+	// token that Status.Token asked for.
+	Confirmed string
+	// Adopt and Release are entries to mark as ours, and ours to let go.
+	Adopt, Release Selection
+}
+
+// Setup says which cloud, and with which credentials.
+type Setup struct {
+	Provider, Region, VPC, Endpoint string
+	Tables                          []string
+	Secret                          string // name, in kube-system; "" for the instance's role
+}
+
+// Equal reports whether a provider made for one serves the other.
+func (s Setup) Equal(o Setup) bool {
+	return s.Provider == o.Provider && s.Region == o.Region && s.VPC == o.VPC && s.Endpoint == o.Endpoint &&
+		s.Secret == o.Secret && slices.Equal(s.Tables, o.Tables)
+}
+
+// Want is a destination and its owner.
+type Want struct {
+	Dst        netip.Prefix
+	Node       string // name
+	UID        string
+	Created    int64 // of the Node object, in seconds since 1970
+	ProviderID string
+	Addresses  []netip.Addr // the node's own, for a node without a providerID
+}
+
+// older orders wants: those of older nodes first, so that the choice of who
+// gets an entry of a full table does not change.
+func older(a, b Want) int {
+	return cmp.Or(cmp.Compare(a.Created, b.Created), strings.Compare(a.UID, b.UID), strings.Compare(a.Node, b.Node), a.Dst.Compare(b.Dst))
+}
+
+// sorted returns the wants in the order of their claim, one for a destination.
+func sorted(in []Want) []Want {
+	out := slices.Clone(in)
+	slices.SortFunc(out, older)
+	seen := make(map[netip.Prefix]bool, len(out))
+	return slices.DeleteFunc(out, func(w Want) bool {
+		twice := seen[w.Dst]
+		seen[w.Dst] = true
+		return twice
+	})
+}
+
+// Selection is a set of destinations.
+type Selection struct {
+	All  bool
+	Dsts []netip.Prefix
+}
+
+// ParseSelection reads "all" or CIDRs with commas between. What is no CIDR is
+// left out.
+func ParseSelection(text string) Selection {
+	var s Selection
+	for part := range strings.SplitSeq(text, ",") {
+		part = strings.TrimSpace(part)
+		if part == "all" {
+			s.All = true
+		} else if p, err := netip.ParsePrefix(part); err == nil {
+			s.Dsts = append(s.Dsts, p.Masked())
+		}
+	}
+	return s
+}
+
+// String is what ParseSelection reads.
+func (s Selection) String() string {
+	var parts []string
+	if s.All {
+		parts = append(parts, "all")
+	}
+	for _, d := range s.Dsts {
+		parts = append(parts, d.String())
+	}
+	return strings.Join(parts, ",")
+}
+
+// Names reports whether the destination is selected by name.
+func (s Selection) Names(dst netip.Prefix) bool { return slices.Contains(s.Dsts, dst) }
+
+// Has reports whether the destination is selected.
+func (s Selection) Has(dst netip.Prefix) bool { return s.All || s.Names(dst) }

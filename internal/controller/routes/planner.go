@@ -1,0 +1,366 @@
+package routes
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"ropeway.dev/ropeway/internal/cloud"
+)
+
+// Config says how a Planner works. Defaults fills what is zero.
+type Config struct {
+	// Make makes the provider that a Setup names. It is called again after the
+	// Setup has changed, or the credentials were refused. Required.
+	Make func(ctx context.Context, s Setup) (cloud.Provider, error)
+	// Confirm reads the same Input as Set is given, from the API server
+	// itself. It is asked before anything is withdrawn. Required.
+	Confirm func(ctx context.Context) (Input, error)
+	// Changed is told when the Status has changed; nil for nobody.
+	Changed func()
+	Log     *slog.Logger
+	Metrics *Metrics // nil: not counted
+	Now     func() time.Time
+
+	// Resync is the least time between listings with nothing to do; large
+	// tables are listed less often (PerPage more for each hundred entries).
+	Resync, PerPage time.Duration
+	// StaleAfter is how long an own entry is unwanted before it is removed.
+	StaleAfter time.Duration
+	// Settle is how long the cloud takes for a batch until it is known.
+	Settle time.Duration
+	// CallTimeout bounds one call of the provider.
+	CallTimeout time.Duration
+}
+
+// Defaults fills the zero fields.
+func (c *Config) Defaults() {
+	for field, value := range map[*time.Duration]time.Duration{
+		&c.Resync: 30 * time.Second, &c.PerPage: 3 * time.Second, &c.StaleAfter: time.Minute,
+		&c.Settle: time.Second, &c.CallTimeout: 2 * time.Minute,
+	} {
+		if *field == 0 {
+			*field = value
+		}
+	}
+	if c.Log == nil {
+		c.Log = slog.Default()
+	}
+	if c.Now == nil {
+		c.Now = time.Now
+	}
+	if c.Changed == nil {
+		c.Changed = func() {}
+	}
+	if c.Metrics == nil {
+		c.Metrics = NewMetrics()
+	}
+}
+
+// Planner makes one VPC's route tables right. Set tells it what is wanted, Run
+// works until its context ends.
+type Planner struct {
+	cfg    Config
+	wake   chan struct{}
+	status atomic.Pointer[Status]
+
+	mu    sync.Mutex // guards input and hint
+	input Input
+	hint  bool // somebody thinks that the tables have changed
+
+	// What follows is Run's own.
+	provider  cloud.Provider
+	setup     Setup
+	instances resolver
+	tables    []cloud.Table
+	real      map[cloud.Key]cloud.RouteEntry // nil before the first listing
+	held      map[cloud.Key]held
+	full      map[string]fullMark
+	guard     *guard
+	listed    time.Time // when the last listing was made
+	look      bool      // list before anything else
+	lookAt    time.Time // list then at the latest; zero: nothing is awaited
+	looks     int       // listings in a row that found changes still under way
+	pace      pace
+	call      backoff // after calls that failed as a whole
+	batch     int     // entries in the next batch
+	sending   bool    // there are more to send than the last batch took
+	trouble   error   // why calls fail now
+}
+
+// New makes a Planner.
+func New(cfg Config) *Planner {
+	cfg.Defaults()
+	p := &Planner{cfg: cfg, wake: make(chan struct{}, 1)}
+	p.reset()
+	p.status.Store(&Status{Mode: Off})
+	return p
+}
+
+// reset forgets everything that was learned of a cloud.
+func (p *Planner) reset() {
+	p.provider, p.tables, p.real = nil, nil, nil
+	p.instances = resolver{}
+	p.held, p.full = map[cloud.Key]held{}, map[string]fullMark{}
+	p.guard = newGuard()
+	p.listed, p.look, p.lookAt, p.looks = time.Time{}, true, time.Time{}, 0
+	p.pace = pace{settle: p.cfg.Settle}
+	p.call, p.batch, p.sending, p.trouble = backoff{}, cloud.MaxBatch, false, nil
+}
+
+// Set says what is wanted from now on.
+func (p *Planner) Set(in Input) {
+	p.mu.Lock()
+	p.input = in
+	p.mu.Unlock()
+	p.rouse()
+}
+
+// Look makes the next step list the tables: somebody has a reason to think
+// that they have changed. Hints in quick succession make one listing.
+func (p *Planner) Look() {
+	p.mu.Lock()
+	p.hint = true
+	p.mu.Unlock()
+	p.rouse()
+}
+
+// hintEvery is the least time between a listing and one that was hinted at.
+const hintEvery = 5 * time.Second
+
+func (p *Planner) hinted() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.hint
+}
+
+// takeHint returns a hint once it is time to follow it.
+func (p *Planner) takeHint(now time.Time) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if !p.hint || now.Before(p.listed.Add(hintEvery)) {
+		return false
+	}
+	p.hint = false
+	return true
+}
+
+func (p *Planner) rouse() {
+	select {
+	case p.wake <- struct{}{}:
+	default:
+	}
+}
+
+func (p *Planner) wanted() Input {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.input
+}
+
+// Status returns the latest; it is never nil, and not changed later.
+func (p *Planner) Status() *Status { return p.status.Load() }
+
+// Run works until the context ends. There must be one Run at a time, in all
+// replicas together.
+func (p *Planner) Run(ctx context.Context) {
+	defer p.cfg.Metrics.resign()
+	p.reset() // another replica may have led meanwhile
+	for ctx.Err() == nil {
+		wait := p.step(ctx)
+		timer := time.NewTimer(max(wait, 0))
+		select {
+		case <-ctx.Done():
+		case <-timer.C:
+		case <-p.wake:
+		}
+		timer.Stop()
+	}
+}
+
+// idleFor is how long a Planner sleeps that has nothing to wait for but Set.
+const idleFor = time.Minute
+
+// step makes at most one call that changes something, and returns after which
+// time the next step has something to do if nothing is Set before.
+func (p *Planner) step(ctx context.Context) time.Duration {
+	in, now := p.wanted(), p.cfg.Now()
+	if in.Mode == Off || in.Mode == "" || in.Nodes == 0 || in.Cluster == "" {
+		p.idle(in)
+		return idleFor
+	}
+	if !in.Setup.Equal(p.setup) {
+		p.reset()
+		p.setup = in.Setup
+	}
+	if wait := p.call.wait(now); wait > 0 {
+		p.publish(in, p.compare(in), withheld{})
+		return wait
+	}
+	if p.provider == nil {
+		if err := p.make(ctx); err != nil {
+			return p.failed(in, err)
+		}
+	}
+	if err := p.resolve(ctx, in); err != nil {
+		return p.failed(in, err)
+	}
+	if p.mustList(now) {
+		if err := p.list(ctx, in); err != nil {
+			return p.failed(in, err)
+		}
+	}
+	return p.act(ctx, in)
+}
+
+// idle publishes that nothing is done.
+func (p *Planner) idle(in Input) {
+	s := &Status{Mode: in.Mode, Provider: in.Setup.Provider, Why: in.Why}
+	if in.Mode == "" {
+		s.Mode = Off
+	}
+	if s.Mode != Off {
+		s.Why = "the cluster shows no nodes, or no id: nothing is done until it does"
+	}
+	p.store(s)
+}
+
+func (p *Planner) make(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, p.cfg.CallTimeout)
+	defer cancel()
+	provider, err := p.cfg.Make(ctx, p.setup)
+	if err != nil {
+		return fmt.Errorf("prepare to call the cloud: %w", err)
+	}
+	p.provider = provider
+	p.cfg.Log.Info("routes of the cloud", "provider", provider.Name(), "region", p.setup.Region, "vpc", p.setup.VPC, "tables", p.setup.Tables)
+	return nil
+}
+
+// mustList says whether it is time to look at the tables.
+func (p *Planner) mustList(now time.Time) bool {
+	due := p.guard.due(p.cfg.StaleAfter)
+	return p.look || p.takeHint(now) || !now.Before(p.listed.Add(p.resync())) ||
+		!p.lookAt.IsZero() && !now.Before(p.lookAt) ||
+		!due.IsZero() && p.listed.Before(due) && !now.Before(due)
+}
+
+// resync grows with the table: one listing of 5,000 entries is fifty calls. It
+// grows more while batches are being sent, whose answers tell enough.
+func (p *Planner) resync() time.Duration {
+	every := max(p.cfg.Resync, time.Duration(len(p.real)/100)*p.cfg.PerPage)
+	if p.sending {
+		every *= 10
+	}
+	return every
+}
+
+func (p *Planner) list(ctx context.Context, in Input) error {
+	ctx, cancel := context.WithTimeout(ctx, p.cfg.CallTimeout)
+	defer cancel()
+	listing, err := p.provider.Routes().List(ctx)
+	if err != nil {
+		return fmt.Errorf("list the route tables: %w", err)
+	}
+	p.call, p.trouble = backoff{}, nil
+	p.tables = listing.Tables
+	p.real = make(map[cloud.Key]cloud.RouteEntry, len(listing.Entries))
+	moving := false
+	for _, e := range listing.Entries {
+		p.real[e.Key()] = e
+		moving = moving || e.State != cloud.Available && e.Owner == in.Cluster
+	}
+	now := p.cfg.Now()
+	p.listed, p.look, p.lookAt = now, false, time.Time{}
+	if moving {
+		p.lookAt = now.Add(min(30*time.Second, p.pace.settle<<min(p.looks, 8)))
+		p.looks++
+	} else {
+		p.looks = 0
+	}
+	p.forget(now)
+	p.guard.note(p.compare(in).stale, now)
+	return nil
+}
+
+// forget gives a table that was found full another chance once it holds fewer
+// entries, and drops refusals that nothing came after.
+func (p *Planner) forget(now time.Time) {
+	for table, mark := range p.full {
+		if p.countIn(table) < mark.entries {
+			delete(p.full, table)
+		}
+	}
+	for key, h := range p.held {
+		if now.After(h.until.Add(longestHold)) {
+			delete(p.held, key)
+		}
+	}
+}
+
+// compare decides from what is known now.
+func (p *Planner) compare(in Input) decision {
+	return decide(facts{
+		in: in, tables: p.tables, real: p.real, hops: p.instances.hops, held: p.held, full: p.full, now: p.cfg.Now(),
+	})
+}
+
+// act makes the next change, if one is due. Additions go first; what frees
+// room in a full table comes when they have run out.
+func (p *Planner) act(ctx context.Context, in Input) time.Duration {
+	now := p.cfg.Now()
+	d := p.compare(in)
+	p.guard.forget(d.stale)
+	ours := 0
+	for _, t := range d.tables {
+		ours += t.Ours
+	}
+	remove, replace, kept := p.guard.allow(d, ours, in.Confirmed)
+	p.publish(in, d, kept)
+	if in.Mode != Write {
+		return p.rest(in, now)
+	}
+	if wait := p.pace.wait(now); wait > 0 && len(d.add)+len(replace)+len(remove) > 0 {
+		return wait
+	}
+	if changes := append(d.add, replace...); len(changes) > 0 {
+		return p.apply(ctx, in, changes)
+	}
+	p.sending = false
+	if gone := p.guard.confirmed(remove, p.cfg.StaleAfter, now); len(gone) > 0 {
+		return p.withdraw(ctx, in, gone)
+	}
+	return p.rest(in, now)
+}
+
+// rest returns how long there is nothing to do.
+func (p *Planner) rest(in Input, now time.Time) time.Duration {
+	next := p.listed.Add(p.resync())
+	earlier := func(t time.Time) {
+		if !t.IsZero() && t.Before(next) {
+			next = t
+		}
+	}
+	earlier(p.lookAt)
+	if due := p.guard.due(p.cfg.StaleAfter); p.listed.Before(due) {
+		earlier(due)
+	}
+	for _, h := range p.held {
+		if now.Before(h.until) {
+			earlier(h.until)
+		}
+	}
+	for _, mark := range p.full {
+		if now.Before(mark.until) {
+			earlier(mark.until)
+		}
+	}
+	if p.hinted() {
+		earlier(p.listed.Add(hintEvery))
+	}
+	earlier(p.instances.again(in))
+	return max(next.Sub(now), 10*time.Millisecond)
+}

@@ -1,0 +1,135 @@
+package routes
+
+import (
+	"fmt"
+	"reflect"
+	"strings"
+
+	"ropeway.dev/ropeway/internal/cloud"
+)
+
+// publish makes the Status say what was decided.
+func (p *Planner) publish(in Input, d decision, kept withheld) {
+	s := &Status{
+		Mode: in.Mode, Provider: in.Setup.Provider, Why: in.Why, Listed: p.listed, Tables: d.tables, Rows: d.rows,
+		Withheld: kept.count, Token: kept.token,
+	}
+	if p.trouble != nil {
+		s.Problems = append(s.Problems, troubleOf(p.trouble))
+	}
+	s.Problems = append(s.Problems, problemsOf(s)...)
+	p.store(s)
+}
+
+// store publishes a Status and tells of it if more than the time has changed.
+func (p *Planner) store(s *Status) {
+	before := p.status.Swap(s)
+	p.cfg.Metrics.set(s)
+	then, now := *before, *s
+	then.Listed = now.Listed
+	if !reflect.DeepEqual(then, now) {
+		p.cfg.Changed()
+	}
+}
+
+// troubleOf says why calls fail, and what to do.
+func troubleOf(err error) Problem {
+	text := err.Error()
+	switch cloud.ClassOf(err) {
+	case cloud.Forbidden:
+		return Problem{Reason: ReasonForbidden, Message: fmt.Sprintf("%s; give the role or user of the controller the action %s", text, orSome(cloud.ActionOf(err)))}
+	case cloud.Unauthenticated:
+		return Problem{Reason: ReasonCredentials, Message: text + "; put working keys into the Secret that spec.cloud.credentialsSecret names"}
+	case cloud.Permanent, cloud.BadNextHop:
+		return Problem{Reason: ReasonSetup, Message: text + "; correct spec.cloud"}
+	}
+	return Problem{Reason: ReasonNoAnswer, Message: text + "; it is tried again"}
+}
+
+func orSome(action string) string {
+	if action == "" {
+		return "that it names"
+	}
+	return action
+}
+
+// problemsOf names what a person must act on, the most urgent first. Problems
+// of nodes are one each; those of a table are one for the table.
+func problemsOf(s *Status) []Problem {
+	var out []Problem
+	if s.Withheld > 0 {
+		out = append(out, Problem{Reason: ReasonWithheld, Message: fmt.Sprintf(
+			"%d routes of ours would be withdrawn or changed at once, which is more than a tenth: nothing is done until a person says that it is meant: "+
+				"see ropeway routes, then say ropeway routes confirm %s (the annotation %s of the ClusterNetwork)", s.Withheld, s.Token, ConfirmAnnotation)})
+	}
+	for _, t := range s.Tables {
+		if n := countRows(s, t.ID, OverQuota); n > 0 {
+			out = append(out, Problem{Reason: ReasonTableFull, Message: fmt.Sprintf(
+				"route table %s is full (%d of %d entries): %d destinations have no route and stay on the tunnel where one is allowed: "+
+					"raise the table's quota, or delete entries that nobody needs", t.ID, t.Entries, t.Quota, n)})
+		}
+	}
+	for i := range s.Rows {
+		if p, bad := problemOf(&s.Rows[i], s.Mode); bad {
+			out = append(out, p)
+		}
+	}
+	return out
+}
+
+func problemOf(r *Row, mode Mode) (Problem, bool) {
+	p := Problem{Node: r.Node, Message: r.Message}
+	switch {
+	case r.State == Conflict:
+		p.Reason = ReasonConflict
+	case r.State == NoInstance:
+		p.Reason = ReasonNoInstance
+	case r.State == Failed:
+		p.Reason = ReasonRefused
+		p.Message = fmt.Sprintf("the route for %s to %s in table %s: %s", r.Dst, r.Instance, r.Table, r.Message)
+	case r.State == Missing && mode == External:
+		p.Reason = ReasonMissing
+		p.Message = fmt.Sprintf("route table %s has no entry for %s to %s, and spec.cloud.routes is external: see what should have made it", r.Table, r.Dst, r.Instance)
+	default:
+		return Problem{}, false
+	}
+	return p, true
+}
+
+func countRows(s *Status, table string, state State) int {
+	n := 0
+	for i := range s.Rows {
+		if s.Rows[i].Table == table && s.Rows[i].State == state {
+			n++
+		}
+	}
+	return n
+}
+
+// Annotations of the ClusterNetwork that speak to the planner.
+const (
+	// ConfirmAnnotation holds the token of a bulk withdrawal that is meant.
+	ConfirmAnnotation = "ropeway.dev/confirm-withdrawal"
+	// AdoptAnnotation and ReleaseAnnotation hold "all" or CIDRs: entries to
+	// mark as this cluster's, and entries to take the mark from.
+	AdoptAnnotation   = "ropeway.dev/adopt-routes"
+	ReleaseAnnotation = "ropeway.dev/release-routes"
+)
+
+// Sentence sums the Status up, for a condition's message.
+func (s *Status) Sentence() string {
+	wanted, good := s.Wanted()
+	text := fmt.Sprintf("%d of %d routes are in the cloud's tables", good, wanted)
+	if used := s.Count(Used); used > 0 {
+		text += fmt.Sprintf(" (%d of them made by others)", used)
+	}
+	const most = 3
+	for i, p := range s.Problems {
+		if i == most {
+			text += fmt.Sprintf("; and %d more problems", len(s.Problems)-most)
+			break
+		}
+		text += "; " + strings.TrimSuffix(p.Message, ".")
+	}
+	return text
+}
