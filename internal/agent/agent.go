@@ -76,7 +76,7 @@ func Run(ctx context.Context, cfg Config) error {
 		return fmt.Errorf("preparing the dataplane: %w", err)
 	}
 	defer linux.Close()
-	wire, err := probe.NewSockets(cfg.Log)
+	wire, err := probe.NewSockets(bareProbes(), cfg.Log)
 	if err != nil {
 		return err
 	}

@@ -105,7 +105,7 @@ func twoKernels(t *testing.T, api *fakeAPI, family plan.Family) (router *netnste
 		}
 		k.linux = linux
 		t.Cleanup(func() { _ = linux.Close() })
-		if err := k.ns.Do(func() (e error) { k.wire, e = probe.NewSockets(k.config.Log); return e }); err != nil {
+		if err := k.ns.Do(func() (e error) { k.wire, e = probe.NewSockets(bareProbes(), k.config.Log); return e }); err != nil {
 			t.Fatal(err)
 		}
 		t.Cleanup(func() { _ = k.wire.Close() })

@@ -73,7 +73,7 @@ func (m *metrics) watch(n *node) {
 		gauge("ropeway_ipam_addresses_free", "Addresses that pods on this node can get without another lease.",
 			prometheus.Labels{"family": string(f)}, func() float64 { return float64(n.book.Free(f)) })
 	}
-	for _, t := range []plan.Transport{plan.IPIP, plan.VXLAN} {
+	for _, t := range []plan.Transport{plan.Direct, plan.IPIP, plan.VXLAN} {
 		gauge("ropeway_agent_peers", "Peers by the transport that they are reached by.", prometheus.Labels{"transport": string(t)}, func() float64 {
 			counts, _ := reached(plan.Network{}, n.look().State)
 			return float64(counts[t])

@@ -209,7 +209,7 @@ func (n *node) withoutCluster(ctx context.Context, why, detail string) error {
 }
 
 // overlay puts into the view what this node knows better: its own addresses in
-// the pod network, what it can carry, and its own probes.
+// the pod network, what it can carry, its routes, and its own probes.
 func (n *node) overlay(v kube.View) plan.Snapshot {
 	s := v.Snapshot
 	s.Nodes = slices.Clone(s.Nodes)
@@ -224,6 +224,7 @@ func (n *node) overlay(v kube.View) plan.Snapshot {
 		own.Refuses = n.last.Refuses
 		own.Ready = own.Ready || n.programmed
 	}
+	s.Now = n.last.Plan.Routes
 	latest := n.prober.Results()
 	if n.seeded {
 		s.Probes = slices.DeleteFunc(slices.Clone(s.Probes), func(p plan.Probe) bool { return p.From == s.Self })

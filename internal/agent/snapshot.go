@@ -6,6 +6,7 @@ import (
 	"strings"
 
 	"ropeway.dev/ropeway/internal/agent/probe"
+	"ropeway.dev/ropeway/internal/dataplane"
 	"ropeway.dev/ropeway/internal/ipam"
 	"ropeway.dev/ropeway/internal/plan"
 )
@@ -65,6 +66,11 @@ func probeView(s plan.Snapshot, want plan.State) probe.View {
 	own := uids[s.Self]
 	v.Self = probe.Node{Name: s.Self, UID: own.UID, Outer: want.Addresses, Sources: want.Sources, VTEP: want.VXLAN.MAC, Refuses: own.Refuses}
 	return v
+}
+
+// bareProbes is how the dataplane is told that a probe is to leave bare.
+func bareProbes() probe.Bare {
+	return probe.Bare{Protocol: dataplane.BareProtocol, Mark: dataplane.BareMark}
 }
 
 // joinMessages puts problems into one sentence.

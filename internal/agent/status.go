@@ -58,15 +58,21 @@ func (n *node) status(s plan.Snapshot, want plan.State) kube.NodeStatus {
 	return st
 }
 
-// reached counts peers by the transport of their first route, and names those
-// that are not reached by the preferred one.
+// reached counts peers by the transports that routes to them have, and names
+// those that are not reached by the preferred one. A transport that no route has
+// is not among the counts: by that, who publishes the fabric's routes knows that
+// this node has left them.
 func reached(network plan.Network, want plan.State) (map[plan.Transport]int, []kube.Exception) {
 	counts := map[plan.Transport]int{}
 	var exceptions []kube.Exception
-	counted, named := map[string]bool{}, map[string]bool{}
+	type pair struct {
+		peer      string
+		transport plan.Transport
+	}
+	counted, named := map[pair]bool{}, map[string]bool{}
 	for _, r := range want.Routes {
-		if !counted[r.Peer] {
-			counted[r.Peer] = true
+		if by := (pair{r.Peer, r.Transport}); !counted[by] {
+			counted[by] = true
 			counts[r.Transport]++
 		}
 		preferred := plan.Allowed(network, plan.FamilyOf(r.Dst.Addr()))

@@ -12,16 +12,17 @@ import (
 type FakeFabric struct {
 	mu      sync.Mutex
 	blocked map[plan.Transport]bool
-	losing  map[plan.Transport]int // how many messages more are lost
-	carried map[plan.Transport]int // how many passed
-	failing error                  // of Send
+	oneWay  map[netip.Addr]plan.Transport // pod-network address -> what does not reach it
+	losing  map[plan.Transport]int        // how many messages more are lost
+	carried map[plan.Transport]int        // how many passed
+	failing error                         // of Send
 	mangle  func(message []byte) []byte
 	ports   map[netip.Addr]*fakeWire // pod-network address -> who listens on it
 }
 
 // NewFakeFabric returns a fabric that passes everything.
 func NewFakeFabric() *FakeFabric {
-	return &FakeFabric{blocked: map[plan.Transport]bool{}, losing: map[plan.Transport]int{},
+	return &FakeFabric{blocked: map[plan.Transport]bool{}, oneWay: map[netip.Addr]plan.Transport{}, losing: map[plan.Transport]int{},
 		carried: map[plan.Transport]int{}, ports: map[netip.Addr]*fakeWire{}}
 }
 
@@ -30,6 +31,14 @@ func (f *FakeFabric) Block(t plan.Transport, blocked bool) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.blocked[t] = blocked
+}
+
+// BlockTo makes the fabric drop a transport towards one pod-network address; ""
+// drops nothing more.
+func (f *FakeFabric) BlockTo(a netip.Addr, t plan.Transport) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.oneWay[a] = t
 }
 
 // Lose makes the fabric drop the next n messages of a transport.
@@ -102,7 +111,7 @@ func (w *fakeWire) Send(p Path, message []byte) error {
 		return f.failing
 	}
 	to := f.ports[p.InnerDst]
-	if to == nil || f.blocked[p.Transport] {
+	if to == nil || f.blocked[p.Transport] || f.oneWay[p.InnerDst] == p.Transport {
 		return nil
 	}
 	if f.losing[p.Transport] > 0 {

@@ -78,6 +78,8 @@ func parseMessage(b []byte) (message, error) {
 		m.transport = plan.IPIP
 	case 2:
 		m.transport = plan.VXLAN
+	case 3:
+		m.transport = plan.Direct
 	default:
 		return message{}, fmt.Errorf("%w: transport %d", errNotOurs, b[5])
 	}
@@ -90,6 +92,8 @@ func transportNumber(t plan.Transport) byte {
 		return 1
 	case plan.VXLAN:
 		return 2
+	case plan.Direct:
+		return 3
 	default:
 		return 0
 	}

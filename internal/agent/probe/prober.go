@@ -4,6 +4,11 @@
 // the other node's prober answers by the same transport. So a transport is
 // known to work, or not, before packets of pods are trusted to it.
 //
+// A probe by direct is sent bare to the next hop that its packets have. It
+// proves one way only, that to the other node: the answer comes back by every
+// transport, since the fabric may have no route to the prober's own range, which
+// is for that node's provers to find out.
+//
 // A node probes only the few that it was chosen for (plan.Provers), which makes
 // probing linear in the number of nodes; it answers every node of the cluster
 // and nobody else. A result flips to unreachable after three misses in a row
@@ -25,18 +30,35 @@ import (
 	"ropeway.dev/ropeway/internal/plan"
 )
 
-// How often a path is probed, and when its result flips.
+// When the result of a path flips.
 const (
-	// intervalUnproven is between probes while a path is not known to work;
-	// intervalProven while it is.
-	intervalUnproven = time.Second
-	intervalProven   = 5 * time.Second
-	// answerTimeout is how long an answer is waited for.
-	answerTimeout = 900 * time.Millisecond
 	// missesToFail is how many probes in a row go unanswered before a path
 	// counts as failing.
 	missesToFail = 3
+	// hitsToReturn is how many probes in a row are answered before a path by
+	// direct that was proven and failed is trusted again.
+	hitsToReturn = 3
 )
+
+// pace is how often a path is probed.
+type pace struct {
+	unproven time.Duration // between probes while a path is not known to work
+	proven   time.Duration // while it is
+	timeout  time.Duration // how long an answer is waited for
+}
+
+// paceOf returns a transport's pace. Direct's is what it takes to be off a route
+// that is gone within 3 s, and on one that appears within 1 s (design, section
+// 9, invariant 4): 1.1 s until the next probe, and three that are not answered.
+func paceOf(t plan.Transport) pace {
+	if t == plan.Direct {
+		return pace{unproven: 400 * time.Millisecond, proven: time.Second, timeout: 300 * time.Millisecond}
+	}
+	return pace{unproven: time.Second, proven: 5 * time.Second, timeout: 900 * time.Millisecond}
+}
+
+// longestPause is how long the prober sleeps when nothing is to be done.
+const longestPause = 5 * time.Second
 
 // Wire carries probes. It is implemented by NewSockets for the kernel.
 type Wire interface {
@@ -78,6 +100,7 @@ type state struct {
 	known     bool // reachable says something
 	reachable bool
 	misses    int
+	hits      int // still needed before it counts as reachable again
 	reason    string
 
 	nonce    Nonce
@@ -122,6 +145,9 @@ func (p *Prober) Set(v View) {
 // address) keeps the result until probes say otherwise.
 func (p *Prober) want(k key, uid string, path Path) {
 	s := p.states[k]
+	if s != nil && k.transport == plan.Direct && s.path.InnerDst != path.InnerDst {
+		s = nil // another address, which another route of the fabric leads to
+	}
 	if s == nil || s.uid != uid {
 		p.states[k] = &state{uid: uid, path: path}
 		return
@@ -216,7 +242,7 @@ func (p *Prober) listen() {
 func (p *Prober) tick(now time.Time) time.Duration {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	next := now.Add(intervalProven)
+	next := now.Add(longestPause)
 	for k, s := range p.states {
 		if s.waiting && !now.Before(s.deadline) {
 			p.missed(k, s, silence(s.path))
@@ -240,12 +266,13 @@ func (p *Prober) send(k key, s *state, now time.Time) {
 	// rand.Read never fails (crypto/rand, since Go 1.24).
 	_, _ = rand.Read(s.nonce[:])
 	m := message{kind: request, transport: k.transport, cluster: digest(p.view.ClusterID), target: digest(s.uid), nonce: s.nonce}
-	interval := intervalUnproven
+	pace := paceOf(k.transport)
+	interval := pace.unproven
 	if s.known && s.reachable && s.misses == 0 {
-		interval = intervalProven
+		interval = pace.proven
 	}
 	s.next = now.Add(jitter(interval))
-	s.deadline = now.Add(answerTimeout)
+	s.deadline = now.Add(pace.timeout)
 	s.waiting = true
 	if err := p.wire.Send(s.path, m.marshal()); err != nil {
 		p.missed(k, s, fmt.Sprintf("sending to %s failed: %v", s.path.OuterDst, err))
@@ -257,11 +284,15 @@ func (p *Prober) send(k key, s *state, now time.Time) {
 func (p *Prober) missed(k key, s *state, reason string) {
 	s.waiting = false
 	s.misses++
-	if soon := s.deadline.Add(jitter(intervalUnproven) - answerTimeout); soon.Before(s.next) {
+	pace := paceOf(k.transport)
+	if soon := s.deadline.Add(jitter(pace.unproven) - pace.timeout); soon.Before(s.next) {
 		s.next = soon
 	}
 	if s.misses < missesToFail {
 		return
+	}
+	if k.transport == plan.Direct && (s.reachable || s.hits > 0) {
+		s.hits = hitsToReturn
 	}
 	flipped := !s.known || s.reachable
 	s.known, s.reachable, s.reason = true, false, reason
@@ -274,7 +305,11 @@ func (p *Prober) missed(k key, s *state, reason string) {
 // silence says what was seen, and where to look.
 func silence(p Path) string {
 	carrier := fmt.Sprintf("UDP %d", p.Port)
-	if p.Transport == plan.IPIP {
+	switch p.Transport {
+	case plan.Direct:
+		return fmt.Sprintf("%d bare probes from %s to %s were not answered: does the fabric have a route for %s to %s, and do security group and firewall let pods' addresses in?",
+			missesToFail, p.InnerSrc, p.InnerDst, p.InnerDst, p.OuterDst)
+	case plan.IPIP:
 		carrier = "protocol 4"
 	}
 	return fmt.Sprintf("%d probes from %s to %s inside %s were not answered: does the fabric (security group, firewall) pass it?",
@@ -305,8 +340,12 @@ func (p *Prober) receive(d Datagram) {
 
 // hit notes an answer.
 func (p *Prober) hit(k key, s *state) {
+	s.waiting = false
+	if s.hits = max(s.hits-1, 0); s.hits > 0 {
+		return
+	}
 	flipped := !s.known || !s.reachable
-	s.waiting, s.misses = false, 0
+	s.misses = 0
 	s.known, s.reachable, s.reason = true, true, ""
 	if flipped {
 		p.log.Info("node answers by this transport", "node", k.node, "family", k.family, "transport", k.transport)
@@ -314,19 +353,26 @@ func (p *Prober) hit(k key, s *state) {
 	}
 }
 
-// answer sends a request back by the transport that it came by, to the address
-// that the cluster knows for that node: a forged request reaches nobody else.
+// answer sends a request back by the transport that it came by (by all, if it
+// came bare), to the address that the cluster knows for that node: a forged
+// request reaches nobody else.
 func (p *Prober) answer(to Node, source netip.Addr, m message) {
 	if m.target != digest(p.view.Self.UID) {
 		return
 	}
-	path, ok := p.view.path(to, plan.FamilyOf(source), m.transport)
-	if !ok {
-		return
+	ways := []plan.Transport{m.transport}
+	if m.transport == plan.Direct {
+		ways = []plan.Transport{plan.Direct, plan.IPIP, plan.VXLAN}
 	}
 	m.kind = answer
-	if err := p.wire.Send(path, m.marshal()); err != nil {
-		p.log.Debug("cannot answer a probe", "node", to.Name, "transport", m.transport, "err", err)
+	for _, transport := range ways {
+		path, ok := p.view.path(to, plan.FamilyOf(source), transport)
+		if !ok {
+			continue
+		}
+		if err := p.wire.Send(path, m.marshal()); err != nil {
+			p.log.Debug("cannot answer a probe", "node", to.Name, "transport", transport, "err", err)
+		}
 	}
 }
 

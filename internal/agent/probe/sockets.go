@@ -21,20 +21,28 @@ type Sockets struct {
 	log      *slog.Logger
 	received chan Datagram
 	raw      int // sends IPv4 packets with their header; receives nothing
+	bare     Bare
 
 	mu        sync.Mutex
 	listeners map[netip.Addr]net.PacketConn // own pod-network address -> socket
 	senders   map[netip.Addr]net.PacketConn // own fabric address -> socket for VXLAN
+	wrapped   map[plan.Family]int           // family -> socket for what is to leave bare
 	closed    bool
 }
 
-// NewSockets opens what probing needs. It needs CAP_NET_RAW, for protocol 4.
-func NewSockets(log *slog.Logger) (*Sockets, error) {
+// Bare says how a packet is made to leave an uplink bare, by the next hop of
+// another address than its own: the kernel sends it behind a header of that
+// address, with this IP protocol and mark, and the dataplane takes the header off.
+type Bare struct{ Protocol, Mark int }
+
+// NewSockets opens what probing needs. It needs CAP_NET_RAW, for protocol 4, and
+// CAP_NET_ADMIN, for marks.
+func NewSockets(bare Bare, log *slog.Logger) (*Sockets, error) {
 	raw, err := unix.Socket(unix.AF_INET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.IPPROTO_RAW)
 	if err != nil {
 		return nil, fmt.Errorf("opening a raw socket for probes by protocol 4 (it needs root, or the capability NET_RAW): %w", err)
 	}
-	return &Sockets{log: log, raw: raw, received: make(chan Datagram, 64),
+	return &Sockets{log: log, raw: raw, bare: bare, received: make(chan Datagram, 64), wrapped: map[plan.Family]int{},
 		listeners: map[netip.Addr]net.PacketConn{}, senders: map[netip.Addr]net.PacketConn{}}, nil
 }
 
@@ -120,7 +128,10 @@ func (s *Sockets) read(conn net.PacketConn) {
 // Send implements Wire.
 func (s *Sockets) Send(p Path, message []byte) error {
 	packet := p.Packet(message)
-	if p.Transport == plan.IPIP {
+	switch p.Transport {
+	case plan.Direct:
+		return s.sendBare(p.OuterDst, packet)
+	case plan.IPIP:
 		return s.sendRaw(p.OuterDst, packet)
 	}
 	conn, err := s.sender(p.OuterSrc)
@@ -147,6 +158,51 @@ func (s *Sockets) sendRaw(dst netip.Addr, packet []byte) error {
 		return fmt.Errorf("protocol 4 to %s: %w", dst, err)
 	}
 	return nil
+}
+
+// sendBare sends a packet that travels as it is, by the next hop of via.
+func (s *Sockets) sendBare(via netip.Addr, packet []byte) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed {
+		return net.ErrClosed
+	}
+	fd, err := s.wrapper(plan.FamilyOf(via))
+	if err != nil {
+		return err
+	}
+	var to unix.Sockaddr = &unix.SockaddrInet6{Addr: via.As16()}
+	if via.Is4() {
+		to = &unix.SockaddrInet4{Addr: via.As4()}
+	}
+	if err := unix.Sendto(fd, packet, unix.MSG_DONTWAIT, to); err != nil {
+		return fmt.Errorf("bare by way of %s: %w", via, err)
+	}
+	return nil
+}
+
+// wrapper returns the socket that puts a header in front of what is to leave
+// bare. The caller holds the lock.
+func (s *Sockets) wrapper(f plan.Family) (int, error) {
+	if fd, known := s.wrapped[f]; known {
+		return fd, nil
+	}
+	domain := unix.AF_INET
+	if f == plan.IPv6 {
+		domain = unix.AF_INET6
+	}
+	fd, err := unix.Socket(domain, unix.SOCK_RAW|unix.SOCK_CLOEXEC, s.bare.Protocol)
+	if err != nil {
+		return -1, fmt.Errorf("opening a raw socket for bare %s probes (it needs root, or the capability NET_RAW): %w", f, err)
+	}
+	// What comes in by that protocol is nobody's: nothing is to queue up here.
+	err = errors.Join(unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_MARK, s.bare.Mark),
+		unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUF, 0))
+	if err != nil {
+		return -1, errors.Join(fmt.Errorf("marking bare probes (it needs the capability NET_ADMIN): %w", err), unix.Close(fd))
+	}
+	s.wrapped[f] = fd
+	return fd, nil
 }
 
 // sender returns the socket that VXLAN datagrams leave from: bound to the
@@ -186,6 +242,9 @@ func (s *Sockets) Close() error {
 	}
 	s.closed = true
 	errs := []error{unix.Close(s.raw)}
+	for _, fd := range s.wrapped {
+		errs = append(errs, unix.Close(fd))
+	}
 	for _, conn := range s.listeners {
 		errs = append(errs, conn.Close())
 	}

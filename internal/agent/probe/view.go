@@ -39,14 +39,19 @@ type Path struct {
 	VNI                uint32   // for vxlan
 }
 
-// Packet returns the bytes that carry the message by the path: for ipip a whole
-// IPv4 packet, for vxlan the payload of a UDP datagram to OuterDst and Port.
+// Packet returns the bytes that carry the message by the path: for direct and
+// ipip a whole IP packet, for vxlan the payload of a UDP datagram to OuterDst and
+// Port.
 func (p Path) Packet(message []byte) []byte {
 	inner := udpPacket(netip.AddrPortFrom(p.InnerSrc, Port), netip.AddrPortFrom(p.InnerDst, Port), message)
-	if p.Transport == plan.IPIP {
+	switch p.Transport {
+	case plan.Direct:
+		return inner
+	case plan.IPIP:
 		return encapsulate(p.OuterSrc, p.OuterDst, inner)
+	default:
+		return vxlanFrame(p.VNI, p.SrcMAC, p.DstMAC, inner)
 	}
-	return vxlanFrame(p.VNI, p.SrcMAC, p.DstMAC, inner)
 }
 
 // key names what is proven: a family of a node by a transport.
@@ -57,16 +62,12 @@ type key struct {
 }
 
 // paths lists every path to a node that the plan may choose, in the order of
-// families and then of preference. Where no allowed transport can carry a
-// family, vxlan does: ipip is IPv4 over IPv4 only (see package plan).
+// families and then of preference.
 func (v View) paths(to Node) []Path {
 	var found []Path
 	for _, family := range []plan.Family{plan.IPv4, plan.IPv6} {
-		before := len(found)
-		for _, transport := range append(slices.Clone(v.Transports), plan.VXLAN) {
-			allowed := slices.Contains(v.Transports, transport) || len(found) == before && !v.carries(to, family)
-			p, ok := v.path(to, family, transport)
-			if ok && allowed && !slices.Contains(found, p) {
+		for _, transport := range v.ways(to, family) {
+			if p, ok := v.path(to, family, transport); ok {
 				found = append(found, p)
 			}
 		}
@@ -74,11 +75,31 @@ func (v View) paths(to Node) []Path {
 	return found
 }
 
-// carries is true if one of the allowed transports could carry the family, were
-// it not refused.
-func (v View) carries(to Node, family plan.Family) bool {
-	src, _ := v.outer(to, plan.IPv4)
-	return slices.Contains(v.Transports, plan.VXLAN) || family == plan.IPv4 && src.IsValid()
+// ways lists the allowed transports that can carry a family to a node, whether
+// or not one of the two refuses it. In the place of ipip that cannot, vxlan does,
+// and also where nothing else can (see package plan).
+func (v View) ways(to Node, family plan.Family) []plan.Transport {
+	var found []plan.Transport
+	for _, transport := range v.Transports {
+		if !v.carries(to, family, transport) {
+			if transport != plan.IPIP {
+				continue
+			}
+			transport = plan.VXLAN
+		}
+		if !slices.Contains(found, transport) {
+			found = append(found, transport)
+		}
+	}
+	if len(found) == 0 {
+		found = append(found, plan.VXLAN)
+	}
+	return found
+}
+
+func (v View) carries(to Node, family plan.Family, transport plan.Transport) bool {
+	_, dst := v.underlay(to, family, transport)
+	return dst.IsValid()
 }
 
 // path returns the path to a node, and false if there is none: an address is
@@ -92,15 +113,24 @@ func (v View) path(to Node, family plan.Family, transport plan.Transport) (Path,
 		InnerSrc:  addressOf(v.Self.Sources, family), InnerDst: addressOf(to.Sources, family),
 		SrcMAC: v.Self.VTEP, DstMAC: to.VTEP, Port: v.VXLANPort, VNI: v.VXLANVNI,
 	}
-	if transport == plan.IPIP && family == plan.IPv6 {
-		return Path{}, false
-	}
-	p.OuterSrc, p.OuterDst = v.outer(to, plan.IPv4)
-	if !p.OuterDst.IsValid() && transport == plan.VXLAN {
-		p.OuterSrc, p.OuterDst = v.outer(to, plan.IPv6)
-	}
+	p.OuterSrc, p.OuterDst = v.underlay(to, family, transport)
 	ok := p.InnerSrc.IsValid() && p.InnerDst.IsValid() && p.OuterSrc.IsValid() && p.OuterDst.IsValid()
 	return p, ok
+}
+
+// underlay returns the two nodes' addresses that a transport of packets of the
+// family goes between, or two invalid ones.
+func (v View) underlay(to Node, family plan.Family, transport plan.Transport) (src, dst netip.Addr) {
+	switch {
+	case transport == plan.IPIP && family != plan.IPv4:
+		return netip.Addr{}, netip.Addr{}
+	case transport == plan.IPIP, transport == plan.Direct:
+		return v.outer(to, family)
+	}
+	if src, dst = v.outer(to, plan.IPv4); dst.IsValid() {
+		return src, dst
+	}
+	return v.outer(to, plan.IPv6)
 }
 
 // outer returns both ends in the fabric, or two invalid addresses if one end
