@@ -41,6 +41,7 @@ ClusterNetwork, so that running install again changes only what it is told to.`
 
 const installExample = `  ropeway install --pod-cidr 10.244.0.0/16 --apply
   ropeway install --calico-manifest calico.yaml            # what would become of it
+  ropeway install --transports direct,ipip,vxlan --address-source NodeCIDR --cloud alibaba --cloud-region cn-chengdu --cloud-vpc vpc-2vc --apply
   ropeway install --registry docker.m.daocloud.io --apply  # through a mirror`
 
 func newInstall(env environment, g *global) *cobra.Command {
@@ -57,6 +58,7 @@ func newInstall(env environment, g *global) *cobra.Command {
 		},
 	}
 	c.networkFlags(cmd)
+	c.cloudFlags(cmd)
 	o, f := &c.options, cmd.Flags()
 	f.StringVar(&o.Image, "image", "", "the image's reference (default "+install.DefaultImage+")")
 	f.StringVar(&o.Version, "version", o.Version, "the image's tag, where --image has none")
@@ -81,11 +83,24 @@ func (c *installCommand) networkFlags(cmd *cobra.Command) {
 	f.StringVar(&c.addressSource, "address-source", "", "Blocks, leased to nodes on demand, or NodeCIDR, the nodes' podCIDRs (default Blocks)")
 	f.Int32Var(&o.BlockSizeIPv4, "block-size", 0, "prefix length of IPv4 blocks (default 26)")
 	f.Int32Var(&o.BlockSizeIPv6, "block-size-ipv6", 0, "prefix length of IPv6 blocks (default 122)")
-	f.StringSliceVar(&c.transports, "transports", nil, "allowed ways between nodes, the preferred first: ipip, vxlan (default ipip,vxlan)")
+	f.StringSliceVar(&c.transports, "transports", nil, "allowed ways between nodes, the preferred first: direct, ipip, vxlan (default ipip,vxlan)")
 	f.StringVar(&o.MTU, "mtu", "", "perRoute, smallest, or the pods' MTU in bytes (default perRoute)")
 	f.BoolVar(&c.nat, "nat-outgoing", true, "translate pods' addresses where they leave the pod network")
 	f.Int32Var(&o.VXLANPort, "vxlan-port", 0, "UDP port of vxlan (default 4789)")
 	f.Int32Var(&o.VXLANVNI, "vxlan-vni", 0, "VNI of vxlan (default 4096)")
+}
+
+// cloudFlags are what becomes the ClusterNetwork's cloud.
+func (c *installCommand) cloudFlags(cmd *cobra.Command) {
+	cloud, f := &c.options.Cloud, cmd.Flags()
+	f.StringVar((*string)(&cloud.Provider), "cloud", "", "the cloud whose routes Ropeway deals with: alibaba (default none)")
+	f.StringVar(&cloud.RegionID, "cloud-region", "", "the cloud's region, like cn-chengdu")
+	f.StringVar(&cloud.VPCID, "cloud-vpc", "", "the id of the VPC that the nodes are in")
+	f.StringSliceVar(&cloud.RouteTableIDs, "cloud-route-table", nil, "route table to publish pods' ranges in; can be repeated (default the VPC's system route table)")
+	f.StringSliceVar(&cloud.VPCCIDRs, "cloud-vpc-cidr", nil, "range towards which pods keep their addresses once the VPC leads to them; can be repeated (default none)")
+	f.StringVar((*string)(&cloud.Routes), "cloud-routes", "", "who publishes routes: ropeway, external, off (default ropeway)")
+	f.StringVar(&cloud.Endpoint, "cloud-endpoint", "", "host of the cloud's API, where it is not the region's public one")
+	f.StringVar(&cloud.CredentialsSecret, "cloud-secret", "", "Secret in "+install.Namespace+" with accessKeyID and accessKeySecret (default: the instance's RAM role)")
 }
 
 func (c *installCommand) run(ctx context.Context) error {

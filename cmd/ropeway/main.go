@@ -1,6 +1,6 @@
 // Command ropeway is Ropeway's one program: what runs on nodes (agent,
 // controller, node-clean) and what a person runs at a terminal (install,
-// uninstall, status, plan, doctor, version).
+// uninstall, status, plan, routes, doctor, version).
 package main
 
 import (
@@ -11,6 +11,7 @@ import (
 	"log/slog"
 	"os"
 	"os/signal"
+	"strings"
 	"syscall"
 
 	"github.com/spf13/cobra"
@@ -43,7 +44,10 @@ func run() int {
 		stdin: os.Stdin, stdout: os.Stdout, stderr: os.Stderr,
 		terminal: noTerminal == nil,
 	}
-	err := newRoot(env).ExecuteContext(ctx)
+	err := secretsStaySecret(os.Getenv("DEBUG"))
+	if err == nil {
+		err = newRoot(env).ExecuteContext(ctx)
+	}
 	switch {
 	case err == nil:
 		return 0
@@ -52,6 +56,18 @@ func run() int {
 	}
 	fmt.Fprintln(os.Stderr, "ropeway:", err)
 	return 1
+}
+
+// secretsStaySecret refuses the value of DEBUG that makes the cloud vendor's
+// library print every request, security tokens included, before any code of
+// ours runs.
+func secretsStaySecret(debug string) error {
+	for _, word := range strings.Split(debug, ",") {
+		if word == "dara" || word == "sdk" || word == "tea" {
+			return fmt.Errorf("the environment has DEBUG=%s, with which the cloud vendor's library prints credentials: unset it", debug)
+		}
+	}
+	return nil
 }
 
 // errSaid ends a command with code 1 that has printed why.
@@ -79,7 +95,7 @@ func newRoot(env environment) *cobra.Command {
 	root.PersistentFlags().StringVar(&g.kubeconfig, "kubeconfig", "", "path of the kubeconfig (default: KUBECONFIG, then ~/.kube/config)")
 	root.PersistentFlags().StringVar(&g.context, "context", "", "context of the kubeconfig")
 	root.AddGroup(&cobra.Group{ID: "person", Title: "At a terminal:"}, &cobra.Group{ID: "node", Title: "In the cluster (the manifests run these):"})
-	for _, cmd := range []*cobra.Command{newInstall(env, g), newUninstall(env, g), newStatus(g), newPlan(g), newDoctor(g), newVersion()} {
+	for _, cmd := range []*cobra.Command{newInstall(env, g), newUninstall(env, g), newStatus(g), newPlan(g), newRoutes(g), newDoctor(g), newVersion()} {
 		cmd.GroupID = "person"
 		root.AddCommand(cmd)
 	}

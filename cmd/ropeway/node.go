@@ -11,7 +11,10 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"ropeway.dev/ropeway/api/v1alpha1"
 	"ropeway.dev/ropeway/internal/agent"
+	"ropeway.dev/ropeway/internal/cloud"
+	"ropeway.dev/ropeway/internal/cloud/alibaba"
 	"ropeway.dev/ropeway/internal/controller"
 	"ropeway.dev/ropeway/internal/dataplane/podlink"
 	"ropeway.dev/ropeway/internal/kube"
@@ -86,7 +89,7 @@ func readConfigDir(dir string, c *agent.Config) error {
 }
 
 func newController(env environment, g *global) *cobra.Command {
-	c := controller.Config{Identity: env.podName, Version: version}
+	c := controller.Config{Identity: env.podName, Version: version, Providers: map[string]cloud.New{string(v1alpha1.CloudAlibaba): alibaba.New}}
 	c.Defaults()
 	var level string
 	cmd := &cobra.Command{

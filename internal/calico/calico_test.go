@@ -139,17 +139,20 @@ func TestTransports(t *testing.T) {
 		refused string // part of a note, if refused
 	}{
 		{"the manifest's own default", []Document{env("CALICO_IPV4POOL_IPIP", "Always", "CALICO_IPV4POOL_VXLAN", "Never")}, "[ipip vxlan]", ""},
-		{"IPIP alone", []Document{env("CALICO_IPV4POOL_IPIP", "CrossSubnet")}, "[ipip vxlan]", ""},
+		{"IPIP alone", []Document{env("CALICO_IPV4POOL_IPIP", "CrossSubnet")}, "[direct ipip vxlan]", ""},
 		{"VXLAN alone", []Document{env("CALICO_IPV4POOL_VXLAN", "Always")}, "[vxlan]", ""},
 		{"VXLAN, IPIP Never", []Document{env("CALICO_IPV4POOL_IPIP", "Never", "CALICO_IPV4POOL_VXLAN", "Always")}, "[vxlan]", ""},
 		{"both", []Document{env("CALICO_IPV4POOL_IPIP", "Always", "CALICO_IPV4POOL_VXLAN", "Always")}, "[]", "refuses IPIP and VXLAN together"},
-		{"neither", []Document{env("CALICO_IPV4POOL_IPIP", "Never", "CALICO_IPV4POOL_VXLAN", "Never")}, "[]", "direct mode"},
-		{"IPIP Never alone", []Document{env("CALICO_IPV4POOL_IPIP", "Never")}, "[]", "direct mode"},
+		{"neither", []Document{env("CALICO_IPV4POOL_IPIP", "Never", "CALICO_IPV4POOL_VXLAN", "Never")}, "[direct]", ""},
+		{"IPIP Never alone", []Document{env("CALICO_IPV4POOL_IPIP", "Never")}, "[direct]", ""},
+		{"all three Never", []Document{env("CALICO_IPV4POOL_IPIP", "Never", "CALICO_IPV4POOL_VXLAN", "Never", "CALICO_IPV6POOL_VXLAN", "Never", "CALICO_IPV6POOL_CIDR", "fd00:1::/48")}, "[direct]", ""},
+		{"IPv4 bare, IPv6 by VXLAN", []Document{env("CALICO_IPV4POOL_IPIP", "Never", "CALICO_IPV4POOL_VXLAN", "Never", "CALICO_IPV6POOL_VXLAN", "Always", "CALICO_IPV6POOL_CIDR", "fd00:1::/48")}, "[direct]", "cannot be had"},
+		{"VXLAN between subnets", []Document{env("CALICO_IPV4POOL_IPIP", "Never", "CALICO_IPV4POOL_VXLAN", "CrossSubnet")}, "[direct vxlan]", ""},
 		{"VXLAN Never alone", []Document{env("CALICO_IPV4POOL_VXLAN", "Never")}, "[ipip vxlan]", ""},
 		{"no mode", []Document{env("CALICO_IPV4POOL_IPIP", "Sometimes")}, "[]", "want Always"},
 		{"backend vxlan", []Document{configMap("calico_backend", "vxlan")}, "[vxlan]", ""},
 		{"backend vxlan, IPIP", []Document{configMap("calico_backend", "vxlan"), env("CALICO_IPV4POOL_IPIP", "Always")}, "[]", "contradicts the backend"},
-		{"backend vxlan, VXLAN Never", []Document{configMap("calico_backend", "vxlan"), env("CALICO_IPV4POOL_VXLAN", "Never")}, "[]", "direct mode"},
+		{"backend vxlan, VXLAN Never", []Document{configMap("calico_backend", "vxlan"), env("CALICO_IPV4POOL_VXLAN", "Never")}, "[]", "contradicts the backend"},
 		{"backend bird", []Document{configMap("calico_backend", "bird")}, "[]", ""},
 		{"backend none", []Document{configMap("calico_backend", "none")}, "[]", "policy beside another"},
 		{"IPv6 without VXLAN", []Document{env("CALICO_IPV4POOL_VXLAN", "Always", "CALICO_IPV6POOL_CIDR", "fd00:1::/48", "CALICO_IPV6POOL_VXLAN", "Never")}, "[vxlan]", "IPv6 pods without VXLAN"},
@@ -339,8 +342,8 @@ func TestReadNeverPanics(t *testing.T) {
 		if err == nil && len(report.Findings) != len(pairs)/2 {
 			t.Fatalf("%d findings for %v", len(report.Findings), pairs)
 		}
-		if len(got.Transports) > 0 && len(report.Refused()) == 0 && got.Transports[len(got.Transports)-1] != "vxlan" {
-			t.Fatalf("transports %v: vxlan is always the last resort", got.Transports)
+		if len(got.Transports) > 0 && len(report.Refused()) == 0 && got.Transports[len(got.Transports)-1] != "vxlan" && fmt.Sprint(got.Transports) != "[direct]" {
+			t.Fatalf("transports %v: vxlan is the last resort wherever a tunnel is allowed", got.Transports)
 		}
 	})
 }

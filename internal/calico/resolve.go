@@ -1,11 +1,14 @@
 package calico
 
 import (
+	"slices"
+	"strings"
+
 	"ropeway.dev/ropeway/api/v1alpha1"
 )
 
-// notDirect is why all three Never cannot be had.
-const notDirect = "without IPIP and VXLAN pods' packets would travel bare (direct mode), which is not in this version: set one of the two to Always"
+// strictly is what all Never mean.
+const strictly = "spec.transports: [direct], strictly: pods' packets travel bare, by the routes of the VPC or of a common layer-2 network; --transports direct,ipip,vxlan takes a tunnel where there is no such route"
 
 // resolve settles what several keys decide together, once all are known.
 func (r *reader) resolve() {
@@ -64,17 +67,17 @@ func (r *reader) resolveIPv4() {
 		ipip = false // only CALICO_IPV4POOL_VXLAN was spoken of, and it is on
 		fallthrough
 	case vxlan && !ipip:
-		r.allow(v1alpha1.TransportVXLAN)
-		settle(r.vxlan4, "spec.transports: [vxlan]")
-		settle(r.ipip4, "spec.transports: [vxlan], without ipip")
+		r.allow(crossSubnet(r.vxlan4, v1alpha1.TransportVXLAN)...)
+		settle(r.vxlan4, "spec.transports: "+r.transports())
+		settle(r.ipip4, "spec.transports: "+r.transports()+", without ipip")
 	case ipip && vxlan:
 		refuse("Calico itself refuses IPIP and VXLAN together: set one of the two to Never", r.ipip4, r.vxlan4)
 	case ipip:
-		r.allow(v1alpha1.TransportIPIP, v1alpha1.TransportVXLAN)
-		settle(r.ipip4, "spec.transports: [ipip, vxlan]: ipip, and vxlan where protocol 4 does not pass")
-		settle(r.vxlan4, "spec.transports: [ipip, vxlan]: vxlan only where protocol 4 does not pass; give --transports ipip for ipip strictly")
+		r.allow(crossSubnet(r.ipip4, v1alpha1.TransportIPIP, v1alpha1.TransportVXLAN)...)
+		settle(r.ipip4, "spec.transports: "+r.transports()+": ipip, and vxlan where protocol 4 does not pass")
+		settle(r.vxlan4, "spec.transports: "+r.transports()+": vxlan only where protocol 4 does not pass; give --transports ipip for ipip strictly")
 	default:
-		refuse(notDirect, r.ipip4, r.vxlan4)
+		r.resolveDirect()
 	}
 }
 
@@ -87,25 +90,52 @@ func (r *reader) resolveVXLANBackend() {
 		return
 	}
 	if r.vxlan4 != nil && !on(r.vxlan4, true) {
-		refuse(notDirect, r.vxlan4)
+		refuse("contradicts the backend vxlan, which routes nothing else: set this to Always, or the backend to bird", r.vxlan4)
 		return
 	}
-	r.allow(v1alpha1.TransportVXLAN)
-	settle(r.ipip4, "spec.transports: [vxlan], without ipip")
-	settle(r.vxlan4, "spec.transports: [vxlan]")
+	r.allow(crossSubnet(r.vxlan4, v1alpha1.TransportVXLAN)...)
+	settle(r.ipip4, "spec.transports: "+r.transports()+", without ipip")
+	settle(r.vxlan4, "spec.transports: "+r.transports())
+}
+
+// resolveDirect: neither IPIP nor VXLAN, so that nothing wraps pods' packets.
+func (r *reader) resolveDirect() {
+	r.allow(v1alpha1.TransportDirect)
+	settle(r.ipip4, strictly)
+	settle(r.vxlan4, strictly)
+}
+
+// crossSubnet puts direct in front of the tunnels where the mode asks for a
+// tunnel between subnets only: what the fabric carries bare is found out.
+func crossSubnet(mode *Finding, tunnels ...v1alpha1.Transport) []v1alpha1.Transport {
+	if mode != nil && mode.Value == "CrossSubnet" {
+		return append([]v1alpha1.Transport{v1alpha1.TransportDirect}, tunnels...)
+	}
+	return tunnels
+}
+
+// transports writes what is allowed as YAML does.
+func (r *reader) transports() string {
+	var names []string
+	for _, t := range r.out.Transports {
+		names = append(names, string(t))
+	}
+	return "[" + strings.Join(names, ", ") + "]"
 }
 
 func (r *reader) resolveIPv6() {
 	f := r.vxlan6
-	direct := len(r.out.Transports) == 0 && (r.ipip4 != nil || r.vxlan4 != nil)
+	bare := slices.Equal(r.out.Transports, []v1alpha1.Transport{v1alpha1.TransportDirect})
 	switch {
 	case f == nil || f.Verdict == Refused:
+	case !on(f, false) && bare:
+		f.say(Translated, strictly)
+	case on(f, false) && bare && r.cidr6:
+		refuse("one family bare and the other by VXLAN cannot be had: set this to Never too, or give --transports direct,vxlan", f)
 	case on(f, false):
-		settle(f, "IPv6 goes by vxlan, whatever the transports are")
-	case direct:
-		refuse(notDirect, f)
+		settle(f, "IPv6 goes by vxlan, where direct is not allowed or not proven")
 	case r.cidr6:
-		refuse("IPv6 pods without VXLAN would travel bare (direct mode), which is not in this version: set this to Always", f)
+		refuse("IPv6 pods without VXLAN would travel bare while IPv4 pods do not: set this to Always, or IPIP and VXLAN of IPv4 to Never", f)
 	default:
 		f.say(Harmless, "no IPv6 range is given")
 	}
@@ -129,13 +159,13 @@ func (r *reader) resolveAddressSource() {
 	}
 }
 
-// settle says what a mode became; CrossSubnet has no counterpart.
+// settle says what a mode became.
 func settle(f *Finding, note string) {
 	if f == nil || f.Verdict == Refused {
 		return
 	}
 	if f.Value == "CrossSubnet" {
-		note += "; nodes of one subnet use the tunnel too, since direct mode is not in this version"
+		note += "; direct is used wherever it is proven, within a subnet or not"
 	}
 	f.say(Translated, "%s", note)
 }

@@ -63,6 +63,7 @@ type Options struct {
 	VXLANVNI      int32
 	MTU           string // perRoute, smallest, or a number of bytes
 	Masquerade    *bool
+	Cloud         v1alpha1.CloudSpec
 
 	APIServer  string   // host:port, for agents and controller
 	TakeOver   []string // names of other products' plugins to answer to
@@ -132,11 +133,9 @@ func (o *Options) Validate() error {
 	}
 	for _, t := range o.Transports {
 		switch t {
-		case v1alpha1.TransportIPIP, v1alpha1.TransportVXLAN:
-		case "direct":
-			errs = append(errs, errors.New("--transports: direct is not in this version: use ipip, vxlan, or both"))
+		case v1alpha1.TransportDirect, v1alpha1.TransportIPIP, v1alpha1.TransportVXLAN:
 		default:
-			errs = append(errs, fmt.Errorf("--transports: %q is not a transport: ipip and vxlan are", t))
+			errs = append(errs, fmt.Errorf("--transports: %q is not a transport: direct, ipip and vxlan are", t))
 		}
 	}
 	switch o.AddressSource {

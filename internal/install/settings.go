@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"reflect"
 	"slices"
 	"strings"
 
@@ -26,6 +27,18 @@ type Settings struct {
 	ControllerReplicas int
 	AgentPort          int
 	ControllerPort     int
+}
+
+// DefaultCloudSecret is the Secret that the controller may read where the
+// ClusterNetwork names none.
+const DefaultCloudSecret = "ropeway-cloud"
+
+// CloudSecret names the Secret with the cloud's credentials.
+func (s Settings) CloudSecret() string {
+	if s.Network.Cloud == nil {
+		return DefaultCloudSecret
+	}
+	return orElse(s.Network.Cloud.CredentialsSecret, DefaultCloudSecret)
 }
 
 // Resolve finds what the options leave open: in the cluster's own ClusterNetwork,
@@ -95,6 +108,7 @@ func resolveNetwork(o Options, survey *Survey) (v1alpha1.ClusterNetworkSpec, []s
 		notes = append(notes, note)
 	}
 	v1alpha1.Defaults(&spec)
+	notes = append(notes, directNotes(spec)...)
 	if err := v1alpha1.Validate(&spec); err != nil {
 		return spec, notes, fmt.Errorf("the pod network that was asked for cannot be: %w", err)
 	}
@@ -119,6 +133,45 @@ func override(spec *v1alpha1.ClusterNetworkSpec, o Options) {
 	overrideIfSet(&spec.BlockSize.IPv6, o.BlockSizeIPv6)
 	overrideIfSet(&spec.VXLAN.Port, o.VXLANPort)
 	overrideIfSet(&spec.VXLAN.VNI, o.VXLANVNI)
+	overrideCloud(spec, o.Cloud)
+}
+
+// overrideCloud changes what was spoken of.
+func overrideCloud(spec *v1alpha1.ClusterNetworkSpec, asked v1alpha1.CloudSpec) {
+	cloud := v1alpha1.CloudSpec{}
+	if spec.Cloud != nil {
+		cloud = *spec.Cloud
+	}
+	overrideIfSet(&cloud.Provider, asked.Provider)
+	overrideIfSet(&cloud.RegionID, asked.RegionID)
+	overrideIfSet(&cloud.VPCID, asked.VPCID)
+	overrideIfSet(&cloud.Endpoint, asked.Endpoint)
+	overrideIfSet(&cloud.Routes, asked.Routes)
+	overrideIfSet(&cloud.CredentialsSecret, asked.CredentialsSecret)
+	if len(asked.RouteTableIDs) > 0 {
+		cloud.RouteTableIDs = asked.RouteTableIDs
+	}
+	if len(asked.VPCCIDRs) > 0 {
+		cloud.VPCCIDRs = asked.VPCCIDRs
+	}
+	if spec.Cloud != nil || !reflect.DeepEqual(cloud, v1alpha1.CloudSpec{}) {
+		spec.Cloud = &cloud
+	}
+}
+
+// directNotes says what the direct transport needs beside being allowed.
+func directNotes(spec v1alpha1.ClusterNetworkSpec) []string {
+	if !slices.Contains(spec.Transports, v1alpha1.TransportDirect) {
+		return nil
+	}
+	var notes []string
+	if !spec.Cloud.PublishesRoutes() {
+		notes = append(notes, "direct needs a fabric that leads to the nodes' pod ranges by itself, such as a common layer-2 network or routes that somebody else makes: --cloud alibaba lets Ropeway make those of a VPC")
+	}
+	if spec.AddressSource == v1alpha1.AddressesFromBlocks {
+		notes = append(notes, "with --address-source Blocks direct is used for each node's first block only, since that is what can be proven: NodeCIDR gives each node one range")
+	}
+	return notes
 }
 
 func overrideIfSet[T comparable](to *T, value T) {

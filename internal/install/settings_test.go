@@ -71,7 +71,8 @@ func TestWrongOptions(t *testing.T) {
 	for want, o := range map[string]Options{
 		"--pod-cidr: \"pods\" is not a CIDR":          {PodCIDRs: []string{"pods"}},
 		"--pod-cidr: 10.1.0.1/16 has bits set":        {PodCIDRs: []string{"10.1.0.1/16"}},
-		"--transports: direct is not in this version": {Transports: []v1alpha1.Transport{"direct"}},
+		"cloud.provider":                              {Cloud: v1alpha1.CloudSpec{Provider: "moon"}},
+		"cloud.regionID":                              {Cloud: v1alpha1.CloudSpec{Provider: "alibaba", VPCID: "vpc-1"}},
 		"--transports: \"gre\" is not a transport":    {Transports: []v1alpha1.Transport{"gre"}},
 		"--address-source: want Blocks or NodeCIDR":   {AddressSource: "Pool"},
 		"--mtu: want perRoute, smallest":              {MTU: "68"},

@@ -63,6 +63,7 @@ func Doctor(s *install.Survey, c *kube.Objects) Diagnosis {
 	d.pairs(c)
 	d.availability(c)
 	d.leases(c)
+	d.cloudRoutes(c)
 	return *d
 }
 
@@ -267,7 +268,7 @@ func (d *Diagnosis) reachability(c *kube.Objects) {
 }
 
 // firewall is the usual cause and its remedy.
-const firewall = "let protocol 4 (ipip) and UDP 4789 (vxlan) pass between the nodes: the cloud's security group, and the nodes' own firewalls"
+const firewall = "let protocol 4 (ipip), UDP 4789 (vxlan) and, for direct, pods' addresses pass between the nodes: the cloud's security group, and the nodes' own firewalls"
 
 // pairs: a prover that gets no answer by an allowed transport.
 func (d *Diagnosis) pairs(c *kube.Objects) {

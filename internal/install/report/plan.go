@@ -73,10 +73,10 @@ func (w WhatIf) apply(s plan.Snapshot) (plan.Snapshot, error) {
 	s.Network.Transports = nil
 	for _, t := range spec.Transports {
 		switch t {
-		case v1alpha1.TransportIPIP, v1alpha1.TransportVXLAN:
+		case v1alpha1.TransportDirect, v1alpha1.TransportIPIP, v1alpha1.TransportVXLAN:
 			s.Network.Transports = append(s.Network.Transports, plan.Transport(t))
 		default:
-			return s, fmt.Errorf("--transports: %q is not a transport: ipip and vxlan are", t)
+			return s, fmt.Errorf("--transports: %q is not a transport: direct, ipip and vxlan are", t)
 		}
 	}
 	return s, nil
