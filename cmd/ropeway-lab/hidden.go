@@ -9,6 +9,7 @@ import (
 
 	"ropeway.dev/ropeway/internal/lab"
 	"ropeway.dev/ropeway/internal/lab/launch"
+	"ropeway.dev/ropeway/internal/lab/openapi"
 	"ropeway.dev/ropeway/internal/lab/pidone"
 	"ropeway.dev/ropeway/internal/lab/vpc"
 )
@@ -28,6 +29,12 @@ func hidden() []*cobra.Command {
 					return err
 				}
 				return pidone.Run(cmd.Context(), spec, slog.New(slog.NewTextHandler(os.Stderr, nil)))
+			},
+		},
+		{
+			Use: lab.CloudCommand, Hidden: true, Args: cobra.NoArgs,
+			RunE: func(cmd *cobra.Command, _ []string) error {
+				return openapi.Run(cmd.Context(), lab.CloudDir(), slog.New(slog.NewTextHandler(os.Stderr, nil)))
 			},
 		},
 		{

@@ -195,7 +195,10 @@ func (b *boot) secrets(context.Context) error {
 			return err
 		}
 	}
-	return writeSecrets(b.manifest(), time.Now())
+	if err := writeSecrets(b.manifest(), time.Now()); err != nil {
+		return err
+	}
+	return writeCloud(b.manifest())
 }
 
 func makeHostDirs(h ledger.Host) error {

@@ -20,6 +20,7 @@ import (
 const (
 	controlPlaneHost = "control-plane"
 	outsideHost      = vpc.OutsideHost
+	cloudHost        = "cloud"
 )
 
 // OutsideCommand is the hidden command of ropeway-lab that serves the outside
@@ -63,6 +64,7 @@ func draw(o Options) *ledger.Manifest {
 	for i := 1; i <= o.Nodes; i++ {
 		m.Hosts = append(m.Hosts, host(nodeName(i), ledger.Node, hostAddresses(o.Family, i)))
 	}
+	m.Hosts = append(m.Hosts, host(cloudHost, ledger.Cloud, cloudAddresses(o.Family)))
 	outside := host(outsideHost, ledger.Outside, nil)
 	outside.Netns = vpc.OutsideNetns(o.Name)
 	m.Hosts = append(m.Hosts, outside)
@@ -149,6 +151,11 @@ func describe(m *ledger.Manifest, h ledger.Host, dir string, layout cgroup.Layou
 		spec.Programs = controlPlanePrograms(cluster)
 	case ledger.Outside:
 		spec.Programs = []pidone.Program{program("outside", []string{config.Binary("ropeway-lab"), OutsideCommand})}
+	case ledger.Cloud:
+		spec.Programs = []pidone.Program{cloudProgram()}
+		// The API's route tables are the VPC's.
+		path := filepath.Join("/run/netns", vpc.Netns(m.Name))
+		spec.Binds = append(spec.Binds, pidone.Bind{Source: path, Target: path})
 	case ledger.Node:
 		spec.Sysctls, spec.Shadows = config.NodeSysctls(), config.KubeletShadows()
 		spec.Files = append(spec.Files,

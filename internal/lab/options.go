@@ -186,7 +186,7 @@ func (o Options) validateCIDRs() []error {
 	named := []struct {
 		flag     string
 		prefixes []netip.Prefix
-	}{{"the VPC's range", vpcRange()}, {"--service-cidr", o.ServiceCIDRs}, {"--pod-cidr", o.PodCIDRs}}
+	}{{"the VPC's range", vpcRange()}, {"the cloud's own range", cloudRange()}, {"--service-cidr", o.ServiceCIDRs}, {"--pod-cidr", o.PodCIDRs}}
 	for i, a := range named {
 		for _, b := range named[i+1:] {
 			errs = append(errs, checkApart(a.flag, a.prefixes, b.flag, b.prefixes))

@@ -39,6 +39,7 @@ const (
 	ControlPlane Role = "control-plane"
 	Node         Role = "node"
 	Outside      Role = "outside"
+	Cloud        Role = "cloud"
 )
 
 // Manifest is everything that a later command needs to know about a lab.

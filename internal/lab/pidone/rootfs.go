@@ -144,7 +144,7 @@ func (s Spec) bind(root string) error {
 }
 
 func bind(b Bind) error {
-	if err := os.MkdirAll(b.Target, 0o755); err != nil {
+	if err := makeMountPoint(b); err != nil {
 		return fmt.Errorf("make mount point %s: %w", b.Target, err)
 	}
 	if err := unix.Mount(b.Source, b.Target, "", unix.MS_BIND, ""); err != nil {
@@ -158,6 +158,21 @@ func bind(b Bind) error {
 		return fmt.Errorf("make %s read-only: %w", b.Target, err)
 	}
 	return nil
+}
+
+// makeMountPoint makes a directory for a directory and a file for a file.
+func makeMountPoint(b Bind) error {
+	if info, err := os.Stat(b.Source); err != nil || info.IsDir() {
+		return os.MkdirAll(b.Target, 0o755) // mount(2) names a source that is missing
+	}
+	if err := os.MkdirAll(filepath.Dir(b.Target), 0o755); err != nil {
+		return err
+	}
+	file, err := os.OpenFile(b.Target, os.O_CREATE|os.O_RDONLY, 0o600)
+	if err != nil {
+		return err
+	}
+	return file.Close()
 }
 
 func (s Spec) writeFiles(root string) error {

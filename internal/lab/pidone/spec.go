@@ -40,7 +40,7 @@ type Spec struct {
 	State string `json:"state"`
 }
 
-// Bind is one bind mount.
+// Bind is one bind mount, of a directory or a file.
 type Bind struct {
 	Source   string `json:"source"`
 	Target   string `json:"target"`

@@ -25,6 +25,7 @@ func All() []Scenario {
 		{Name: "install", Doc: "every network component is Running 1/1", Run: on((*stage).install)},
 		{Name: "tunnel-ipip", Doc: "the document's tunnel mode, IP in IP", Run: on(func(s *stage, ctx context.Context) error { return s.tunnel(ctx, "ipip") })},
 		{Name: "tunnel-vxlan", Doc: "the document's tunnel mode, VXLAN", Run: on(func(s *stage, ctx context.Context) error { return s.tunnel(ctx, "vxlan") })},
+		{Name: "routed", Doc: "no tunnel: routes that Ropeway publishes in the VPC", Run: on((*stage).routed)},
 		{Name: "services", Doc: "what kube-proxy, kubelet and DNS need of a pod network", Run: on((*stage).services)},
 	}
 }

@@ -8,9 +8,12 @@
 //
 //   - ARP and neighbour solicitations are answered with one MAC for everybody;
 //   - the source must be routed to the wire that the packet came in on;
+//   - a wire may be told to carry its host's own addresses only (the cloud's
+//     source and destination check);
 //   - security-group switches are looked at;
-//   - the kernel's route table of this namespace (ip route) picks the wire by
-//     destination alone, and the frame leaves with its TTL untouched.
+//   - the kernel's route table of this namespace (ip route), or the one that a
+//     wire is bound to (ip rule), picks the wire by destination alone, and the
+//     frame leaves with its TTL untouched.
 //
 // A BPF program and not the kernel's own forwarding: that one takes 1 from the
 // TTL, answers with ICMP errors no cloud sends, and cannot answer neighbour
@@ -65,6 +68,7 @@ enum counter {
 	BLOCKED_IPIP,
 	BLOCKED_VXLAN,
 	BLOCKED_POD_CIDR,
+	SOURCE_DEST_CHECK,
 	MULTICAST,
 	TOO_BIG,
 	MALFORMED,
@@ -132,6 +136,15 @@ struct {
 	__type(key, struct pod_key);
 	__type(value, __u8);
 } pod_cidrs SEC(".maps");
+
+// source_checks holds the wires whose host may only send from, and is only sent
+// to at, its own addresses.
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 64);
+	__type(key, __u32);
+	__type(value, __u8);
+} source_checks SEC(".maps");
 
 // outside_ifindex is the wire to the outside world.
 const volatile __u32 outside_ifindex = 0;
@@ -239,7 +252,9 @@ static __always_inline int answer_solicitation(struct __sk_buff *skb, const stru
 	return bpf_redirect(skb->ifindex, 0);
 }
 
-// route asks the namespace's main route table who owns an address.
+// route asks a route table of the namespace who owns an address: with
+// BPF_FIB_LOOKUP_DIRECT the main one, else the one that the rules (ip rule)
+// say for the wire.
 static __always_inline long route(struct __sk_buff *skb, struct bpf_fib_lookup *fib, const struct packet *p,
 				  const __u32 *address, __u32 flags)
 {
@@ -250,7 +265,7 @@ static __always_inline long route(struct __sk_buff *skb, struct bpf_fib_lookup *
 		fib->ipv4_dst = address[3];
 	else
 		__builtin_memcpy(fib->ipv6_dst, address, sizeof(fib->ipv6_dst));
-	return bpf_fib_lookup(skb, fib, sizeof(*fib), BPF_FIB_LOOKUP_DIRECT | flags);
+	return bpf_fib_lookup(skb, fib, sizeof(*fib), flags);
 }
 
 static __always_inline int is_pod(const __u32 *address)
@@ -295,14 +310,29 @@ static __always_inline int group(struct __sk_buff *skb, const struct packet *p)
 	return kind;
 }
 
+static __always_inline int checked(__u32 ifindex)
+{
+	return bpf_map_lookup_elem(&source_checks, &ifindex) != 0;
+}
+
+// owns says whether a table sends an address to the wire that the packet came
+// in on.
+static __always_inline int owns(struct __sk_buff *skb, struct bpf_fib_lookup *fib, const struct packet *p, __u32 flags)
+{
+	return route(skb, fib, p, p->src, flags | FIB_SKIP_NEIGH) == BPF_FIB_LKUP_RET_SUCCESS && fib->ifindex == skb->ifindex;
+}
+
 static __always_inline int forward(struct __sk_buff *skb, const struct packet *p)
 {
 	struct bpf_fib_lookup src, dst;
 	int kind;
 	long rc;
 
-	if (route(skb, &src, p, p->src, FIB_SKIP_NEIGH) != BPF_FIB_LKUP_RET_SUCCESS || src.ifindex != skb->ifindex)
+	// The main table, or the wire's own where it has one.
+	if (!owns(skb, &src, p, BPF_FIB_LOOKUP_DIRECT) && !owns(skb, &src, p, 0))
 		return drop(skb, SPOOFED_SOURCE);
+	if (src.rt_metric == ROUTE_METRIC_CUSTOM && checked(skb->ifindex))
+		return drop(skb, SOURCE_DEST_CHECK);
 	kind = group(skb, p);
 	if (kind < 0)
 		return TC_ACT_SHOT;
@@ -311,6 +341,8 @@ static __always_inline int forward(struct __sk_buff *skb, const struct packet *p
 		return drop(skb, TOO_BIG);
 	if (rc != BPF_FIB_LKUP_RET_SUCCESS)
 		return drop(skb, UNKNOWN_DESTINATION);
+	if (dst.rt_metric == ROUTE_METRIC_CUSTOM && checked(dst.ifindex))
+		return drop(skb, SOURCE_DEST_CHECK);
 	// The way out exists for the hosts' own addresses only: no cloud knows
 	// what to answer to a pod's.
 	if (dst.ifindex == outside_ifindex && src.rt_metric == ROUTE_METRIC_CUSTOM)

@@ -28,13 +28,14 @@ const (
 	mapCounters    = "counters"
 	mapBlocks      = "blocks"
 	mapPodCIDRs    = "pod_cidrs"
+	mapChecks      = "source_checks"
 )
 
 // counterNames are the counters in the order of enum counter in fabric.c.
 func counterNames() []string {
 	return []string{
 		"unknown-destination", "spoofed-source", "blocked-ipip", "blocked-vxlan", "blocked-pod-cidr",
-		"multicast", "too-big", "malformed",
+		"source-dest-check", "multicast", "too-big", "malformed",
 		"forwarded", "proto-4", "proto-41", "udp-4789", "pod-cidr-bare",
 	}
 }
@@ -170,7 +171,7 @@ func runningFabric() (*ebpf.Program, error) {
 
 // Counters returns how many packets the VPC has seen since it came up. Dropped, by cause: unknown-destination,
 // spoofed-source, security-group (new connections from the outside), blocked-ipip, blocked-vxlan, blocked-pod-cidr
-// (see Block), multicast, too-big, malformed. Forwarded: forwarded (all), and among them proto-4, proto-41, udp-4789
+// (see Block), source-dest-check (see SetSourceCheck), multicast, too-big, malformed. Forwarded: forwarded (all), and among them proto-4, proto-41, udp-4789
 // and pod-cidr-bare (from or to a pod CIDR without encapsulation). Packets are counted as they were on the wire, not as
 // GRO put them together.
 func Counters(ctx context.Context, lab string) (map[string]uint64, error) {
@@ -210,6 +211,32 @@ func Block(_ context.Context, lab, what string, on bool) error {
 	err := withMap(lab, mapBlocks, func(m *ebpf.Map) error { return m.Put(uint32(index), value) })
 	if err != nil {
 		return fmt.Errorf("block %s in lab %q: %w", what, lab, err)
+	}
+	return nil
+}
+
+// SetSourceCheck makes a host's wire carry its own addresses only, both ways, or lets it carry what the route table
+// sends there: SourceDestCheck of a cloud's network interfaces. It is off at first.
+func SetSourceCheck(_ context.Context, lab, host string, on bool) error {
+	err := withMap(lab, mapChecks, func(m *ebpf.Map) error {
+		wires, err := listWiresHere()
+		if err != nil {
+			return err
+		}
+		w, err := wireOf(wires, host)
+		if err != nil {
+			return err
+		}
+		if on {
+			return m.Put(uint32(w.index), uint8(1))
+		}
+		if err := m.Delete(uint32(w.index)); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+			return err
+		}
+		return nil
+	})
+	if err != nil {
+		return fmt.Errorf("source and destination check of host %s in lab %q: %w", host, lab, err)
 	}
 	return nil
 }

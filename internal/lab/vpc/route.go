@@ -21,10 +21,12 @@ const (
 // ErrNoRoute is returned by DeleteRoute for a destination that the route table has no entry for.
 var ErrNoRoute = errors.New("no such entry in the route table")
 
-// Route is an entry of the VPC's route table: packets to Dst go to Host, and Host may send from Dst.
+// Route is an entry of a route table of the VPC: packets to Dst go to Host, and Host may send from Dst.
 type Route struct {
 	Dst  netip.Prefix
 	Host string // Host.Name
+	// Table is 0 for the VPC's own table, or the number of one that hosts are bound to; see Bind.
+	Table int
 }
 
 // Routes lists the entries that SetRoute wrote. The hosts' own addresses are not among them.
@@ -45,7 +47,7 @@ func Routes(_ context.Context, lab string) ([]Route, error) {
 				return err
 			}
 			for _, e := range entries {
-				routes = append(routes, Route{Dst: prefix(e), Host: hosts[e.LinkIndex]})
+				routes = append(routes, Route{Dst: prefix(e), Host: hosts[e.LinkIndex], Table: tableOf(e)})
 			}
 		}
 		return nil
@@ -84,34 +86,36 @@ func (r Route) entry(wires []*wire) (*netlink.Route, error) {
 	if !r.Dst.IsValid() || r.Dst != r.Dst.Masked() {
 		return nil, errors.New("the destination must be an address without host bits and a length")
 	}
-	var target *wire
 	for _, w := range wires {
-		if w.Host == r.Host {
-			target = w
-		}
 		for _, p := range w.Addresses {
 			if p.Overlaps(r.Dst) {
 				return nil, fmt.Errorf("the destination overlaps %s of host %s: routes are for addresses outside the VPC's subnets", p.Masked(), w.Host)
 			}
 		}
 	}
-	if target == nil {
-		return nil, fmt.Errorf("no host %q on the VPC: name one that it was made with", r.Host)
+	target, err := wireOf(wires, r.Host)
+	if err != nil {
+		return nil, err
 	}
 	via, ok := target.address(r.Dst.Addr().Is6())
 	if !ok {
 		return nil, fmt.Errorf("host %s has no address of that family to route to", r.Host)
 	}
-	return &netlink.Route{LinkIndex: target.index, Dst: ipNet(r.Dst), Gw: via.AsSlice(), Priority: metricCustom}, nil
+	return &netlink.Route{LinkIndex: target.index, Dst: ipNet(r.Dst), Gw: via.AsSlice(), Priority: metricCustom, Table: kernelTable(r.Table)}, nil
 }
 
-// DeleteRoute removes an entry that SetRoute wrote; ErrNoRoute if there is none.
-func DeleteRoute(_ context.Context, lab string, dst netip.Prefix) error {
+// DeleteRoute removes an entry that SetRoute wrote into the VPC's own table; ErrNoRoute if there is none.
+func DeleteRoute(ctx context.Context, lab string, dst netip.Prefix) error {
+	return DeleteTableRoute(ctx, lab, 0, dst)
+}
+
+// DeleteTableRoute is DeleteRoute for any table.
+func DeleteTableRoute(_ context.Context, lab string, table int, dst netip.Prefix) error {
 	err := inNetns(vpcNetns(lab), func() error {
 		if !dst.IsValid() {
 			return ErrNoRoute
 		}
-		err := netlink.RouteDel(&netlink.Route{Dst: ipNet(dst.Masked()), Priority: metricCustom})
+		err := netlink.RouteDel(&netlink.Route{Dst: ipNet(dst.Masked()), Priority: metricCustom, Table: kernelTable(table)})
 		if errors.Is(err, unix.ESRCH) {
 			return ErrNoRoute
 		}
@@ -123,10 +127,12 @@ func DeleteRoute(_ context.Context, lab string, dst netip.Prefix) error {
 	return nil
 }
 
+// listCustom lists the entries of all tables.
 func listCustom(fam int) ([]netlink.Route, error) {
-	routes, err := netlinksafe.RouteListFiltered(fam, &netlink.Route{Table: unix.RT_TABLE_MAIN}, netlink.RT_FILTER_TABLE)
+	all := &netlink.Route{Table: unix.RT_TABLE_UNSPEC}
+	routes, err := netlinksafe.RouteListFiltered(fam, all, netlink.RT_FILTER_TABLE)
 	if err != nil {
-		return nil, fmt.Errorf("list the route table: %w", err)
+		return nil, fmt.Errorf("list the route tables: %w", err)
 	}
 	return slices.DeleteFunc(routes, func(r netlink.Route) bool { return r.Priority != metricCustom }), nil
 }

@@ -19,7 +19,8 @@ var rewrite = flag.Bool("rewrite", false, "write what the scenarios in testdata 
 // TestScenarios plays testdata/*.txt, each on a VPC of threeHosts: a command on a line of its own, and behind it, indented,
 // what it must print.
 //
-//	route CIDR HOST | unroute CIDR | routes | block WHAT on|off
+//	route CIDR HOST | unroute CIDR | routes | block WHAT on|off | check HOST on|off
+//	bind HOST TABLE | table-route TABLE CIDR HOST | table-unroute TABLE CIDR
 //	send HOST SRC > DST PROTO [port N] [ttl N] [fragment N]    a hand-made packet on the host's wire; prints who got it,
 //	                                                           with which MACs and TTL, and which counters moved
 func TestScenarios(t *testing.T) {
@@ -91,7 +92,18 @@ func (s *stage) do(words []string) []string {
 	var err error
 	switch words[0] {
 	case "route":
-		err = SetRoute(ctx, lab, Route{netip.MustParsePrefix(words[1]), words[2]})
+		err = SetRoute(ctx, lab, Route{Dst: netip.MustParsePrefix(words[1]), Host: words[2]})
+	case "table-route":
+		table, _ := strconv.Atoi(words[1])
+		err = SetRoute(ctx, lab, Route{netip.MustParsePrefix(words[2]), words[3], table})
+	case "table-unroute":
+		table, _ := strconv.Atoi(words[1])
+		err = DeleteTableRoute(ctx, lab, table, netip.MustParsePrefix(words[2]))
+	case "bind":
+		table, _ := strconv.Atoi(words[2])
+		err = Bind(ctx, lab, words[1], table)
+	case "check":
+		err = SetSourceCheck(ctx, lab, words[1], words[2] == "on")
 	case "unroute":
 		err = DeleteRoute(ctx, lab, netip.MustParsePrefix(words[1]))
 	case "block":
@@ -101,7 +113,11 @@ func (s *stage) do(words []string) []string {
 		var out []string
 		routes, err = Routes(ctx, lab)
 		for _, r := range routes {
-			out = append(out, r.Dst.String()+" "+r.Host)
+			text := r.Dst.String() + " " + r.Host
+			if r.Table != 0 {
+				text += fmt.Sprintf(" table %d", r.Table)
+			}
+			out = append(out, text)
 		}
 		if err == nil {
 			return out

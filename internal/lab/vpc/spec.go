@@ -39,6 +39,10 @@ var (
 
 func vpcNetns(lab string) string { return "rwlab-" + lab + "-vpc" }
 
+// Netns is the name of the namespace of a lab's VPC itself, which whoever changes it from inside another mount
+// namespace has to see in /run/netns.
+func Netns(lab string) string { return vpcNetns(lab) }
+
 // OutsideNetns is the name of the namespace behind a lab's VPC, in which 8.8.8.8 and 2001:4860:4860::8888 answer
 // ping and ServeOutside is to be run.
 func OutsideNetns(lab string) string { return "rwlab-" + lab + "-out" }

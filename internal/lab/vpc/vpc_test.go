@@ -102,7 +102,7 @@ func TestHostRouteToNeighbourIsDead(t *testing.T) {
 	if n := spec.counters(t)["unknown-destination"]; n == 0 {
 		t.Error("the packet was not counted as unknown-destination")
 	}
-	if err := SetRoute(t.Context(), spec.Lab, Route{netip.MustParsePrefix("10.244.9.0/24"), "c"}); err != nil {
+	if err := SetRoute(t.Context(), spec.Lab, Route{Dst: netip.MustParsePrefix("10.244.9.0/24"), Host: "c"}); err != nil {
 		t.Fatal(err)
 	}
 	if out, ok := spec.ping(t, "a", "10.244.9.1"); !ok {
@@ -418,7 +418,7 @@ func TestNotUp(t *testing.T) {
 	for what, err := range map[string]error{
 		"Counters": err, "Routes": err2,
 		"Block":       Block(t.Context(), lab, "ipip", true),
-		"SetRoute":    SetRoute(t.Context(), lab, Route{netip.MustParsePrefix("10.244.0.0/24"), "a"}),
+		"SetRoute":    SetRoute(t.Context(), lab, Route{Dst: netip.MustParsePrefix("10.244.0.0/24"), Host: "a"}),
 		"DeleteRoute": DeleteRoute(t.Context(), lab, netip.MustParsePrefix("10.244.0.0/24")),
 	} {
 		if !errors.Is(err, ErrNotUp) || !strings.Contains(err.Error(), lab) {

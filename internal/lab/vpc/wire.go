@@ -70,10 +70,12 @@ func (w *wire) alias() (string, error) {
 // everybody is the MAC that the VPC answers for every address.
 func everybody() net.HardwareAddr { return net.HardwareAddr{0xee, 0xff, 0xff, 0xff, 0xff, 0xff} }
 
-// mac is the MAC of the host's end: made from its name, so that it is the same each time.
-func (w *wire) mac() net.HardwareAddr {
+func (w *wire) mac() net.HardwareAddr { return MAC(w.Host) }
+
+// MAC is the MAC of a host's eth0: made from the host's name, so that it is the same each time.
+func MAC(host string) net.HardwareAddr {
 	h := fnv.New32a()
-	h.Write([]byte(w.Host))
+	h.Write([]byte(host))
 	sum := h.Sum32()
 	return net.HardwareAddr{0x00, 0x16, 0x3e, byte(sum >> 16), byte(sum >> 8), byte(sum)}
 }
@@ -264,6 +266,16 @@ func listWiresHere() ([]*wire, error) {
 		wires = append(wires, w)
 	}
 	return wires, nil
+}
+
+// wireOf finds a host's wire.
+func wireOf(wires []*wire, host string) (*wire, error) {
+	for _, w := range wires {
+		if w.Host == host {
+			return w, nil
+		}
+	}
+	return nil, fmt.Errorf("no host %q on the VPC: name one that it was made with", host)
 }
 
 func family(is6 bool) int {

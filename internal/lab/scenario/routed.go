@@ -1,0 +1,102 @@
+package scenario
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"strings"
+	"time"
+
+	"ropeway.dev/ropeway/internal/lab/vpc"
+)
+
+// routed plays the non-tunnel mode: Ropeway publishes each node's range in the
+// VPC's route table by the cloud's own API, and pods' packets cross the VPC as
+// they are. Deleting a route by hand sends its destination back through the
+// tunnel until Ropeway has published it again.
+func (s *stage) routed(ctx context.Context) error {
+	if err := s.r.Step(ctx, "the test Deployment is ready on every node", s.deploy); err != nil {
+		return err
+	}
+	if err := s.r.Step(ctx, "Ropeway publishes the routes, and every peer is reached directly", s.publish); err != nil {
+		return err
+	}
+	before, err := vpc.Counters(ctx, s.l.Name())
+	if err != nil {
+		return err
+	}
+	s.probes(ctx)
+	return s.r.Step(ctx, "on the wire: bare pod packets, and no tunnelled pod traffic", func(ctx context.Context) error { return s.bareOnTheWire(ctx, before) })
+}
+
+// publish gives Ropeway the cloud's credentials and asks for the direct mode,
+// with the tunnel as its fallback.
+func (s *stage) publish(ctx context.Context) error {
+	cloud, err := s.l.Cloud()
+	if err != nil {
+		return err
+	}
+	snapshot, err := cloud.Snapshot(ctx)
+	if err != nil {
+		return err
+	}
+	secret := fmt.Sprintf(`apiVersion: v1
+kind: Secret
+metadata: {name: ropeway-cloud, namespace: kube-system}
+stringData: {accessKeyID: %q, accessKeySecret: %q}
+`, snapshot.Spec.Key.ID, snapshot.Spec.Key.Secret)
+	if _, err := s.l.KubectlInput(ctx, strings.NewReader(secret), "apply", "-f", "-"); err != nil {
+		return err
+	}
+	patch := fmt.Sprintf(`{"spec":{"transports":["direct","ipip"],"cloud":{"provider":"alibaba","regionID":%q,"vpcID":%q,"endpoint":%q,"credentialsSecret":"ropeway-cloud"}}}`,
+		snapshot.Spec.Region, snapshot.Spec.VPC, "http://"+s.l.CloudEndpoint())
+	if _, err := s.kubectl(ctx, "patch", "clusternetwork", "default", "--type", "merge", "-p", patch); err != nil {
+		return err
+	}
+	if err := s.until(ctx, 60*time.Second, func() error { return s.everyPeerBy(ctx, "direct") }); err != nil {
+		return err
+	}
+	routes, err := vpc.Routes(ctx, s.l.Name())
+	if err != nil {
+		return err
+	}
+	for _, r := range routes {
+		s.note("the VPC's route table: %s -> %s", r.Dst, r.Host)
+	}
+	if len(routes) < len(s.nodes()) {
+		return fmt.Errorf("the VPC has %d routes for %d nodes", len(routes), len(s.nodes()))
+	}
+	return nil
+}
+
+// bareOnTheWire compares what the VPC has forwarded since before: the probes by
+// the tunnel go on, a few packets a second, so traffic is sent that cannot be
+// mistaken for them.
+func (s *stage) bareOnTheWire(ctx context.Context, before map[string]uint64) error {
+	pods, err := s.pods(ctx, "app=test")
+	if err != nil {
+		return err
+	}
+	to, err := onOtherNode(pods, pods[0])
+	if err != nil {
+		return err
+	}
+	const packets = 200
+	out, err := s.l.Kubectl(ctx, "exec", pods[0].name, "--", "ping", "-q", "-i", "0.01", "-c", fmt.Sprint(packets), to.address.String())
+	if err != nil || !bytes.Contains(out, []byte(" 0% packet loss")) {
+		return fmt.Errorf("%d pings: %v: %s", packets, err, lastLine(out))
+	}
+	now, err := vpc.Counters(ctx, s.l.Name())
+	if err != nil {
+		return err
+	}
+	bare, tunnelled := now["pod-cidr-bare"]-before["pod-cidr-bare"], now["proto-4"]-before["proto-4"]
+	s.note("the VPC forwarded since the change: bare pod packets: %d, protocol 4: %d", bare, tunnelled)
+	if bare < 2*packets {
+		return fmt.Errorf("only %d bare pod packets crossed the VPC", bare)
+	}
+	if tunnelled >= packets {
+		return fmt.Errorf("%d packets crossed the VPC in a tunnel", tunnelled)
+	}
+	return nil
+}
