@@ -14,7 +14,7 @@ import (
 
 // TestScenario plays what `make demo` shows, and more.
 func TestScenario(t *testing.T) {
-	play(t, cluster, "install", "tunnel-ipip", "services", "tunnel-vxlan", "services")
+	play(t, cluster, "install", "tunnel-ipip", "services", "tunnel-vxlan", "services", "routed", "services", "tunnel-ipip")
 }
 
 // TestNodeHasNoCredentials: no token and no kubeconfig for the plugin is left
@@ -200,7 +200,7 @@ func TestInvariant8WrongInput(t *testing.T) {
 		"bits behind the prefix":   {`{"spec":{"podCIDRs":["10.244.0.7/16"]}}`, "podCIDRs"},
 		"CIDRs that overlap":       {`{"spec":{"podCIDRs":["10.244.0.0/16","10.244.8.0/24"]}}`, "overlap"},
 		"an MTU below IPv6's":      {`{"spec":{"mtu":1000}}`, "mtu"},
-		"direct, not built yet":    {`{"spec":{"transports":["direct"]}}`, "direct"},
+		"direct twice":             {`{"spec":{"transports":["direct","direct"]}}`, "transports"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			_, err := cluster.Kubectl(t.Context(), "patch", "clusternetwork", "default", "--type", "merge", "-p", c.patch)
