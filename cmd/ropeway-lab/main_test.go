@@ -65,6 +65,8 @@ func TestWrongInputSaysWhatToDo(t *testing.T) {
 		{"cloud fault --kind no", []string{"commit-timeout"}},
 		{"cloud fault", []string{"Throttling.User"}},
 		{"cloud fault --cidr x --code y", []string{"--cidr", "10.244.1.0/24"}},
+		{"conformance --focus (", []string{"--focus", "regular expression"}},
+		{"conformance --processes 99", []string{"--processes 99", "1 to 32"}},
 		{"image load", []string{"at least 1 arg"}},
 		{"image load --name nosuchlab x.tar", []string{`lab "nosuchlab"`}},
 	} {

@@ -146,8 +146,8 @@ func TestCacheKeyCoversWhatDecidesTheBinary(t *testing.T) {
 		return cacheKey(p, version, []byte(mod), []byte(sum))
 	}
 	seen := map[string]string{}
-	tagged, kube := base, base
-	tagged.Tags = "seccomp"
+	tagged, kube, test := base, base, base
+	tagged.Tags, test.Test = "seccomp", true
 	kube.Module = kubernetes
 	for what, k := range map[string]string{
 		"plain":   key(base, "v1.2.3", "mod", "sum"),
@@ -157,6 +157,7 @@ func TestCacheKeyCoversWhatDecidesTheBinary(t *testing.T) {
 		"border":  key(base, "v1.2.3", "mods", "um"),
 		"tags":    key(tagged, "v1.2.3", "mod", "sum"),
 		"flags":   key(kube, "v1.2.3", "mod", "sum"),
+		"test":    key(test, "v1.2.3", "mod", "sum"),
 	} {
 		if other, taken := seen[k]; taken {
 			t.Errorf("%s and %s have the key %s", what, other, k)
@@ -189,7 +190,7 @@ func TestKubernetesReportsItsVersion(t *testing.T) {
 
 // Every program that this repository's parts modules pin can be resolved.
 func TestThisRepositorysPrograms(t *testing.T) {
-	pins, err := resolve("../../..", Programs())
+	pins, err := resolve("../../..", append(Programs(), Conformance()...))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -197,6 +198,13 @@ func TestThisRepositorysPrograms(t *testing.T) {
 		if !strings.HasPrefix(p.Version, "v") {
 			t.Errorf("%s has version %q", p.Name, p.Version)
 		}
+	}
+}
+
+func TestTestBinariesAreBuiltAsSuch(t *testing.T) {
+	line := strings.Join(buildArgs(Program{Package: "p", Test: true}, "v1.0.0", "out"), " ")
+	if !strings.HasPrefix(line, "test -c ") || !strings.HasSuffix(line, " -o out p") {
+		t.Errorf("the command line is go %s", line)
 	}
 }
 

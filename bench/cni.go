@@ -1,0 +1,238 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"time"
+
+	"github.com/containernetworking/cni/libcni"
+	"github.com/containernetworking/plugins/pkg/ns"
+	"github.com/containernetworking/plugins/pkg/testutils"
+	"golang.org/x/sync/errgroup"
+
+	"ropeway.dev/ropeway/internal/cniwire"
+	"ropeway.dev/ropeway/internal/dataplane/podlink"
+)
+
+// pluginCommand is the hidden command of the plugins' part; it is run on a node.
+const pluginCommand = "__plugin"
+
+const (
+	ownPlugin  = "ropeway"
+	peerPlugin = "ptp + host-local"
+
+	pluginTurns = 5   // rounds that count
+	sandboxes   = 100 // in each round
+	atOnce      = 10
+)
+
+// pluginRound is what one round of one plugin took.
+type pluginRound struct {
+	Add, Del                   []float64 // ms, one at a time
+	AddPerSecond, DelPerSecond float64   // atOnce in parallel
+}
+
+// pluginRounds are all rounds.
+type pluginRounds struct {
+	Rounds map[string][]pluginRound // plugin -> rounds
+	// Empty is what an empty program takes to run, Wiring what the wiring of a
+	// pod takes without any program; in ms.
+	Empty, Wiring []float64
+	Loaded        bool
+}
+
+// peerConflist is what the reference plugins are measured with.
+const peerConflist = `{"cniVersion": "1.0.0", "name": "rwbench", "plugins": [{"type": "ptp", "mtu": 1500, "ipam": {
+  "type": "host-local", "dataDir": "/run/rwbench/host-local", "subnet": "10.98.0.0/16", "routes": [{"dst": "0.0.0.0/0"}]}}]}`
+
+// runPlugins is the command pluginCommand: confDir has the node's conflist, dir
+// the reference plugins.
+func runPlugins(ctx context.Context, confDir, dir string) error {
+	own, err := ownConflist(confDir)
+	if err != nil {
+		return err
+	}
+	peer, err := libcni.NetworkConfFromBytes([]byte(peerConflist))
+	if err != nil {
+		return fmt.Errorf("the peer's conflist: %w", err)
+	}
+	const state = "/run/rwbench"
+	defer os.RemoveAll(state)
+	d := &driver{cni: libcni.NewCNIConfigWithCacheDir([]string{"/opt/cni/bin", dir}, filepath.Join(state, "cache"), nil)}
+	defer d.dropSandboxes()
+	if err := d.makeSandboxes(); err != nil {
+		return err
+	}
+	r := pluginRounds{Rounds: map[string][]pluginRound{}}
+	if r.Empty, err = floor(ctx, filepath.Join(dir, "empty")); err != nil {
+		return err
+	}
+	if r.Wiring, err = d.wiring(); err != nil {
+		return err
+	}
+	for turn := range pluginTurns + 1 {
+		for name, list := range map[string]*libcni.NetworkConfigList{ownPlugin: own, peerPlugin: peer} {
+			round, err := d.round(ctx, list, turn)
+			if err != nil {
+				return fmt.Errorf("%s: %w", name, err)
+			}
+			if turn == 0 {
+				continue // caches, leases
+			}
+			r.Rounds[name] = append(r.Rounds[name], round)
+			fmt.Fprintf(os.Stderr, "         round %d: %s: ADD p50 %s ms, %s/s at %d in parallel; DEL p50 %s ms\n", turn, name,
+				number(percentile(round.Add, 50)), number(round.AddPerSecond), atOnce, number(percentile(round.Del, 50)))
+		}
+	}
+	r.Loaded = loadAverage() > 3 // the bench alone makes up to 2
+	return json.NewEncoder(os.Stdout).Encode(r)
+}
+
+// ownConflist is the node's, without the plugins chained behind the first: the
+// peer has none either.
+func ownConflist(dir string) (*libcni.NetworkConfigList, error) {
+	files, err := libcni.ConfFiles(dir, []string{".conflist"})
+	if err != nil || len(files) == 0 {
+		return nil, fmt.Errorf("find the node's conflist in %s: %d files (%w)", dir, len(files), err)
+	}
+	data, err := os.ReadFile(files[0])
+	if err != nil {
+		return nil, fmt.Errorf("read the node's conflist: %w", err)
+	}
+	var list map[string]any
+	if err := json.Unmarshal(data, &list); err != nil {
+		return nil, fmt.Errorf("%s: %w", files[0], err)
+	}
+	plugins, _ := list["plugins"].([]any)
+	if len(plugins) == 0 {
+		return nil, fmt.Errorf("%s has no plugins", files[0])
+	}
+	list["plugins"] = plugins[:1]
+	if data, err = json.Marshal(list); err != nil {
+		return nil, err
+	}
+	return libcni.NetworkConfFromBytes(data)
+}
+
+// driver adds and deletes sandboxes.
+type driver struct {
+	cni       *libcni.CNIConfig
+	sandboxes []ns.NetNS
+}
+
+func (d *driver) makeSandboxes() error {
+	for range sandboxes {
+		sandbox, err := testutils.NewNS()
+		if err != nil {
+			return fmt.Errorf("make a sandbox: %w", err)
+		}
+		d.sandboxes = append(d.sandboxes, sandbox)
+	}
+	return nil
+}
+
+func (d *driver) dropSandboxes() {
+	for _, s := range d.sandboxes {
+		// What cannot be removed goes with the node.
+		_ = s.Close()
+		_ = testutils.UnmountNS(s)
+	}
+}
+
+// round adds all sandboxes and deletes them: one at a time, and in parallel.
+func (d *driver) round(ctx context.Context, list *libcni.NetworkConfigList, turn int) (pluginRound, error) {
+	var r pluginRound
+	var err error
+	add := func(id string) func(int) error {
+		return func(i int) error {
+			_, err := d.cni.AddNetworkList(ctx, list, d.runtimeConf(id, i))
+			return err
+		}
+	}
+	del := func(id string) func(int) error {
+		return func(i int) error { return d.cni.DelNetworkList(ctx, list, d.runtimeConf(id, i)) }
+	}
+	one, ten := fmt.Sprintf("rwbench-%d-a", turn), fmt.Sprintf("rwbench-%d-b", turn)
+	if r.Add, _, err = timed(1, add(one)); err != nil {
+		return r, err
+	}
+	if r.Del, _, err = timed(1, del(one)); err != nil {
+		return r, err
+	}
+	if _, r.AddPerSecond, err = timed(atOnce, add(ten)); err != nil {
+		return r, err
+	}
+	_, r.DelPerSecond, err = timed(atOnce, del(ten))
+	return r, err
+}
+
+func (d *driver) runtimeConf(id string, i int) *libcni.RuntimeConf {
+	container := fmt.Sprintf("%s-%d", id, i)
+	return &libcni.RuntimeConf{
+		ContainerID: container, NetNS: d.sandboxes[i].Path(), IfName: "eth0",
+		Args: [][2]string{
+			{"IgnoreUnknown", "1"}, {"K8S_POD_NAMESPACE", "default"}, {"K8S_POD_NAME", container},
+			{"K8S_POD_INFRA_CONTAINER_ID", container}, {"K8S_POD_UID", container},
+		},
+	}
+}
+
+// timed does one thing for each sandbox, so many at a time, and returns what each
+// took, in ms, and how many were done in a second.
+func timed(parallel int, do func(i int) error) (took []float64, perSecond float64, err error) {
+	took = make([]float64, sandboxes)
+	var group errgroup.Group
+	group.SetLimit(parallel)
+	began := time.Now()
+	for i := range sandboxes {
+		group.Go(func() error {
+			began := time.Now()
+			if err := do(i); err != nil {
+				return err
+			}
+			took[i] = milliseconds(time.Since(began))
+			return nil
+		})
+	}
+	err = group.Wait()
+	return took, sandboxes / time.Since(began).Seconds(), err
+}
+
+func milliseconds(d time.Duration) float64 { return float64(d) / float64(time.Millisecond) }
+
+// floor is what it takes to execute an empty program.
+func floor(ctx context.Context, program string) ([]float64, error) {
+	took, _, err := timed(1, func(int) error { return exec.CommandContext(ctx, program).Run() })
+	if err != nil {
+		return nil, fmt.Errorf("run the empty program: %w", err)
+	}
+	return took, nil
+}
+
+// wiring is what the plugin's work in the kernel takes by itself.
+func (d *driver) wiring() ([]float64, error) {
+	attachment := func(i int) cniwire.Attachment {
+		return cniwire.Attachment{Network: "rwbench-wiring", ContainerID: fmt.Sprint(i), IfName: "eth0"}
+	}
+	took, _, err := timed(1, func(i int) error {
+		_, err := podlink.Add(podlink.Config{
+			Attachment: attachment(i), Netns: d.sandboxes[i].Path(), MTU: 1500,
+			Addresses: []netip.Addr{netip.AddrFrom4([4]byte{10, 97, 0, byte(i + 1)})},
+		})
+		return err
+	})
+	errs := []error{err}
+	for i := range d.sandboxes {
+		errs = append(errs, podlink.Del(attachment(i), d.sandboxes[i].Path()))
+	}
+	if err := errors.Join(errs...); err != nil {
+		return nil, fmt.Errorf("wire sandboxes without a plugin: %w", err)
+	}
+	return took, nil
+}

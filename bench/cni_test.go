@@ -1,0 +1,57 @@
+package main
+
+import (
+	"errors"
+	"os"
+	"path/filepath"
+	"testing"
+)
+
+func TestOwnConflistIsUnchained(t *testing.T) {
+	dir := t.TempDir()
+	conflist := `{"cniVersion":"1.0.0","name":"k8s-pod-network","plugins":[{"type":"ropeway","ipam":{"type":"ropeway-ipam"}},{"type":"portmap","capabilities":{"portMappings":true}}]}`
+	if err := os.WriteFile(filepath.Join(dir, "10-ropeway.conflist"), []byte(conflist), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	list, err := ownConflist(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if list.Name != "k8s-pod-network" || len(list.Plugins) != 1 || list.Plugins[0].Network.Type != "ropeway" || list.Plugins[0].Network.IPAM.Type != "ropeway-ipam" {
+		t.Errorf("the list is %+v", list)
+	}
+	if _, err := ownConflist(t.TempDir()); err == nil {
+		t.Error("no conflist is no error")
+	}
+}
+
+func TestTimedDoesEachOnce(t *testing.T) {
+	done := make([]int, sandboxes)
+	took, perSecond, err := timed(1, func(i int) error { done[i]++; return nil })
+	if err != nil || len(took) != sandboxes || perSecond <= 0 {
+		t.Fatalf("%d took a time, %v/s, %v", len(took), perSecond, err)
+	}
+	for i, n := range done {
+		if n != 1 {
+			t.Errorf("sandbox %d was done %d times", i, n)
+		}
+	}
+	wrong := errors.New("wrong")
+	if _, _, err := timed(atOnce, func(i int) error { return wrong }); !errors.Is(err, wrong) {
+		t.Errorf("the error is %v", err)
+	}
+}
+
+func TestTracesAreTheLabsOnly(t *testing.T) {
+	for line, want := range map[string]bool{
+		"/var/lib/ropeway-lab/bench/bin/kubelet --config": true,
+		"none /run/netns/rwlab-bench-vpc nsfs":            true,
+		"/var/lib/ropeway-lab/other/bin/kubelet":          false,
+		"none /run/netns/rwlab-bench2-vpc nsfs":           false,
+		"go run ./bench":                                  false,
+	} {
+		if got := mentions(line, "bench"); got != want {
+			t.Errorf("%q is of the lab: %v, want %v", line, got, want)
+		}
+	}
+}

@@ -1,0 +1,347 @@
+package main
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"ropeway.dev/ropeway/bench/fabric"
+	"ropeway.dev/ropeway/bench/traffic"
+	"ropeway.dev/ropeway/internal/plan"
+)
+
+// The hidden commands of the dataplane's part.
+const (
+	fabricCommand = "__fabric" // all of it, in a mount namespace of its own
+	serverCommand = "__server"
+	clientCommand = "__client"
+)
+
+const (
+	port      = 7000
+	runLength = 600 * time.Millisecond
+	// quiet is how busy the other CPUs may be before what was measured is
+	// measured again, and patience for how long that is done.
+	quiet    = 0.25
+	patience = 90 * time.Second
+)
+
+// Names of the ways, in the order of the table.
+const (
+	wayNodes   = "nodes"
+	wayPlain   = "plain"
+	wayDirect  = "direct"
+	wayIPIP    = "ipip"
+	wayVXLAN   = "vxlan"
+	wayFlannel = "flannel"
+)
+
+func wayNames() []string {
+	return []string{wayNodes, wayPlain, wayDirect, wayIPIP, wayVXLAN, wayFlannel}
+}
+
+// wayDocs say what each is.
+func wayDocs(peer string) map[string]string {
+	return map[string]string{
+		wayNodes: "node to node", wayPlain: "kernel routing", wayDirect: "ropeway direct",
+		wayIPIP: "ropeway ipip", wayVXLAN: "ropeway vxlan", wayFlannel: peer,
+	}
+}
+
+// cpuPerGbit stands beside traffic's tests: the stream's other figure.
+const cpuPerGbit = traffic.Test("CPU")
+
+// measured is what the dataplane's part found.
+type measured struct {
+	// Peer says what stands for flannel.
+	Peer string
+	// Values maps test -> way -> a value for each repetition.
+	Values map[traffic.Test]map[string][]float64
+	// Loaded maps test -> whether other work ran meanwhile.
+	Loaded map[traffic.Test]bool
+}
+
+// dataplane runs the dataplane's part in a process of its own, whose mount
+// namespace takes everything with it.
+func (b *bench) dataplane(ctx context.Context) error {
+	dir, err := os.MkdirTemp("", "rwbench-")
+	if err != nil {
+		return fmt.Errorf("make a directory: %w", err)
+	}
+	defer os.RemoveAll(dir)
+	flannel := filepath.Join(dir, "flannel-peer")
+	if err := goBuild(ctx, filepath.Join(b.root, "bench", "peers"), flannel, "./flannel"); err != nil {
+		b.say("flannel cannot be built, a plain vxlan device stands for it: %v", err)
+		flannel = ""
+	}
+	// The child may be ended by Ctrl-C at the terminal before its files are gone.
+	cmd := exec.CommandContext(ctx, b.self, fabricCommand, dir, flannel, strconv.Itoa(b.repetitions))
+	cmd.SysProcAttr = &syscall.SysProcAttr{Unshareflags: unix.CLONE_NEWNS, Pdeathsig: unix.SIGKILL}
+	cmd.Stderr = b.out
+	out, err := cmd.Output()
+	if err != nil {
+		return fmt.Errorf("measure the dataplane: %w", err)
+	}
+	var m measured
+	if err := json.Unmarshal(out, &m); err != nil {
+		return fmt.Errorf("read what the dataplane's part found: %w", err)
+	}
+	return b.claimDataplane(m)
+}
+
+// claimDataplane turns figures into claims.
+func (b *bench) claimDataplane(m measured) error {
+	detail := func(test traffic.Test) string {
+		var parts []string
+		for _, way := range wayNames() {
+			parts = append(parts, fmt.Sprintf("%s %s", wayDocs(m.Peer)[way], number(median(m.Values[test][way]))))
+		}
+		return strings.Join(parts, ", ") + " " + unitOf(test)
+	}
+	for test, values := range m.Values {
+		for _, way := range wayNames() {
+			if len(values[way]) == 0 {
+				return fmt.Errorf("%s was not measured for %s", test, way)
+			}
+		}
+		claim := func(own, peer string) {
+			b.samples[own+"."+string(test)] = sample{
+				values: compare(test, values[own], values[peer]), detail: detail(test), loaded: m.Loaded[test],
+			}
+		}
+		claim(wayVXLAN, wayFlannel)
+		claim(wayDirect, wayPlain)
+		if test == traffic.RR {
+			claim(wayIPIP, wayVXLAN)
+		}
+	}
+	return nil
+}
+
+// compare says, for each repetition, how many times as good own was as peer; of
+// losses it gives the difference in percentage points.
+func compare(test traffic.Test, own, peer []float64) []float64 {
+	switch test {
+	case traffic.UDP:
+		var out []float64
+		for i := range own {
+			out = append(out, 100*(own[i]-peer[i]))
+		}
+		return out
+	case cpuPerGbit: // less is better
+		return ratios(peer, own)
+	default:
+		return ratios(own, peer)
+	}
+}
+
+func unitOf(test traffic.Test) string {
+	return map[traffic.Test]string{
+		traffic.RR: "requests/s", traffic.CRR: "connections/s", traffic.Stream: "Gbit/s",
+		traffic.UDP: "lost of 1", cpuPerGbit: "CPU seconds per Gbit",
+	}[test]
+}
+
+// runFabric is the command fabricCommand.
+func runFabric(ctx context.Context, dir, flannel string, repetitions int) error {
+	if err := fabric.Isolate(); err != nil {
+		return err
+	}
+	ctx, stop := context.WithCancel(ctx)
+	defer stop()
+	ways, peer, err := lay(ctx, dir, flannel)
+	if err != nil {
+		return err
+	}
+	self, err := os.Executable()
+	if err != nil {
+		return err
+	}
+	for _, w := range ways {
+		server := inside(ctx, w.Server, self, serverCommand, netip.AddrPortFrom(w.At, port).String())
+		if err := server.Start(); err != nil {
+			return fmt.Errorf("start the server of %s: %w", w.Name, err)
+		}
+		go server.Wait()
+	}
+	m := &measured{Peer: peer, Values: map[traffic.Test]map[string][]float64{}, Loaded: map[traffic.Test]bool{}}
+	r := &rounds{self: self, ways: ways, found: m, until: time.Now().Add(patience)}
+	for i := range repetitions {
+		fmt.Fprintf(os.Stderr, "         round %d of %d\n", i+1, repetitions)
+		for _, test := range traffic.Tests() {
+			if err := r.play(ctx, test, i); err != nil {
+				return err
+			}
+		}
+	}
+	return json.NewEncoder(os.Stdout).Encode(m)
+}
+
+// lay makes all ways.
+func lay(ctx context.Context, dir, flannel string) (ways []fabric.Way, peer string, err error) {
+	peer = "flannel vxlan"
+	for _, name := range wayNames() {
+		var w fabric.Way
+		switch name {
+		case wayNodes:
+			w, err = fabric.NodeToNode(ctx, name, dir)
+		case wayPlain:
+			w, err = fabric.Plain(ctx, name, dir)
+		case wayDirect:
+			w, err = fabric.Ropeway(ctx, name, dir, plan.Direct, "ip protocol icmp ip saddr 10.244.0.0/16")
+		case wayIPIP:
+			w, err = fabric.Ropeway(ctx, name, dir, plan.IPIP, "ip protocol 4")
+		case wayVXLAN:
+			w, err = fabric.Ropeway(ctx, name, dir, plan.VXLAN, "udp dport 4789")
+		case wayFlannel:
+			if flannel == "" {
+				peer = "plain vxlan device (flannel's arrangement)"
+				w, err = fabric.PlainVXLAN(ctx, name, dir)
+			} else {
+				w, err = fabric.Flannel(ctx, name, dir, flannel)
+			}
+		}
+		if err != nil {
+			return nil, "", err
+		}
+		fmt.Fprintf(os.Stderr, "         %s works\n", wayDocs(peer)[name])
+		ways = append(ways, w)
+	}
+	return ways, peer, nil
+}
+
+// inside prepares a command in a network namespace, on the pinned CPU, that
+// ends with this process.
+func inside(ctx context.Context, netns string, argv ...string) *exec.Cmd {
+	line := append([]string{"netns", "exec", netns, "taskset", "-c", strconv.Itoa(pinnedCPU())}, argv...)
+	cmd := exec.CommandContext(ctx, "ip", line...)
+	cmd.Env = append(os.Environ(), "GOGC=off", "GOMAXPROCS=1")
+	return cmd
+}
+
+// rounds plays the tests.
+type rounds struct {
+	self  string
+	ways  []fabric.Way
+	found *measured
+	until time.Time // when foreign work is put up with
+}
+
+// play plays a test once on each way, one right after the other, and again if
+// other work was in the way. Each round begins with another way.
+func (r *rounds) play(ctx context.Context, test traffic.Test, round int) error {
+	for {
+		before, err := readCPUs()
+		if err != nil {
+			return err
+		}
+		got := map[traffic.Test]map[string]float64{test: {}, cpuPerGbit: {}}
+		for i := range r.ways {
+			w := r.ways[(i+round)%len(r.ways)]
+			if err := r.one(ctx, w, test, got); err != nil {
+				return fmt.Errorf("%s on %s: %w", test, w.Name, err)
+			}
+		}
+		after, err := readCPUs()
+		if err != nil {
+			return err
+		}
+		loaded := foreign(before, after) > quiet
+		if loaded && time.Now().Before(r.until) {
+			continue
+		}
+		for test, values := range got {
+			r.found.note(test, values, loaded)
+		}
+		return nil
+	}
+}
+
+func (m *measured) note(test traffic.Test, values map[string]float64, loaded bool) {
+	if len(values) == 0 {
+		return
+	}
+	if m.Values[test] == nil {
+		m.Values[test] = map[string][]float64{}
+	}
+	for way, v := range values {
+		m.Values[test][way] = append(m.Values[test][way], v)
+	}
+	m.Loaded[test] = m.Loaded[test] || loaded
+}
+
+// one plays a test on one way.
+func (r *rounds) one(ctx context.Context, w fabric.Way, test traffic.Test, got map[traffic.Test]map[string]float64) error {
+	before, err := readCPUs()
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, 15*time.Second)
+	defer cancel()
+	client := inside(ctx, w.From, r.self, clientCommand, string(test), netip.AddrPortFrom(w.At, port).String(), runLength.String())
+	var complaint bytes.Buffer
+	client.Stderr = &complaint
+	out, err := client.Output()
+	if err != nil {
+		return fmt.Errorf("%w: %s", err, strings.TrimSpace(complaint.String()))
+	}
+	var result traffic.Result
+	if err := json.Unmarshal(out, &result); err != nil {
+		return fmt.Errorf("read the client's result: %w", err)
+	}
+	got[test][w.Name] = result.Value
+	if test != traffic.Stream {
+		return nil
+	}
+	after, err := readCPUs()
+	if err != nil {
+		return err
+	}
+	const ticks = 100 // in a second, for user space (proc_stat(5))
+	spent := (after[pinnedCPU()].busy - before[pinnedCPU()].busy) / ticks
+	got[cpuPerGbit][w.Name] = spent / (result.Bits / 1e9)
+	return nil
+}
+
+// runClient is the command clientCommand.
+func runClient(test, server, length string) error {
+	at, errAt := netip.ParseAddrPort(server)
+	d, errLength := time.ParseDuration(length)
+	if err := errors.Join(errAt, errLength); err != nil {
+		return err
+	}
+	result, err := traffic.Run(traffic.Test(test), at, d)
+	if err != nil {
+		return err
+	}
+	return json.NewEncoder(os.Stdout).Encode(result)
+}
+
+// goBuild builds a static program.
+func goBuild(ctx context.Context, dir, output string, packages ...string) error {
+	args := append([]string{"build", "-trimpath", "-buildvcs=false", "-ldflags", "-s -w", "-o", output}, packages...)
+	cmd := exec.CommandContext(ctx, "go", args...)
+	cmd.Dir = dir
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOWORK=off")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		last := ""
+		for lines := bufio.NewScanner(bytes.NewReader(out)); lines.Scan(); {
+			last = lines.Text()
+		}
+		return fmt.Errorf("go build %s: %w: %s", strings.Join(packages, " "), err, last)
+	}
+	return nil
+}

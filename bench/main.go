@@ -1,0 +1,196 @@
+// Command bench measures what Ropeway claims, in one run: a table on standard
+// output, and results/latest.json with a row for each target, missed ones
+// included. Everything that is compared is measured interleaved, on one CPU, as
+// ratios with their spread. It needs root, and `make build` before.
+//
+// It runs itself for its parts: see the commands that begin with two underscores.
+package main
+
+import (
+	"context"
+	"flag"
+	"fmt"
+	"io"
+	"net/netip"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"ropeway.dev/ropeway/bench/traffic"
+	"ropeway.dev/ropeway/internal/lab"
+	"ropeway.dev/ropeway/internal/lab/source"
+)
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	err := start(ctx, os.Args[1:])
+	stop()
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "bench:", err)
+		os.Exit(1)
+	}
+}
+
+// start is one of the hidden commands, or all.
+func start(ctx context.Context, args []string) error {
+	if len(args) > 0 {
+		switch rest := args[1:]; {
+		case args[0] == serverCommand && len(rest) == 1:
+			at, err := netip.ParseAddrPort(rest[0])
+			if err != nil {
+				return err
+			}
+			return traffic.Serve(at)
+		case args[0] == clientCommand && len(rest) == 3:
+			return runClient(rest[0], rest[1], rest[2])
+		case args[0] == fabricCommand && len(rest) == 3:
+			repetitions, err := strconv.Atoi(rest[2])
+			if err != nil {
+				return err
+			}
+			return runFabric(ctx, rest[0], rest[1], repetitions)
+		case args[0] == pluginCommand && len(rest) == 2:
+			return runPlugins(ctx, rest[0], rest[1])
+		}
+	}
+	b, err := newBench(args)
+	if err != nil {
+		return err
+	}
+	return b.run(ctx)
+}
+
+// bench is one run.
+type bench struct {
+	repetitions int
+	results     string // where the rows go
+	programs    string // the directory of what `make build` made
+	name        string // of the lab
+	only        []string
+	cache       string // the lab's
+
+	root    string // of the repository
+	self    string // this program
+	out     io.Writer
+	began   time.Time
+	samples map[string]sample // key of a target -> what was measured
+	whyNot  map[string]string // section -> why it could not be measured
+}
+
+// sections are the parts in the order in which they are run. The lab that the
+// last repetition of lab boots is there for those behind it.
+func sections() []string { return []string{"dataplane", "lab", "footprint", "plugin"} }
+
+func newBench(args []string) (*bench, error) {
+	b := &bench{out: os.Stdout, began: time.Now(), samples: map[string]sample{}, whyNot: map[string]string{}}
+	flags := flag.NewFlagSet("bench", flag.ContinueOnError)
+	flags.IntVar(&b.repetitions, "repetitions", 7, "rounds of what is compared, at least 5")
+	flags.StringVar(&b.results, "results", "", "file for the rows (default bench/results/latest.json)")
+	flags.StringVar(&b.programs, "programs", "", "directory of ropeway, ropeway-cni and ropeway-lab (default bin)")
+	flags.StringVar(&b.name, "name", "bench", "name of the lab that is booted")
+	only := flags.String("only", "", "sections to run, separated by commas: "+strings.Join(sections(), ", "))
+	if err := flags.Parse(args); err != nil {
+		return nil, err
+	}
+	if flags.NArg() > 0 {
+		return nil, fmt.Errorf("%q is no flag", flags.Arg(0))
+	}
+	if b.repetitions < 5 {
+		return nil, fmt.Errorf("-repetitions %d: give at least 5", b.repetitions)
+	}
+	b.only = sections()
+	if *only != "" {
+		b.only = strings.Split(*only, ",")
+	}
+	for _, s := range b.only {
+		if !slices.Contains(sections(), s) {
+			return nil, fmt.Errorf("-only %s: there are %s", s, strings.Join(sections(), ", "))
+		}
+	}
+	if os.Geteuid() != 0 {
+		return nil, fmt.Errorf("the bench makes network namespaces: run it as root (sudo)")
+	}
+	return b, b.find()
+}
+
+// find fills in where things are.
+func (b *bench) find() (err error) {
+	if b.root, err = source.Here(); err != nil {
+		return err
+	}
+	if b.self, err = os.Executable(); err != nil {
+		return fmt.Errorf("find this program: %w", err)
+	}
+	if b.results == "" {
+		b.results = filepath.Join(b.root, "bench", "results", "latest.json")
+	}
+	if b.programs == "" {
+		b.programs = filepath.Join(b.root, "bin")
+	}
+	b.cache = lab.DefaultCache(os.Getenv)
+	for _, name := range []string{"ropeway", "ropeway-cni", "ropeway-lab"} {
+		if _, err := os.Stat(filepath.Join(b.programs, name)); err != nil {
+			return fmt.Errorf("%w: run `make build` first", err)
+		}
+	}
+	return nil
+}
+
+func (b *bench) say(format string, args ...any) {
+	fmt.Fprintf(b.out, "%6.0fs  %s\n", time.Since(b.began).Seconds(), fmt.Sprintf(format, args...))
+}
+
+func (b *bench) wants(section string) bool { return slices.Contains(b.only, section) }
+
+// run runs the sections. One that fails does not keep the others from running;
+// its targets count as missed.
+func (b *bench) run(ctx context.Context) error {
+	for _, s := range sections() {
+		b.whyNot[s] = "left out by -only"
+	}
+	attempt := func(section string, do func(context.Context) error) {
+		if ctx.Err() != nil || !b.wants(section) {
+			return
+		}
+		b.say("%s ...", section)
+		b.whyNot[section] = ""
+		if err := do(ctx); err != nil {
+			b.whyNot[section] = err.Error()
+			b.say("%s FAILED: %v", section, err)
+		}
+	}
+	attempt("dataplane", b.dataplane)
+	if b.wants("lab") || b.wants("footprint") || b.wants("plugin") {
+		if err := b.onLab(ctx, attempt); err != nil {
+			b.say("FAILED: %v", err)
+		}
+	}
+	if ctx.Err() != nil {
+		return fmt.Errorf("interrupted: %w", ctx.Err())
+	}
+	rows := judge(b.asked(), b.samples, b.whyNot)
+	fmt.Fprintln(b.out)
+	if err := printTable(b.out, rows); err != nil {
+		return err
+	}
+	if err := writeRows(b.results, rows); err != nil {
+		return err
+	}
+	b.say("the rows are in %s", b.results)
+	for _, r := range rows {
+		if r.Value == nil {
+			return fmt.Errorf("not everything could be measured: %s: %s", r.Claim, r.Detail)
+		}
+	}
+	return nil
+}
+
+// asked are the targets of the sections that were to be run.
+func (b *bench) asked() []target {
+	return slices.DeleteFunc(targets(), func(t target) bool { return !b.wants(section(t.key)) })
+}

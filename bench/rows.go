@@ -1,0 +1,200 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"text/tabwriter"
+)
+
+// Senses of a target.
+const (
+	atMost  = "at most"
+	atLeast = "at least"
+)
+
+// target is one claim that the bench holds Ropeway to.
+type target struct {
+	key    string
+	claim  string
+	sense  string
+	target float64
+	unit   string
+}
+
+// targets are all claims, in the order of the table.
+func targets() []target {
+	return []target{
+		{"lab.up", "lab: `up` with warm caches until all nodes are Ready with Ropeway", atMost, 60, "s"},
+		{"lab.left", "lab: what `down` leaves on the machine", atMost, 0, "things"},
+		{"vxlan.TCP_RR", "vxlan / flannel's vxlan, TCP request/response", atLeast, 1, "x"},
+		{"vxlan.TCP_CRR", "vxlan / flannel's vxlan, TCP connect/request/response", atLeast, 1, "x"},
+		{"vxlan.TCP_STREAM", "vxlan / flannel's vxlan, TCP stream", atLeast, 1, "x"},
+		{"vxlan.CPU", "flannel's vxlan / vxlan, CPU per Gbit", atLeast, 1, "x"},
+		{"vxlan.UDP", "UDP loss at a fixed rate, vxlan less flannel's vxlan", atMost, 0, "percentage points"},
+		{"direct.TCP_RR", "direct / plain kernel routing, TCP request/response", atLeast, 0.98, "x"},
+		{"direct.TCP_CRR", "direct / plain kernel routing, TCP connect/request/response", atLeast, 0.98, "x"},
+		{"direct.TCP_STREAM", "direct / plain kernel routing, TCP stream", atLeast, 0.98, "x"},
+		{"direct.CPU", "plain kernel routing / direct, CPU per Gbit", atLeast, 0.98, "x"},
+		{"direct.UDP", "UDP loss at a fixed rate, direct less plain kernel routing", atMost, 0, "percentage points"},
+		{"ipip.TCP_RR", "ipip / vxlan, TCP request/response", atLeast, 1.05, "x"},
+		{"add.p50", "plugin: ADD one at a time, p50", atMost, 5, "ms"},
+		{"add.ratio", "plugin: ADD one at a time, p50 / that of ptp + host-local", atMost, 0.45, "x"},
+		{"add.p99", "plugin: ADD one at a time, p99", atMost, 12, "ms"},
+		{"add.parallel", "plugin: ADD per second, 10 in parallel / that of ptp + host-local", atLeast, 1.5, "x"},
+		{"del.p99", "plugin: DEL one at a time, p99", atMost, 10, "ms"},
+		{"rss.agent", "agent, idle: resident memory", atMost, 40, "MiB"},
+		{"rss.controller", "controller, idle: resident memory", atMost, 60, "MiB"},
+		{"size.plugin", "size of the plugin", atMost, 6, "MiB"},
+		{"size.image", "size of the image, one architecture", atMost, 60, "MiB"},
+	}
+}
+
+// sample is what was measured for one claim: a value for each repetition.
+type sample struct {
+	values []float64
+	// value is what counts; the median of values unless set.
+	value  *float64
+	detail string
+	loaded bool // other work was on the machine
+}
+
+// row is a line of results/latest.json.
+type row struct {
+	Claim  string   `json:"claim"`
+	Value  *float64 `json:"value"` // null if it could not be measured
+	Target float64  `json:"target"`
+	Unit   string   `json:"unit"`
+	Met    bool     `json:"met"`
+	Sense  string   `json:"sense"` // how value is to stand to target
+	Min    *float64 `json:"min,omitempty"`
+	Max    *float64 `json:"max,omitempty"`
+	N      int      `json:"n,omitempty"`
+	Detail string   `json:"detail,omitempty"`
+	// Loaded says that other work ran on the machine meanwhile.
+	Loaded bool `json:"loaded,omitempty"`
+}
+
+// judge holds what was measured against the targets. A claim without a sample
+// is missed.
+func judge(all []target, samples map[string]sample, whyNot map[string]string) []row {
+	var rows []row
+	for _, t := range all {
+		r := row{Claim: t.claim, Target: t.target, Unit: t.unit, Sense: t.sense}
+		s, measured := samples[t.key]
+		if !measured || len(s.values) == 0 {
+			r.Detail = "not measured: " + whyNot[section(t.key)]
+			rows = append(rows, r)
+			continue
+		}
+		value := median(s.values)
+		if s.value != nil {
+			value = *s.value
+		}
+		least, most := slices.Min(s.values), slices.Max(s.values)
+		r.Value, r.Min, r.Max, r.N = &value, &least, &most, len(s.values)
+		r.Met = value <= t.target
+		if t.sense == atLeast {
+			r.Met = value >= t.target
+		}
+		r.Detail, r.Loaded = s.detail, s.loaded
+		rows = append(rows, r)
+	}
+	return rows
+}
+
+// section is the part of the bench that measures a claim.
+func section(key string) string {
+	head, _, _ := strings.Cut(key, ".")
+	switch head {
+	case "vxlan", "ipip", "direct":
+		return "dataplane"
+	case "add", "del":
+		return "plugin"
+	case "rss", "size":
+		return "footprint"
+	}
+	return head
+}
+
+// printTable writes the rows for people.
+func printTable(w io.Writer, rows []row) error {
+	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(t, "\tCLAIM\tVALUE\tTARGET\tSPREAD\t")
+	missed := 0
+	for _, r := range rows {
+		mark, value, spread := "met", "-", ""
+		if !r.Met {
+			mark = "MISSED"
+			missed++
+		}
+		if r.Value != nil {
+			value = number(*r.Value) + " " + r.Unit
+			spread = fmt.Sprintf("%s .. %s, n=%d", number(*r.Min), number(*r.Max), r.N)
+		}
+		if r.Loaded {
+			spread += " (loaded machine)"
+		}
+		fmt.Fprintf(t, "%s\t%s\t%s\t%s %s\t%s\t\n", mark, r.Claim, value, r.Sense, number(r.Target), spread)
+	}
+	if err := t.Flush(); err != nil {
+		return err
+	}
+	fmt.Fprintln(w)
+	for _, r := range rows {
+		if r.Detail != "" {
+			fmt.Fprintf(w, "%s:\n    %s\n", r.Claim, r.Detail)
+		}
+	}
+	_, err := fmt.Fprintf(w, "\n%d of %d targets met, %d missed\n", len(rows)-missed, len(rows), missed)
+	return err
+}
+
+// number writes three digits, and no zeros behind.
+func number(v float64) string {
+	text := fmt.Sprintf("%.3f", v)
+	return strings.TrimSuffix(strings.TrimRight(text, "0"), ".")
+}
+
+// writeRows writes the rows for programs.
+func writeRows(path string, rows []row) error {
+	data, err := json.MarshalIndent(rows, "", "  ")
+	if err != nil {
+		return fmt.Errorf("encode the results: %w", err)
+	}
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		return fmt.Errorf("make the directory of the results: %w", err)
+	}
+	if err := os.WriteFile(path, append(data, '\n'), 0o644); err != nil {
+		return fmt.Errorf("write the results: %w", err)
+	}
+	return nil
+}
+
+// median of values, of which there is at least one.
+func median(values []float64) float64 { return percentile(values, 50) }
+
+// percentile by nearest rank; for 50, of an even count, the mean of the middle two.
+func percentile(values []float64, p int) float64 {
+	sorted := slices.Sorted(slices.Values(values))
+	n := len(sorted)
+	if p == 50 && n%2 == 0 {
+		return (sorted[n/2-1] + sorted[n/2]) / 2
+	}
+	return sorted[max(0, (n*p+99)/100-1)]
+}
+
+// ratios divides pair by pair: both were measured next to each other.
+func ratios(a, b []float64) []float64 {
+	var out []float64
+	for i := range min(len(a), len(b)) {
+		if b[i] != 0 {
+			out = append(out, a[i]/b[i])
+		}
+	}
+	return out
+}
