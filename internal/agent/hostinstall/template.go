@@ -14,12 +14,10 @@ import (
 	"github.com/containernetworking/cni/pkg/version"
 )
 
-// DefaultTemplate is the conflist where nobody gave one. Runtimes that know
-// version 1.1.0 (GC, STATUS) take it from cniVersions.
+// DefaultTemplate is the conflist where nobody gave one.
 const DefaultTemplate = `{
   "name": "k8s-pod-network",
   "cniVersion": "1.0.0",
-  "cniVersions": ["0.4.0", "1.0.0", "1.1.0"],
   "plugins": [
     {
       "type": "ropeway",
