@@ -2,6 +2,7 @@ package controller
 
 import (
 	"encoding/json"
+	"fmt"
 	"net/netip"
 	"reflect"
 	"slices"
@@ -284,5 +285,29 @@ func TestConfigSaysWhatIsMissing(t *testing.T) {
 	}
 	if cfg.LeaseDuration != kube.ControllerTimeout || cfg.Grace != time.Minute || cfg.Namespace != "kube-system" {
 		t.Errorf("%+v", cfg)
+	}
+}
+
+// TestProgressAloneIsToldSeldom: in a large cluster each write of the
+// ClusterNetwork is thousands of messages.
+func TestProgressAloneIsToldSeldom(t *testing.T) {
+	status := func(nodes, reachable int32, state metav1.ConditionStatus) *v1alpha1.ClusterNetworkStatus {
+		return &v1alpha1.ClusterNetworkStatus{Nodes: nodes, ReachableNodes: reachable, Conditions: []metav1.Condition{
+			{Type: v1alpha1.ConditionNodesReachable, Status: state, Reason: "r", Message: fmt.Sprint(reachable, " nodes")}}}
+	}
+	now := time.Unix(1000, 0)
+	c := &controller{now: func() time.Time { return now }}
+	for name, tc := range map[string]struct {
+		before, next *v1alpha1.ClusterNetworkStatus
+		ago, rest    time.Duration
+	}{
+		"progress, a moment after": {status(5000, 1, "False"), status(5000, 2, "False"), time.Second, 9 * time.Second},
+		"progress, later":          {status(5000, 1, "False"), status(5000, 2, "False"), 10 * time.Second, 0},
+		"in a small cluster":       {status(5, 1, "False"), status(5, 2, "False"), time.Second, 0},
+		"the end of it":            {status(5000, 1, "False"), status(5000, 5000, "True"), time.Second, 0},
+	} {
+		if got := c.tooSoon(&memory{toldAt: now.Add(-tc.ago)}, tc.before, tc.next); got != tc.rest {
+			t.Errorf("%s: waits %s, want %s", name, got, tc.rest)
+		}
 	}
 }

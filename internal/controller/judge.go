@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/equality"
@@ -223,7 +224,12 @@ func (c *controller) writeNetworkStatus(ctx context.Context, o *observed, j judg
 	status := c.planner.Status()
 	setRoutes(next, status)
 	c.tellRoutes(before, status, m)
+	m.untold = 0
 	if equality.Semantic.DeepEqual(before.Status, next.Status) {
+		return nil
+	}
+	if rest := c.tooSoon(m, &before.Status, &next.Status); rest > 0 {
+		m.untold = rest
 		return nil
 	}
 	patch := client.MergeFromWithOptions(before, client.MergeFromWithOptimisticLock{})
@@ -234,9 +240,38 @@ func (c *controller) writeNetworkStatus(ctx context.Context, o *observed, j judg
 	if err != nil {
 		return fmt.Errorf("write the status of ClusterNetwork %s: %w", before.Name, err)
 	}
+	m.toldAt = c.now()
 	if was := meta.FindStatusCondition(before.Status.Conditions, v1alpha1.ConditionAccepted); was == nil || was.Message != j.message {
 		c.log.Info("ClusterNetwork judged", "accepted", j.accepted, "reason", j.reason, "message", j.message, "generation", before.Generation)
 	}
 	c.tell(m, networkReference(before), "ClusterNetwork/"+before.Name, !j.accepted, j.reason, j.message)
 	return nil
+}
+
+// progressPerNode is how long nothing but progress is left unsaid, for each
+// node: all of them hear of each write, so that a cluster of thousands that
+// publishes its routes would send itself thousands of times as many messages.
+const progressPerNode = 2 * time.Millisecond
+
+// tooSoon returns how long to wait with a status that says nothing new but how
+// far things are; 0 for one that is to be written now.
+func (c *controller) tooSoon(m *memory, before, next *v1alpha1.ClusterNetworkStatus) time.Duration {
+	if !sameButProgress(before, next) {
+		return 0
+	}
+	return max(0, time.Duration(next.Nodes)*progressPerNode-c.now().Sub(m.toldAt))
+}
+
+// sameButProgress says that two statuses differ in counts and messages alone.
+func sameButProgress(a, b *v1alpha1.ClusterNetworkStatus) bool {
+	return equality.Semantic.DeepEqual(withoutProgress(a), withoutProgress(b))
+}
+
+func withoutProgress(in *v1alpha1.ClusterNetworkStatus) *v1alpha1.ClusterNetworkStatus {
+	out := in.DeepCopy()
+	out.Nodes, out.ReachableNodes = 0, 0
+	for i := range out.Conditions {
+		out.Conditions[i].Message = ""
+	}
+	return out
 }

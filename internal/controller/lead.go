@@ -53,6 +53,8 @@ type memory struct {
 	// clock.
 	routesTold map[told]string
 	failing    map[string]bool // UIDs of nodes that probes do not reach by direct
+	toldAt     time.Time       // when the ClusterNetwork's status was written
+	untold     time.Duration   // how long progress stays unsaid in it; 0: nothing is
 }
 
 // told identifies an event that is recorded when its message changes.
@@ -95,6 +97,9 @@ func (c *controller) lead(ctx context.Context) {
 		start := c.now()
 		err := c.pass(ctx, m)
 		c.metrics.passSeconds.Observe(c.now().Sub(start).Seconds())
+		if m.untold > 0 {
+			wait = min(wait, m.untold)
+		}
 		if err != nil && ctx.Err() == nil {
 			wait = retryAfter
 			if !errors.Is(err, kube.ErrNotSynced) {
@@ -130,10 +135,12 @@ func (c *controller) pass(ctx context.Context, m *memory) error {
 	c.count(o)
 	c.tellProblems(o, m)
 	return errors.Join(
+		// First, since it only says what is wanted: the conditions of thousands
+		// of nodes take a while, which the cloud's routes do not wait for.
+		c.planRoutes(ctx, o, m),
 		c.writeConditions(ctx, o, m),
 		c.writeNetworkStatus(ctx, o, j, m),
 		c.collect(ctx, o, m),
-		c.planRoutes(ctx, o, m),
 	)
 }
 
