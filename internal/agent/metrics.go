@@ -78,6 +78,10 @@ func (m *metrics) watch(n *node) {
 			counts, _ := reached(plan.Network{}, n.look().State)
 			return float64(counts[t])
 		})
+		m.registry.MustRegister(prometheus.NewCounterFunc(prometheus.CounterOpts{
+			Name: "ropeway_agent_probe_messages_sent_total", Help: "Probes and answers to probes that were sent, by transport.",
+			ConstLabels: prometheus.Labels{"transport": string(t)},
+		}, func() float64 { return float64(n.prober.Sent(t)) }))
 	}
 	gauge("ropeway_agent_unreachable_paths", "Paths that this node proves and that do not answer.", nil, func() float64 {
 		failing := 0

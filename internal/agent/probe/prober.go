@@ -88,6 +88,7 @@ type Prober struct {
 	view   View
 	seeded bool
 	states map[key]*state // what is being proven -> what is known of it
+	sent   map[plan.Transport]uint64
 
 	listening []netip.Addr // of Run's goroutine alone
 	mute      bool         // the last Listen failed
@@ -111,7 +112,7 @@ type state struct {
 
 // New returns a prober that does nothing until Set is called and Run runs.
 func New(wire Wire, log *slog.Logger) *Prober {
-	return &Prober{wire: wire, log: log, states: map[key]*state{},
+	return &Prober{wire: wire, log: log, states: map[key]*state{}, sent: map[plan.Transport]uint64{},
 		changed: make(chan struct{}, 1), wake: make(chan struct{}, 1)}
 }
 
@@ -274,9 +275,23 @@ func (p *Prober) send(k key, s *state, now time.Time) {
 	s.next = now.Add(jitter(interval))
 	s.deadline = now.Add(pace.timeout)
 	s.waiting = true
-	if err := p.wire.Send(s.path, m.marshal()); err != nil {
+	if err := p.transmit(s.path, m); err != nil {
 		p.missed(k, s, fmt.Sprintf("sending to %s failed: %v", s.path.OuterDst, err))
 	}
+}
+
+// transmit sends a message and counts it.
+func (p *Prober) transmit(path Path, m message) error {
+	p.sent[path.Transport]++
+	return p.wire.Send(path, m.marshal())
+}
+
+// Sent returns how many messages, requests and answers, were sent by a
+// transport.
+func (p *Prober) Sent(t plan.Transport) uint64 {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.sent[t]
 }
 
 // missed counts a probe that was not answered. After the first, the next
@@ -370,7 +385,7 @@ func (p *Prober) answer(to Node, source netip.Addr, m message) {
 		if !ok {
 			continue
 		}
-		if err := p.wire.Send(path, m.marshal()); err != nil {
+		if err := p.transmit(path, m); err != nil {
 			p.log.Debug("cannot answer a probe", "node", to.Name, "transport", transport, "err", err)
 		}
 	}
