@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"net/netip"
 	"slices"
 	"strings"
 	"time"
@@ -49,8 +50,9 @@ func (n *node) status(s plan.Snapshot, want plan.State) kube.NodeStatus {
 		}
 	}
 	st.Peers, st.Exceptions = reached(s.Network, want)
+	owners := ownersOf(want, n.report.Failed)
 	for dst, why := range n.report.Failed {
-		st.Exceptions = append(st.Exceptions, kube.Exception{Node: peerOf(want, dst.String()), Reason: fmt.Sprintf("the route to %s could not be set: %s", dst, why)})
+		st.Exceptions = append(st.Exceptions, kube.Exception{Node: cmp.Or(owners[dst], want.Self), Reason: fmt.Sprintf("the route to %s could not be set: %s", dst, why)})
 	}
 	slices.SortFunc(st.Exceptions, func(a, b kube.Exception) int {
 		return cmp.Or(strings.Compare(a.Node, b.Node), strings.Compare(a.Reason, b.Reason))
@@ -84,14 +86,16 @@ func reached(network plan.Network, want plan.State) (map[plan.Transport]int, []k
 	return counts, exceptions
 }
 
-// peerOf returns the name of the node that a destination belongs to.
-func peerOf(want plan.State, dst string) string {
+// ownersOf maps the destinations that are routed to other nodes -> whose they
+// are.
+func ownersOf[T any](want plan.State, destinations map[netip.Prefix]T) map[netip.Prefix]string {
+	out := make(map[netip.Prefix]string, len(destinations))
 	for _, r := range want.Routes {
-		if r.Dst.String() == dst {
-			return r.Peer
+		if _, asked := destinations[r.Dst]; asked {
+			out[r.Dst] = r.Peer
 		}
 	}
-	return want.Self
+	return out
 }
 
 func (n *node) addressesUsable(problems []plan.Problem) kube.Condition {
