@@ -83,7 +83,7 @@ func NewObserver(cfg *rest.Config, opts ObserverOptions, log *slog.Logger) (*Obs
 	}
 	o := &Observer{log: log, cache: c, changed: make(chan struct{}, 1)}
 	o.watched = kindsToWatch(opts)
-	return o, o.subscribe()
+	return o, o.subscribe(opts)
 }
 
 func kindsToWatch(opts ObserverOptions) []watched {
@@ -108,14 +108,17 @@ func kindsToWatch(opts ObserverOptions) []watched {
 
 // subscribe makes the informers and lets each of their changes raise the
 // signal.
-func (o *Observer) subscribe() error {
+func (o *Observer) subscribe(opts ObserverOptions) error {
 	handler := toolscache.ResourceEventHandlerFuncs{
 		AddFunc:    func(any) { o.Touch() },
 		DeleteFunc: func(any) { o.Touch() },
 		UpdateFunc: func(before, after any) {
 			b, ok1 := before.(client.Object)
 			a, ok2 := after.(client.Object)
-			if !ok1 || !ok2 || !sameForUs(b, a) {
+			// Who writes the network's status (the controller; it has no node of
+			// its own) must hear of each write, to know what it may build on.
+			_, network := after.(*v1alpha1.ClusterNetwork)
+			if !ok1 || !ok2 || network && opts.Self == "" || !sameForUs(b, a) {
 				o.Touch()
 			}
 		},

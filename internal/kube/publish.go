@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/netip"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -25,10 +26,24 @@ import (
 
 // A NodeNetwork is watched by every node of the cluster, so a needless write of
 // one costs as many messages as there are nodes. Publish therefore writes only
-// what differs from what was written last, and where only the counts differ, at
-// most once in countsInterval. That a transport came into use or out of it is
-// written at once.
-const countsInterval = 30 * time.Second
+// what differs from what was written last. What only a person reads (counts,
+// exceptions) is written at once after a quiet time, and then not again for a
+// while that grows with the cluster: however large it is, all nodes together
+// write it a few times a second at most. That a transport came into use or out
+// of it is written at once.
+const (
+	countsPerPeer = 300 * time.Millisecond
+	countsLeast   = 5 * time.Second
+)
+
+// countsInterval is the least time between two writes for counts alone.
+func countsInterval(peers map[string]int32) time.Duration {
+	all := int32(0)
+	for _, n := range peers {
+		all += n
+	}
+	return max(countsLeast, time.Duration(all)*countsPerPeer)
+}
 
 // knownTransports are those that a NodeNetwork speaks of.
 func knownTransports() []plan.Transport { return []plan.Transport{plan.Direct, plan.IPIP, plan.VXLAN} }
@@ -83,7 +98,8 @@ func (p *published) worthWriting(old, want *v1alpha1.NodeNetworkStatus) bool {
 	a, b := *old, *want
 	a.Pods, b.Pods = 0, 0
 	a.Peers, b.Peers = nil, nil
-	return !equality.Semantic.DeepEqual(a, b) || time.Since(p.at) >= countsInterval
+	a.Exceptions, b.Exceptions = nil, nil
+	return !equality.Semantic.DeepEqual(a, b) || time.Since(p.at) >= countsInterval(want.Peers)
 }
 
 // currentNodeNetwork returns this node's NodeNetwork as it is, making it when it
@@ -192,9 +208,23 @@ func setCondition(conditions *[]metav1.Condition, kind string, c Condition, now 
 		status = metav1.ConditionTrue
 	}
 	meta.SetStatusCondition(conditions, metav1.Condition{
-		Type: kind, Status: status, Message: c.Message, LastTransitionTime: now,
+		Type: kind, Status: status, Message: shorten(c.Message), LastTransitionTime: now,
 		Reason: cmp.Or(c.Reason, kind), // the API wants one
 	})
+}
+
+// mostMessage bounds a condition's message in bytes: an error that names every
+// peer of a large cluster would be refused by the API server, and the rest with
+// it.
+const mostMessage = 1024
+
+// shorten cuts a message, between two characters, and says so.
+func shorten(message string) string {
+	if len(message) <= mostMessage {
+		return message
+	}
+	const more = " ... (the agent's log has all of it)"
+	return strings.ToValidUTF8(message[:mostMessage-len(more)], "") + more
 }
 
 func probeResults(probes []Probe, old []v1alpha1.ProbeResult, now metav1.Time) []v1alpha1.ProbeResult {

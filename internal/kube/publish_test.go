@@ -3,8 +3,10 @@ package kube
 import (
 	"fmt"
 	"net/netip"
+	"strings"
 	"testing"
 	"time"
+	"unicode/utf8"
 
 	"k8s.io/apimachinery/pkg/api/equality"
 	"k8s.io/apimachinery/pkg/api/meta"
@@ -92,8 +94,9 @@ func TestExceptionsAreBounded(t *testing.T) {
 
 func TestCountsAloneAreWrittenSeldom(t *testing.T) {
 	old := buildStatus(exampleStatus(), &v1alpha1.NodeNetworkStatus{}, metav1.Now())
-	counts, probes, left := old.DeepCopy(), old.DeepCopy(), old.DeepCopy()
-	counts.Pods, counts.Peers = 9, map[string]int32{"vxlan": 5}
+	counts, exceptions, probes, left := old.DeepCopy(), old.DeepCopy(), old.DeepCopy(), old.DeepCopy()
+	counts.Pods, counts.Peers = 9, map[string]int32{"vxlan": 5000}
+	exceptions.Exceptions = exceptions.Exceptions[:1]
 	left.Peers = map[string]int32{"ipip": 2}
 	probes.Probes[0].Reachable = true
 	for name, tc := range map[string]struct {
@@ -103,7 +106,10 @@ func TestCountsAloneAreWrittenSeldom(t *testing.T) {
 	}{
 		"nothing changed":                {old.DeepCopy(), time.Hour, false},
 		"counts, a moment after a write": {counts, time.Second, false},
-		"counts, long after a write":     {counts, countsInterval, true},
+		"counts, in a large cluster":     {counts, time.Minute, false},
+		"counts, long after a write":     {counts, 5000 * countsPerPeer, true},
+		"exceptions, a moment after":     {exceptions, time.Second, false},
+		"exceptions, in a small cluster": {exceptions, countsLeast, true},
 		"a flip, a moment after a write": {probes, time.Second, true},
 		"a transport is left":            {left, time.Second, true},
 	} {
@@ -111,5 +117,14 @@ func TestCountsAloneAreWrittenSeldom(t *testing.T) {
 		if got := p.worthWriting(old, tc.want); got != tc.is {
 			t.Errorf("%s: worth a write: %v", name, got)
 		}
+	}
+}
+
+func TestLongMessagesAreCut(t *testing.T) {
+	said := exampleStatus()
+	said.Programmed.Message = strings.Repeat("route to 10.244.0.0/26: ö; ", 5000)
+	got := buildStatus(said, &v1alpha1.NodeNetworkStatus{}, metav1.Now()).Conditions[0].Message
+	if len(got) > mostMessage || !utf8.ValidString(got) || !strings.HasSuffix(got, "(the agent's log has all of it)") {
+		t.Errorf("%d bytes: %s", len(got), got)
 	}
 }

@@ -3,6 +3,7 @@ package kube
 import (
 	"maps"
 	"slices"
+	"unique"
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/equality"
@@ -70,9 +71,17 @@ func slimNode(obj any) (any, error) {
 	}
 	slimMeta(n, WriterAnnotation)
 	n.OwnerReferences = nil
-	status := corev1.NodeStatus{Addresses: n.Status.Addresses}
+	var status corev1.NodeStatus
+	for _, a := range n.Status.Addresses {
+		if a.Type == corev1.NodeInternalIP {
+			status.Addresses = append(status.Addresses, corev1.NodeAddress{Type: corev1.NodeInternalIP, Address: a.Address})
+		}
+	}
 	for _, c := range n.Status.Conditions {
-		if c.Type == corev1.NodeNetworkUnavailable || c.Type == corev1.NodeReady {
+		switch c.Type {
+		case corev1.NodeReady: // whether the kubelet reports at all
+			status.Conditions = append(status.Conditions, corev1.NodeCondition{Type: corev1.NodeReady, Status: c.Status})
+		case corev1.NodeNetworkUnavailable:
 			c.LastHeartbeatTime = metav1.Time{}
 			status.Conditions = append(status.Conditions, c)
 		}
@@ -82,7 +91,8 @@ func slimNode(obj any) (any, error) {
 	return n, nil
 }
 
-// slimNodeNetwork drops what only a person reads, but for the node's own.
+// slimNodeNetwork keeps what the plan asks of another node, and the node's own
+// whole.
 func slimNodeNetwork(self string) func(any) (any, error) {
 	return func(obj any) (any, error) {
 		n, ok := obj.(*v1alpha1.NodeNetwork)
@@ -90,18 +100,41 @@ func slimNodeNetwork(self string) func(any) (any, error) {
 			return obj, nil
 		}
 		slimMeta(n)
-		if n.Name != self {
-			n.OwnerReferences = nil
-			n.Status.Pods = 0
-			n.Status.Peers = nil
-			n.Status.Exceptions = nil
-			for i := range n.Status.Probes {
-				n.Status.Probes[i].Since = metav1.Time{}
-			}
+		if n.Name == self {
+			return n, nil
 		}
+		n.OwnerReferences = nil
+		st := &n.Status
+		n.Status = v1alpha1.NodeNetworkStatus{NodeUID: once(st.NodeUID), ReadySince: st.ReadySince, Sources: st.Sources, VTEP: st.VTEP,
+			Transports: slimTransports(st.Transports), Probes: slimProbes(st.Probes)}
 		return n, nil
 	}
 }
+
+// slimTransports keeps those that a node refuses.
+func slimTransports(in []v1alpha1.TransportStatus) []v1alpha1.TransportStatus {
+	var out []v1alpha1.TransportStatus
+	for _, t := range in {
+		if !t.Supported {
+			out = append(out, t)
+		}
+	}
+	return out
+}
+
+// slimProbes keeps what was found, not since when. The same names are in the
+// results of several nodes.
+func slimProbes(in []v1alpha1.ProbeResult) []v1alpha1.ProbeResult {
+	out := make([]v1alpha1.ProbeResult, 0, len(in))
+	for _, p := range in {
+		out = append(out, v1alpha1.ProbeResult{Node: once(p.Node), NodeUID: once(p.NodeUID), Family: once(p.Family), Transport: once(p.Transport),
+			Reachable: p.Reachable, Reason: p.Reason})
+	}
+	return out
+}
+
+// once returns an equal string that all callers share.
+func once(s string) string { return unique.Make(s).Value() }
 
 // sameForUs says that an update changed nothing that the slimmed object shows,
 // so that a kubelet's heartbeat wakes nobody.
@@ -110,6 +143,9 @@ func sameForUs(before, after client.Object) bool {
 		return false
 	}
 	switch b := before.(type) {
+	case *v1alpha1.ClusterNetwork:
+		a, ok := after.(*v1alpha1.ClusterNetwork)
+		return ok && b.Generation == a.Generation && b.DeletionTimestamp.Equal(a.DeletionTimestamp) && sameInForce(&b.Status, &a.Status)
 	case *corev1.Node:
 		a, ok := after.(*corev1.Node)
 		return ok && equality.Semantic.DeepEqual(b.Spec, a.Spec) && equality.Semantic.DeepEqual(b.Status, a.Status)
@@ -123,4 +159,11 @@ func sameForUs(before, after client.Object) bool {
 		return before.GetDeletionTimestamp().Equal(after.GetDeletionTimestamp())
 	}
 	return false
+}
+
+// sameInForce says that two statuses make nodes do the same, whatever else the
+// controller says in them of its progress.
+func sameInForce(b, a *v1alpha1.ClusterNetworkStatus) bool {
+	return equality.Semantic.DeepEqual(b.InForce, a.InForce) && equality.Semantic.DeepEqual(
+		meta.FindStatusCondition(b.Conditions, v1alpha1.ConditionAccepted), meta.FindStatusCondition(a.Conditions, v1alpha1.ConditionAccepted))
 }

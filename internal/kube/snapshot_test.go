@@ -207,8 +207,15 @@ func TestHeartbeatsWakeNobody(t *testing.T) {
 	if !sameForUs(&b, b.DeepCopy()) || sameForUs(&b, &adopted) {
 		t.Error("AddressBlock: only the change of hands is a change")
 	}
-	if sameForUs(network("10.244.0.0/16"), network("10.244.0.0/16")) {
-		t.Error("every update of the ClusterNetwork is worth a look")
+	cn := network("10.244.0.0/16")
+	told, inForce := cn.DeepCopy(), cn.DeepCopy()
+	told.Status.ReachableNodes, told.Status.Conditions = 7, []metav1.Condition{{Type: v1alpha1.ConditionNodesReachable}}
+	inForce.Status.InForce = &v1alpha1.ClusterNetworkSpec{Transports: []v1alpha1.Transport{v1alpha1.TransportVXLAN}}
+	refused, written := cn.DeepCopy(), cn.DeepCopy()
+	refused.Status.Conditions = []metav1.Condition{{Type: v1alpha1.ConditionAccepted, Status: metav1.ConditionFalse}}
+	written.Generation++
+	if !sameForUs(cn, told) || sameForUs(cn, inForce) || sameForUs(cn, refused) || sameForUs(cn, written) {
+		t.Error("ClusterNetwork: what is in force is a change, and what the controller tells of its progress is none")
 	}
 	gone := &metav1.PartialObjectMetadata{ObjectMeta: metav1.ObjectMeta{Name: "p", DeletionTimestamp: &metav1.Time{Time: time.Unix(1, 0)}}}
 	if sameForUs(&metav1.PartialObjectMetadata{ObjectMeta: metav1.ObjectMeta{Name: "p"}}, gone) {
