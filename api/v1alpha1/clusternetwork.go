@@ -254,7 +254,13 @@ const (
 	// ConditionPolicyEnforced is False when the cluster has NetworkPolicies
 	// that this version does not enforce.
 	ConditionPolicyEnforced = "PolicyEnforced"
+	// ConditionPathsSound is False when a path between nodes that the spec
+	// allows does not carry what it should; status.faults says which and why.
+	ConditionPathsSound = "PathsSound"
 )
+
+// MaxFaults bounds ClusterNetworkStatus.Faults.
+const MaxFaults = 16
 
 // ClusterNetworkStatus is what is in force.
 type ClusterNetworkStatus struct {
@@ -269,10 +275,32 @@ type ClusterNetworkStatus struct {
 	Nodes int32 `json:"nodes"`
 	// +optional
 	ReachableNodes int32 `json:"reachableNodes"`
+	// Faults are what is wrong with the paths between nodes, in the order of
+	// names.
+	// +kubebuilder:validation:MaxItems=16
+	// +listType=map
+	// +listMapKey=fault
+	// +optional
+	Faults []FaultReport `json:"faults,omitempty"`
 	// +listType=map
 	// +listMapKey=type
 	// +optional
 	Conditions []metav1.Condition `json:"conditions,omitempty"`
+}
+
+// FaultReport is one fault, wherever in the cluster it is.
+type FaultReport struct {
+	// Fault is one word, such as RouteMissing.
+	Fault string `json:"fault"`
+	// Nodes counts the nodes that it concerns; Node is the first of them.
+	Nodes int32  `json:"nodes"`
+	Node  string `json:"node,omitempty"`
+	// Message says what was seen, at that node.
+	Message string `json:"message"`
+	// Remedy says what to do.
+	Remedy string `json:"remedy,omitempty"`
+	// Degraded is true where packets find no other allowed way.
+	Degraded bool `json:"degraded,omitempty"`
 }
 
 // ClusterNetwork is the cluster's pod network. There is one, named default.

@@ -54,6 +54,11 @@ type NodeNetworkStatus struct {
 	// Probes are what this node found of the nodes that it was chosen to prove.
 	// +listType=atomic
 	Probes []ProbeResult `json:"probes,omitempty"`
+	// Faults are what this node found wrong with itself.
+	// +kubebuilder:validation:MaxItems=16
+	// +listType=map
+	// +listMapKey=fault
+	Faults []NodeFault `json:"faults,omitempty"`
 	// Pods counts the addresses in use on the node.
 	Pods int32 `json:"pods,omitempty"`
 	// +listType=map
@@ -84,9 +89,22 @@ type ProbeResult struct {
 	Family    string `json:"family"` // IPv4 or IPv6
 	Transport string `json:"transport"`
 	Reachable bool   `json:"reachable"`
-	// Reason says what was seen instead of an answer.
+	// Fault is what is wrong with the path, in one word such as RouteMissing. A
+	// path that is reachable may have one, such as MTUBlackHole.
+	Fault string `json:"fault,omitempty"`
+	// PathMTU is the largest packet in bytes, without what the transport adds,
+	// that a path with an MTUBlackHole carries.
+	PathMTU int32 `json:"pathMTU,omitempty"`
+	// Reason says what was seen, instead of an answer or beside it.
 	Reason string      `json:"reason,omitempty"`
 	Since  metav1.Time `json:"since"`
+}
+
+// NodeFault is something that is wrong with a node.
+type NodeFault struct {
+	// Fault is one word, such as ReversePathFilter.
+	Fault   string `json:"fault"`
+	Message string `json:"message"`
 }
 
 // NodeNetwork is one node's part of the pod network, as its agent sees it.

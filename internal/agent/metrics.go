@@ -9,6 +9,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 
+	"ropeway.dev/ropeway/internal/agent/probe"
 	"ropeway.dev/ropeway/internal/cniwire"
 	"ropeway.dev/ropeway/internal/plan"
 )
@@ -92,12 +93,39 @@ func (m *metrics) watch(n *node) {
 		}
 		return float64(failing)
 	})
+	m.registry.MustRegister(&faultCollector{n.prober, prometheus.NewDesc("ropeway_agent_faults",
+		"Paths that this node proves and that have a fault, and faults of its own, by fault.", []string{"fault"}, nil)})
 	gauge("ropeway_agent_ready", "1 if the node's kernel is set up.", nil, func() float64 {
 		if n.look().Ready {
 			return 1
 		}
 		return 0
 	})
+}
+
+// faultCollector counts faults at each scrape.
+type faultCollector struct {
+	prober *probe.Prober
+	desc   *prometheus.Desc
+}
+
+// Describe implements prometheus.Collector.
+func (c *faultCollector) Describe(out chan<- *prometheus.Desc) { out <- c.desc }
+
+// Collect implements prometheus.Collector.
+func (c *faultCollector) Collect(out chan<- prometheus.Metric) {
+	counts := map[plan.Fault]int{}
+	for _, p := range c.prober.Results() {
+		if p.Fault != "" {
+			counts[p.Fault]++
+		}
+	}
+	for f := range c.prober.Faults() {
+		counts[f]++
+	}
+	for f, n := range counts {
+		out <- prometheus.MustNewConstMetric(c.desc, prometheus.GaugeValue, float64(n), string(f))
+	}
 }
 
 func (m *metrics) handler() http.Handler {

@@ -166,7 +166,7 @@ func (n *node) pass(ctx context.Context) error {
 	n.set(ctx, want, view.NodeUID)
 	n.serve(snapshot, want)
 	n.leaser.see(view, n.last.Sources)
-	n.prober.Set(probeView(snapshot, want))
+	n.prober.Set(probeView(snapshot, want, n.report.MTUs))
 	if !n.seeded {
 		n.prober.Seed(view.Snapshot.Probes)
 		n.seeded = true

@@ -53,9 +53,10 @@ func problemsOf(all []plan.Problem, name string) []plan.Problem {
 }
 
 // probeView says in the prober's words whom to prove, and whom to answer.
-func probeView(s plan.Snapshot, want plan.State) probe.View {
+func probeView(s plan.Snapshot, want plan.State, mtus map[netip.Addr]int) probe.View {
 	v := probe.View{ClusterID: s.Network.ClusterID, Transports: plan.Allowed(s.Network, plan.IPv4),
-		VXLANPort: want.VXLAN.Port, VXLANVNI: want.VXLAN.VNI, Targets: plan.ProvenBy(s.Nodes, s.Self)}
+		VXLANPort: want.VXLAN.Port, VXLANVNI: want.VXLAN.VNI, Targets: plan.ProvenBy(s.Nodes, s.Self),
+		MTU: want.MTU, UplinkMTUs: mtus}
 	uids := map[string]plan.Node{}
 	for _, x := range s.Nodes {
 		uids[x.Name] = x

@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net/netip"
 	"slices"
 	"strings"
@@ -37,6 +38,7 @@ func (n *node) status(s plan.Snapshot, want plan.State) kube.NodeStatus {
 		AddressesUsable: n.addressesUsable(problemsOf(want.Problems, s.Self)),
 	}
 	st.Conflist = n.installer.condition()
+	st.Faults = n.faults()
 	switch {
 	case n.setErr != nil && n.usable:
 		// Pods are served all the same; what failed is among the exceptions.
@@ -58,6 +60,14 @@ func (n *node) status(s plan.Snapshot, want plan.State) kube.NodeStatus {
 		return cmp.Or(strings.Compare(a.Node, b.Node), strings.Compare(a.Reason, b.Reason))
 	})
 	return st
+}
+
+// faults are what is wrong with this node itself.
+func (n *node) faults() map[plan.Fault]string {
+	out := map[plan.Fault]string{}
+	maps.Copy(out, n.prober.Faults())
+	maps.Copy(out, n.report.Faults)
+	return out
 }
 
 // reached counts peers by the transports that routes to them have, and names

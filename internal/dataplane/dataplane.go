@@ -41,6 +41,11 @@ type Report struct {
 	Failed map[netip.Prefix]string
 	// Uplinks are the devices that the FIB answered for the peers.
 	Uplinks []Uplink
+	// MTUs maps a peer's address in the fabric -> bytes that the way to it takes,
+	// as far as this node knows.
+	MTUs map[netip.Addr]int
+	// Faults maps what was found wrong with the node and mended -> a sentence.
+	Faults map[plan.Fault]string
 	// PodMTU is the MTU that new pods get, in bytes.
 	PodMTU int
 	// Local is true when the node's own part is as wanted and at least one of

@@ -138,6 +138,7 @@ func (l *Linux) Set(ctx context.Context, want plan.State) (Report, error) {
 	defer k.close()
 	p := &pass{l: l, k: k, want: want, hops: map[netip.Addr]hopOrError{}, report: Report{
 		Refuses: map[plan.Transport]string{}, Failed: map[netip.Prefix]string{},
+		MTUs: map[netip.Addr]int{}, Faults: map[plan.Fault]string{},
 	}}
 	err = p.run(ctx)
 	p.report.Changed = k.writes > 0

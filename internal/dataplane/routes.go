@@ -122,6 +122,9 @@ func (p *pass) wantedRoute(r plan.Route) (route, error) {
 		Dst: r.Dst.Masked(), Source: r.Source,
 		MTU: plan.RouteMTU(p.want.MTU, r.Transport, plan.FamilyOf(r.Outer), hop.mtu),
 	}
+	if r.MTU > 0 && (out.MTU == 0 || r.MTU < out.MTU) {
+		out.MTU = r.MTU
+	}
 	switch {
 	case r.Transport == plan.IPIP && r.Dst.Addr().Is4() && r.Outer.Is4(),
 		r.Transport == plan.Direct && r.Dst.Addr().Is4() == r.Outer.Is4():

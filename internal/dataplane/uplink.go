@@ -50,6 +50,7 @@ func (p *pass) findUplinks() error {
 		p.hops[outer] = hopOrError{h, err}
 		if err == nil {
 			found[h.device] = true
+			p.report.MTUs[outer] = h.mtu
 		}
 	}
 	for _, index := range slices.Sorted(maps.Keys(found)) {

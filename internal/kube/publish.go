@@ -188,6 +188,9 @@ func buildStatus(s NodeStatus, old *v1alpha1.NodeNetworkStatus, now metav1.Time)
 		reason, refused := s.Refuses[t]
 		out.Transports = append(out.Transports, v1alpha1.TransportStatus{Name: string(t), Supported: !refused, Reason: reason})
 	}
+	for _, fault := range slices.Sorted(maps.Keys(s.Faults)) {
+		out.Faults = append(out.Faults, v1alpha1.NodeFault{Fault: string(fault), Message: s.Faults[fault]})
+	}
 	for t, n := range s.Peers {
 		if out.Peers == nil {
 			out.Peers = map[string]int32{}
@@ -232,7 +235,7 @@ func probeResults(probes []Probe, old []v1alpha1.ProbeResult, now metav1.Time) [
 	for _, p := range probes {
 		r := v1alpha1.ProbeResult{
 			Node: p.To, NodeUID: p.ToUID, Family: string(p.Family), Transport: string(p.Transport),
-			Reachable: p.Reachable, Reason: p.Reason, Since: metav1.NewTime(p.Since.Truncate(time.Second)),
+			Reachable: p.Reachable, Fault: string(p.Fault), PathMTU: int32(p.PathMTU), Reason: p.Reason, Since: metav1.NewTime(p.Since.Truncate(time.Second)),
 		}
 		if p.Since.IsZero() {
 			r.Since = sinceOf(r, old, now)

@@ -24,9 +24,11 @@ func exampleStatus() NodeStatus {
 		Peers: map[plan.Transport]int{plan.VXLAN: 2}, Exceptions: []Exception{{Node: "z", Reason: "late"}, {Node: "b", Transport: plan.VXLAN, Reason: "why"}},
 		Probes: []Probe{
 			{Probe: plan.Probe{To: "c", ToUID: "uc", Family: plan.IPv4, Transport: plan.VXLAN, Reachable: true}},
-			{Probe: plan.Probe{To: "b", ToUID: "ub", Family: plan.IPv4, Transport: plan.IPIP, Reason: "no answer"}, Since: time.Unix(500, 7)},
+			{Probe: plan.Probe{To: "b", ToUID: "ub", Family: plan.IPv4, Transport: plan.IPIP, Fault: plan.Protocol4Blocked, Reason: "no answer"}, Since: time.Unix(500, 7)},
+			{Probe: plan.Probe{To: "d", ToUID: "ud", Family: plan.IPv4, Transport: plan.VXLAN, Reachable: true, Fault: plan.MTUBlackHole, PathMTU: 1400, Reason: "narrow"}},
 		},
-		Pods: 4, Programmed: Condition{Status: true, Reason: "Set", Message: "m"}, AddressesUsable: Condition{Reason: "Overlap", Message: "o"},
+		Faults: map[plan.Fault]string{plan.ReversePathFilter: "strict", plan.ProberFault: "all"},
+		Pods:   4, Programmed: Condition{Status: true, Reason: "Set", Message: "m"}, AddressesUsable: Condition{Reason: "Overlap", Message: "o"},
 	}
 }
 
@@ -41,10 +43,12 @@ func TestBuildStatus(t *testing.T) {
 		Peers:      map[string]int32{"vxlan": 2},
 		Exceptions: []v1alpha1.PeerException{{Node: "b", Transport: "vxlan", Reason: "why"}, {Node: "z", Reason: "late"}},
 		Probes: []v1alpha1.ProbeResult{
-			{Node: "b", NodeUID: "ub", Family: "IPv4", Transport: "ipip", Reason: "no answer", Since: metav1.Unix(500, 0)},
+			{Node: "b", NodeUID: "ub", Family: "IPv4", Transport: "ipip", Fault: "Protocol4Blocked", Reason: "no answer", Since: metav1.Unix(500, 0)},
 			{Node: "c", NodeUID: "uc", Family: "IPv4", Transport: "vxlan", Reachable: true, Since: at},
+			{Node: "d", NodeUID: "ud", Family: "IPv4", Transport: "vxlan", Reachable: true, Fault: "MTUBlackHole", PathMTU: 1400, Reason: "narrow", Since: at},
 		},
-		Pods: 4,
+		Faults: []v1alpha1.NodeFault{{Fault: "ProberFault", Message: "all"}, {Fault: "ReversePathFilter", Message: "strict"}},
+		Pods:   4,
 		Conditions: []metav1.Condition{
 			{Type: "Programmed", Status: "True", Reason: "Set", Message: "m", LastTransitionTime: at},
 			{Type: "AddressesUsable", Status: "False", Reason: "Overlap", Message: "o", LastTransitionTime: at},

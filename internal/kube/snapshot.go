@@ -121,6 +121,12 @@ func addWords(n *plan.Node, nn *v1alpha1.NodeNetwork) {
 	if mac, err := net.ParseMAC(st.VTEP); err == nil && len(mac) == len(n.VTEP) {
 		n.VTEP = plan.MAC(mac)
 	}
+	for _, f := range st.Faults {
+		if n.Faults == nil {
+			n.Faults = map[plan.Fault]string{}
+		}
+		n.Faults[plan.Fault(f.Fault)] = f.Message
+	}
 	for _, t := range st.Transports {
 		if t.Supported {
 			continue
@@ -138,7 +144,7 @@ func planProbes(nn *v1alpha1.NodeNetwork) []plan.Probe {
 		probes = append(probes, plan.Probe{
 			From: nn.Name, To: p.Node, ToUID: p.NodeUID,
 			Family: plan.Family(p.Family), Transport: plan.Transport(p.Transport),
-			Reachable: p.Reachable, Reason: p.Reason,
+			Reachable: p.Reachable, Fault: plan.Fault(p.Fault), PathMTU: int(p.PathMTU), Reason: p.Reason,
 		})
 	}
 	return probes

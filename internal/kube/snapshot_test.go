@@ -35,7 +35,8 @@ func said(name, uid string) v1alpha1.NodeNetwork {
 		Status: v1alpha1.NodeNetworkStatus{
 			NodeUID: uid, ReadySince: &since, Sources: []string{"10.244.1.1"}, VTEP: "02:00:00:00:00:01",
 			Transports: []v1alpha1.TransportStatus{{Name: "ipip", Reason: "no tcx"}, {Name: "vxlan", Supported: true}},
-			Probes:     []v1alpha1.ProbeResult{{Node: "a", NodeUID: "ua", Family: "IPv4", Transport: "ipip", Reachable: true, Reason: "r"}},
+			Probes:     []v1alpha1.ProbeResult{{Node: "a", NodeUID: "ua", Family: "IPv4", Transport: "ipip", Reachable: true, Fault: "MTUBlackHole", PathMTU: 1400, Reason: "r"}},
+			Faults:     []v1alpha1.NodeFault{{Fault: "ReversePathFilter", Message: "strict"}},
 		},
 	}
 }
@@ -66,13 +67,14 @@ func TestSnapshot(t *testing.T) {
 			Blocks: []netip.Prefix{cidr("10.244.1.0/26"), cidr("10.244.2.0/26")},
 			Ready:  true, Sources: []netip.Addr{addr("10.244.1.1")}, VTEP: plan.MAC{2, 0, 0, 0, 0, 1},
 			Refuses: map[plan.Transport]string{plan.IPIP: "no tcx"},
+			Faults:  map[plan.Fault]string{plan.ReversePathFilter: "strict"},
 		},
 		{Name: "c", UID: "uc", Created: 1000, Addresses: []netip.Addr{addr("192.0.2.3")}},
 	}
 	if !reflect.DeepEqual(got.Nodes, want) {
 		t.Errorf("nodes\n%+v\nwant\n%+v", got.Nodes, want)
 	}
-	probes := []plan.Probe{{From: "b", To: "a", ToUID: "ua", Family: plan.IPv4, Transport: plan.IPIP, Reachable: true, Reason: "r"}}
+	probes := []plan.Probe{{From: "b", To: "a", ToUID: "ua", Family: plan.IPv4, Transport: plan.IPIP, Reachable: true, Fault: plan.MTUBlackHole, PathMTU: 1400, Reason: "r"}}
 	if !reflect.DeepEqual(got.Probes, probes) {
 		t.Errorf("probes %+v, want %+v: those of c's predecessor and of a node that is gone say nothing", got.Probes, probes)
 	}

@@ -77,7 +77,9 @@ type NodeStatus struct {
 	// v1alpha1.MaxExceptions is cut off.
 	Exceptions []Exception
 	Probes     []Probe
-	Pods       int // addresses in use
+	// Faults maps what the node found wrong with itself -> a sentence.
+	Faults map[plan.Fault]string
+	Pods   int // addresses in use
 	// Programmed is whether the kernel holds what the plan wants,
 	// AddressesUsable whether the node's own CIDRs can be used.
 	Programmed, AddressesUsable Condition

@@ -133,7 +133,8 @@ func (c *cluster) routesTo(self, peer int, dsts []netip.Prefix, found evidence, 
 		}
 		out = append(out, Route{
 			Dst: dst, Peer: name, Transport: picked.transport, Outer: picked.outer,
-			Gateway: gateway, Source: c.source(self, f), VTEP: c.vtep(peer), Reason: picked.reason,
+			Gateway: gateway, Source: c.source(self, f), VTEP: c.vtep(peer),
+			MTU: found.pathMTU(name, f, picked.transport), Reason: picked.reason,
 		})
 	}
 	return out

@@ -197,7 +197,7 @@ func routeItems(s State) []item {
 		}
 		out[i] = item{name: r.Dst.String(), dst: r.Dst, fields: []field{
 			{"node", r.Peer}, {"transport", string(r.Transport)}, {"outer", r.Outer.String()}, {"gateway", r.Gateway.String()},
-			{"source", source}, {"vtep", r.VTEP.String()}, {"why", r.Reason},
+			{"source", source}, {"vtep", r.VTEP.String()}, {"mtu", r.mtu()}, {"why", r.Reason},
 		}}
 	}
 	return out

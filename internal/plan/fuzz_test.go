@@ -44,7 +44,8 @@ func wildSnapshot(t *rapid.T) plan.Snapshot {
 	probe := rapid.Custom(func(t *rapid.T) plan.Probe {
 		return plan.Probe{From: name.Draw(t, "from"), To: name.Draw(t, "to"), ToUID: name.Draw(t, "uid"),
 			Family: rapid.SampledFrom([]plan.Family{plan.IPv4, plan.IPv6, "IPX"}).Draw(t, "family"), Transport: transport.Draw(t, "transport"),
-			Reachable: rapid.Bool().Draw(t, "reachable"), Reason: rapid.String().Draw(t, "reason")}
+			Reachable: rapid.Bool().Draw(t, "reachable"), Reason: rapid.String().Draw(t, "reason"),
+			Fault: plan.Fault(rapid.String().Draw(t, "fault")), PathMTU: rapid.IntRange(0, 9000).Draw(t, "path MTU")}
 	})
 	return plan.Snapshot{
 		Self: name.Draw(t, "self"),

@@ -22,7 +22,11 @@ func (s State) String() string {
 		table := tabwriter.NewWriter(&b, 0, 0, 3, ' ', 0)
 		fmt.Fprintln(table, "DESTINATION\tNODE\tTRANSPORT\tOUTER\tGATEWAY\tWHY")
 		for _, r := range s.Routes {
-			fmt.Fprintf(table, "%s\t%s\t%s\t%s\t%s\t%s\n", r.Dst, r.Peer, r.Transport, r.Outer, r.Gateway, r.Reason)
+			why := r.Reason
+			if r.MTU > 0 {
+				why += "; of at most " + r.mtu() + " bytes"
+			}
+			fmt.Fprintf(table, "%s\t%s\t%s\t%s\t%s\t%s\n", r.Dst, r.Peer, r.Transport, r.Outer, r.Gateway, why)
 		}
 		table.Flush() // a strings.Builder takes everything
 	}
@@ -33,6 +37,14 @@ func (s State) String() string {
 		}
 	}
 	return b.String()
+}
+
+// mtu is empty where nothing smaller was found than what the uplink allows.
+func (r Route) mtu() string {
+	if r.MTU == 0 {
+		return ""
+	}
+	return fmt.Sprint(r.MTU)
 }
 
 // String returns the policy as ClusterNetwork's mtu is written.

@@ -64,6 +64,7 @@ func anyProbes(t *rapid.T, nodes []plan.Node) []plan.Probe {
 			Transport: rapid.SampledFrom([]plan.Transport{plan.Direct, plan.IPIP, plan.VXLAN}).Draw(t, "transport"),
 			Reachable: rapid.Bool().Draw(t, "reachable"),
 			Reason:    rapid.SampledFrom([]string{"", "no answer", "refused"}).Draw(t, "reason"),
+			PathMTU:   rapid.SampledFrom([]int{0, 0, 1400}).Draw(t, "path MTU"),
 		}
 	}), 0, 12).Draw(t, "probes")
 }

@@ -27,6 +27,21 @@ type finding struct {
 	// live counts the peers that reached it and are heard of, misses those that
 	// did not reach it.
 	live, misses int
+	// pathMTU is the largest that any peer found to pass, 0 as soon as one of
+	// them found that everything does.
+	pathMTU int
+	heard   bool // a peer that reached it has spoken
+}
+
+// hear takes the size that a peer found.
+func (f *finding) hear(p *Probe) {
+	switch {
+	case !f.heard:
+		f.pathMTU = p.PathMTU
+	case f.pathMTU != 0 && (p.PathMTU == 0 || p.PathMTU > f.pathMTU):
+		f.pathMTU = p.PathMTU
+	}
+	f.heard = true
 }
 
 // direct reports whether peers have found direct to work: one that reached it is
@@ -61,6 +76,7 @@ func weigh(c *cluster, probes []Probe) evidence {
 			f.self = firstProbe(f.self, p)
 		case p.Reachable:
 			f.good = firstProbe(f.good, p)
+			f.hear(p)
 			if !c.nodes[from].Silent {
 				f.live++
 			}
@@ -118,6 +134,21 @@ func (e evidence) proves(to string, f Family) bool {
 		return found.self.Reachable
 	default:
 		return found.direct()
+	}
+}
+
+// pathMTU returns the largest packet that a path carries, 0 if it is as large
+// as it may be: as this node found, or where it has no word, as all of the
+// node's provers did, since then it lies at the node.
+func (e evidence) pathMTU(to string, f Family, t Transport) int {
+	found := e[probed{to, f, t}]
+	switch {
+	case found == nil:
+		return 0
+	case found.self != nil:
+		return found.self.PathMTU
+	default:
+		return found.pathMTU
 	}
 }
 
@@ -204,11 +235,7 @@ func (c *cluster) families(i int) []Family {
 // proven says who reached the node, or what those who tried have seen.
 func (c *cluster) proven(n Node, f Family, found evidence) (string, bool) {
 	var seen []string
-	allowed := Allowed(c.net, f)
-	if !OfFamily(n.Addresses, f).IsValid() && !slices.Contains(allowed, VXLAN) {
-		allowed = append(allowed, VXLAN) // as choose does
-	}
-	for _, t := range allowed {
+	for _, t := range c.ways(c.index[n.Name], f) {
 		result := found[probed{n.Name, f, t}]
 		switch {
 		case result == nil:

@@ -1,6 +1,7 @@
 package plan_test
 
 import (
+	"cmp"
 	"flag"
 	"fmt"
 	"net/netip"
@@ -21,13 +22,14 @@ var rewrite = flag.Bool("rewrite", false, "write the scenarios' output as it is 
 //
 //	network pods=CIDR,.. transports=T,.. nodecidr mtu=N|MODE masquerade port=N vni=N
 //	network fabric=CIDR,..  where the fabric's routes hold
-//	node NAME uid=U created=N addr=A,.. blocks=CIDR,.. cidrs=CIDR,.. sources=A,.. ready refuses=T:WHY
-//	probe FROM TO FAMILY TRANSPORT ok|fail REASON
+//	node NAME uid=U created=N addr=A,.. blocks=CIDR,.. cidrs=CIDR,.. sources=A,.. ready refuses=T:WHY fault=F:WHY
+//	probe FROM TO FAMILY TRANSPORT ok|fail|FAULT|PATHMTU REASON   a fault is a failure, a path MTU an answer
 //	forget node NAME | forget probes
 //	hold NODE | hold     from now on, the routes that NODE was last planned are in its kernel (nobody's are)
 //	plan NODE            the node's State
 //	diff NODE            what changed since its State was last asked for
 //	reachable            the verdict on each node
+//	faults               what the nodes found, put together by fault
 //	provers              who proves whom
 //	ranges               where each node gives addresses from
 //
@@ -131,6 +133,8 @@ func (s *scenario) run(words []string) (answer string, asked bool) {
 			ok, why := plan.Reachable(s.snap, n.Name)
 			return fmt.Sprintf("%t: %s", ok, why)
 		}), true
+	case "faults":
+		return faults(s.snap), true
 	case "provers":
 		return s.ask(func(n plan.Node) string { return strings.Join(plan.Provers(s.snap.Nodes, n.Name), " ") }), true
 	case "ranges":
@@ -165,6 +169,18 @@ func lines(changes []plan.Change) string {
 		fmt.Fprintln(&b, c)
 	}
 	return b.String()
+}
+
+func faults(snap plan.Snapshot) string {
+	var b strings.Builder
+	for _, r := range plan.Summarize(plan.Defects(snap), nil) {
+		fmt.Fprintf(&b, "%s", r)
+		if r.Degraded {
+			b.WriteString(" (and there is no other way)")
+		}
+		b.WriteString("\n")
+	}
+	return cmp.Or(b.String(), "nothing")
 }
 
 func ranges(rs []plan.Range) string {
@@ -245,6 +261,11 @@ func (s *scenario) node(name string, words []string) {
 		case "refuses":
 			transport, why, _ := strings.Cut(value, ":")
 			n.Refuses = map[plan.Transport]string{plan.Transport(transport): why}
+		case "fault":
+			fault, why, _ := strings.Cut(value, ":")
+			n.Faults = map[plan.Fault]string{plan.Fault(fault): why}
+		case "sound":
+			n.Faults = nil
 		case "accepts":
 			n.Refuses = nil
 		default:
@@ -256,6 +277,11 @@ func (s *scenario) node(name string, words []string) {
 func (s *scenario) probe(words []string) {
 	p := plan.Probe{From: words[0], To: words[1], Family: plan.Family(words[2]), Transport: plan.Transport(words[3]),
 		Reachable: words[4] == "ok", Reason: strings.Join(words[5:], " ")}
+	if bytes, err := strconv.Atoi(words[4]); err == nil {
+		p.Reachable, p.PathMTU, p.Fault = true, bytes, plan.MTUBlackHole
+	} else if plan.Fault(words[4]).Remedy() != "" {
+		p.Fault = plan.Fault(words[4])
+	}
 	for _, n := range s.snap.Nodes {
 		if n.Name == p.To {
 			p.ToUID = n.UID

@@ -91,6 +91,8 @@ type Node struct {
 	VTEP    MAC // of the node's vxlan device
 	// Refuses maps transport -> why the node cannot receive by it.
 	Refuses map[Transport]string
+	// Faults maps what the node found wrong with itself -> a sentence.
+	Faults map[Fault]string
 }
 
 // Probe is what one node found when it tried to reach another's pod-network
@@ -101,7 +103,13 @@ type Probe struct {
 	Family    Family // of the inner packet
 	Transport Transport
 	Reachable bool
-	Reason    string // what was seen instead of an answer
+	// Fault is what is wrong with the path, as far as the prober can tell. A
+	// path that is reachable may have one: packets of full size get lost.
+	Fault  Fault
+	Reason string // what was seen, instead of an answer or beside it
+	// PathMTU is the largest packet in bytes, without what the transport adds,
+	// that a path with an MTUBlackHole carries; 0 without one.
+	PathMTU int
 }
 
 // Snapshot is everything that the plan depends on.
@@ -170,6 +178,7 @@ type Route struct {
 	Gateway   netip.Addr // the owner's pod-network address of Dst's family: vxlan's next hop
 	Source    netip.Addr // preferred source of what this node itself sends; may be invalid (none)
 	VTEP      MAC
+	MTU       int    // the largest packet in bytes that the path is found to carry; 0: what the uplink allows
 	Reason    string // why this transport
 }
 

@@ -1,6 +1,7 @@
 package probe
 
 import (
+	"cmp"
 	"net/netip"
 	"sync"
 
@@ -16,6 +17,8 @@ type FakeFabric struct {
 	losing  map[plan.Transport]int        // how many messages more are lost
 	carried map[plan.Transport]int        // how many passed
 	failing error                         // of Send
+	drop    func(p Path, message []byte) bool
+	stray   func(p Path) netip.Addr
 	mangle  func(message []byte) []byte
 	ports   map[netip.Addr]*fakeWire // pod-network address -> who listens on it
 }
@@ -69,6 +72,23 @@ func (f *FakeFabric) Fail(err error) {
 	f.failing = err
 }
 
+// Drop makes the fabric drop what the function says, beside everything else; nil
+// ends that.
+func (f *FakeFabric) Drop(drop func(p Path, message []byte) bool) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.drop = drop
+}
+
+// Stray makes the fabric lead packets of a hop limit of 1 to another router than
+// the node, which says so; the function returns who that is, or the invalid
+// address.
+func (f *FakeFabric) Stray(stray func(p Path) netip.Addr) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.stray = stray
+}
+
 // Mangle makes the fabric change every message that passes.
 func (f *FakeFabric) Mangle(change func(message []byte) []byte) {
 	f.mu.Lock()
@@ -77,7 +97,7 @@ func (f *FakeFabric) Mangle(change func(message []byte) []byte) {
 }
 
 // Wire returns one node's connection to the fabric.
-func (f *FakeFabric) Wire() Wire { return &fakeWire{fabric: f, received: make(chan Datagram, 64)} }
+func (f *FakeFabric) Wire() Wire { return &fakeWire{fabric: f, received: make(chan Datagram, 256)} }
 
 type fakeWire struct {
 	fabric   *FakeFabric
@@ -110,21 +130,35 @@ func (w *fakeWire) Send(p Path, message []byte) error {
 	if f.failing != nil {
 		return f.failing
 	}
+	if f.stray != nil && p.Hops == 1 {
+		if router := f.stray(p); router.IsValid() {
+			deliver(w, Datagram{From: router, Message: message, Stray: true})
+			return nil
+		}
+	}
+	kind := p.Transport
+	if p.InnerSrc == p.OuterSrc && p.InnerDst == p.OuterDst {
+		kind = plain
+	}
 	to := f.ports[p.InnerDst]
-	if to == nil || f.blocked[p.Transport] || f.oneWay[p.InnerDst] == p.Transport {
+	if to == nil || f.blocked[kind] || f.oneWay[p.InnerDst] == kind || f.drop != nil && f.drop(p, message) {
 		return nil
 	}
-	if f.losing[p.Transport] > 0 {
-		f.losing[p.Transport]--
+	if f.losing[kind] > 0 {
+		f.losing[kind]--
 		return nil
 	}
 	if f.mangle != nil {
 		message = f.mangle(message)
 	}
-	f.carried[p.Transport]++
+	f.carried[kind]++
+	deliver(to, Datagram{From: p.InnerSrc, Message: message, Hops: cmp.Or(p.Hops, fullHops)})
+	return nil
+}
+
+func deliver(to *fakeWire, d Datagram) {
 	select {
-	case to.received <- Datagram{From: p.InnerSrc, Message: message}:
+	case to.received <- d:
 	default: // nobody reads there any more
 	}
-	return nil
 }

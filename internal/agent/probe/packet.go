@@ -15,7 +15,7 @@ const (
 	etherTypeIPv4 = 0x0800
 	etherTypeIPv6 = 0x86dd
 
-	hopLimit   = 64
+	fullHops   = 64 // the hop limit of what is to arrive wherever the node is
 	dontFrag   = 0x4000
 	ipv4Header = 20
 	ipv6Header = 40
@@ -25,7 +25,7 @@ const (
 // udpPacket returns an IP packet of the addresses' family (RFC 791, RFC 8200)
 // that holds one UDP datagram (RFC 768). Both checksums are valid: the packet
 // may pass devices that have no offload to hide a wrong one.
-func udpPacket(src, dst netip.AddrPort, payload []byte) []byte {
+func udpPacket(src, dst netip.AddrPort, hops byte, payload []byte) []byte {
 	header := ipv4Header
 	if src.Addr().Is6() {
 		header = ipv6Header
@@ -42,9 +42,9 @@ func udpPacket(src, dst netip.AddrPort, payload []byte) []byte {
 	}
 	binary.BigEndian.PutUint16(datagram[6:], sum)
 	if header == ipv6Header {
-		putIPv6(p, src.Addr(), dst.Addr())
+		putIPv6(p, src.Addr(), dst.Addr(), hops)
 	} else {
-		putIPv4(p, src.Addr(), dst.Addr(), protocolUDP)
+		putIPv4(p, src.Addr(), dst.Addr(), protocolUDP, hops)
 	}
 	return p
 }
@@ -53,7 +53,7 @@ func udpPacket(src, dst netip.AddrPort, payload []byte) []byte {
 func encapsulate(src, dst netip.Addr, inner []byte) []byte {
 	p := make([]byte, ipv4Header+len(inner))
 	copy(p[ipv4Header:], inner)
-	putIPv4(p, src, dst, protocolIPIP)
+	putIPv4(p, src, dst, protocolIPIP, fullHops)
 	return p
 }
 
@@ -76,22 +76,22 @@ func vxlanFrame(vni uint32, src, dst plan.MAC, inner []byte) []byte {
 
 // putIPv4 writes the header of the packet that p is the whole of. The
 // identification stays zero: an atomic datagram needs none (RFC 6864, section 4).
-func putIPv4(p []byte, src, dst netip.Addr, protocol byte) {
+func putIPv4(p []byte, src, dst netip.Addr, protocol, hops byte) {
 	p[0] = 0x45
 	binary.BigEndian.PutUint16(p[2:], uint16(len(p)))
 	binary.BigEndian.PutUint16(p[6:], dontFrag)
-	p[8] = hopLimit
+	p[8] = hops
 	p[9] = protocol
 	copy(p[12:], src.AsSlice())
 	copy(p[16:], dst.AsSlice())
 	binary.BigEndian.PutUint16(p[10:], fold(sumOf(p[:ipv4Header], 0)))
 }
 
-func putIPv6(p []byte, src, dst netip.Addr) {
+func putIPv6(p []byte, src, dst netip.Addr, hops byte) {
 	p[0] = 0x60
 	binary.BigEndian.PutUint16(p[4:], uint16(len(p)-ipv6Header))
 	p[6] = protocolUDP
-	p[7] = hopLimit
+	p[7] = hops
 	copy(p[8:], src.AsSlice())
 	copy(p[24:], dst.AsSlice())
 }

@@ -77,7 +77,7 @@ func TestChecksumsVerify(t *testing.T) {
 			for i := range payload {
 				payload[i] = byte(i * 37)
 			}
-			p := udpPacket(netip.AddrPortFrom(src, Port), netip.AddrPortFrom(dst, Port), payload)
+			p := udpPacket(netip.AddrPortFrom(src, Port), netip.AddrPortFrom(dst, Port), fullHops, payload)
 			header := ipv6Header
 			if src.Is4() {
 				header = ipv4Header
@@ -106,7 +106,7 @@ func TestMessageRoundTrip(t *testing.T) {
 		t.Errorf("got %+v, %v, want %+v", got, err, m)
 	}
 	for name, change := range map[string]func([]byte) []byte{
-		"short":     func(b []byte) []byte { return b[:messageSize-1] },
+		"short":     func(b []byte) []byte { return b[:leastMessage-1] },
 		"magic":     func(b []byte) []byte { b[0]++; return b },
 		"version":   func(b []byte) []byte { b[3]++; return b },
 		"kind":      func(b []byte) []byte { b[4] = 3; return b },

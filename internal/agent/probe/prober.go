@@ -16,6 +16,7 @@
 package probe
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"fmt"
@@ -71,10 +72,12 @@ type Wire interface {
 	Received() <-chan Datagram
 }
 
-// Datagram is a message that arrived.
+// Datagram is a message that arrived, or that a router says it did not pass on.
 type Datagram struct {
-	From    netip.Addr // source of the inner packet
+	From    netip.Addr // source of the inner packet; of a stray one, the router
 	Message []byte
+	Hops    byte // the inner packet's hop limit; 0 if it is not known
+	Stray   bool // a message of this node that the router From took in
 }
 
 // Prober probes and answers. Use New; Run does the work.
@@ -89,6 +92,10 @@ type Prober struct {
 	seeded bool
 	states map[key]*state // what is being proven -> what is known of it
 	sent   map[plan.Transport]uint64
+	legs   map[place]*legs
+	heard  time.Time // when any path was answered last
+	nudged time.Time // when everything was last tried at once
+	alarm  bool      // everything stopped to answer at the same moment
 
 	listening []netip.Addr // of Run's goroutine alone
 	mute      bool         // the last Listen failed
@@ -101,18 +108,26 @@ type state struct {
 	known     bool // reachable says something
 	reachable bool
 	misses    int
-	hits      int // still needed before it counts as reachable again
-	reason    string
+	missing   time.Time // when the first of the misses was sent
+	hits      int       // still needed before it counts as reachable again
+	reason    string    // why nothing could be sent
+	came      bool      // a request arrived whose answer by the same way did not
+	hops      byte      // the hop limit that the last request arrived with
+	sizes     sizes
+
+	fault plan.Fault // what follows from all that
+	said  string
 
 	nonce    Nonce
 	waiting  bool      // for an answer to nonce
+	sentAt   time.Time // when that was sent
 	deadline time.Time // of the answer
 	next     time.Time // when to send again
 }
 
 // New returns a prober that does nothing until Set is called and Run runs.
 func New(wire Wire, log *slog.Logger) *Prober {
-	return &Prober{wire: wire, log: log, states: map[key]*state{}, sent: map[plan.Transport]uint64{},
+	return &Prober{wire: wire, log: log, states: map[key]*state{}, sent: map[plan.Transport]uint64{}, legs: map[place]*legs{},
 		changed: make(chan struct{}, 1), wake: make(chan struct{}, 1)}
 }
 
@@ -154,7 +169,7 @@ func (p *Prober) want(k key, uid string, path Path) {
 		return
 	}
 	if s.path != path {
-		s.path, s.waiting, s.next = path, false, time.Time{}
+		s.path, s.waiting, s.next, s.sizes = path, false, time.Time{}, sizes{}
 	}
 }
 
@@ -173,7 +188,7 @@ func (p *Prober) Seed(published []plan.Probe) {
 		if s == nil || s.uid != r.ToUID || s.known || r.From != p.view.Self.Name {
 			continue
 		}
-		s.known, s.reachable, s.reason = true, r.Reachable, r.Reason
+		s.known, s.reachable, s.fault, s.said, s.sizes.found = true, r.Reachable, r.Fault, r.Reason, r.PathMTU
 	}
 }
 
@@ -186,7 +201,7 @@ func (p *Prober) Results() []plan.Probe {
 	for k, s := range p.states {
 		if s.known {
 			results = append(results, plan.Probe{From: p.view.Self.Name, To: k.node, ToUID: s.uid,
-				Family: k.family, Transport: k.transport, Reachable: s.reachable, Reason: s.reason})
+				Family: k.family, Transport: k.transport, Reachable: s.reachable, Fault: s.fault, Reason: s.said, PathMTU: s.sizes.found})
 		}
 	}
 	slices.SortFunc(results, func(a, b plan.Probe) int {
@@ -195,7 +210,20 @@ func (p *Prober) Results() []plan.Probe {
 	return results
 }
 
-// Changed receives after a result flipped; several flips may be one value.
+// Faults returns what is wrong with this node's own probing -> a sentence.
+func (p *Prober) Faults() map[plan.Fault]string {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if !p.alarm {
+		return nil
+	}
+	return map[plan.Fault]string{plan.ProberFault: fmt.Sprintf(
+		"all that node %s probes stopped to answer at the same moment (%d paths): it is cut off itself, or its prober is broken; what was known before stays",
+		p.view.Self.Name, len(p.states))}
+}
+
+// Changed receives after a result flipped, or what is wrong got another name;
+// several changes may be one value.
 func (p *Prober) Changed() <-chan struct{} { return p.changed }
 
 // Run probes and answers until ctx is done.
@@ -223,7 +251,7 @@ func (p *Prober) Run(ctx context.Context) {
 // again at the next tick: probes then go unanswered, which is the truth.
 func (p *Prober) listen() {
 	p.mu.Lock()
-	want := slices.Clone(p.view.Self.Sources)
+	want := slices.Concat(p.view.Self.Sources, p.view.Self.Outer)
 	p.mu.Unlock()
 	if slices.Equal(want, p.listening) && !p.mute {
 		return
@@ -238,16 +266,18 @@ func (p *Prober) listen() {
 	p.listening, p.mute = want, false
 }
 
-// tick counts answers that did not come, sends what is due, and returns how
-// long nothing else is.
+// tick counts answers that did not come, sends what is due, draws the
+// conclusions, and returns how long nothing else is due.
 func (p *Prober) tick(now time.Time) time.Duration {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	next := now.Add(longestPause)
 	for k, s := range p.states {
 		if s.waiting && !now.Before(s.deadline) {
-			p.missed(k, s, silence(s.path))
+			p.missed(k, s, "", now)
 		}
+	}
+	for k, s := range p.states {
 		if !s.waiting && !now.Before(s.next) {
 			p.send(k, s, now)
 		}
@@ -255,18 +285,26 @@ func (p *Prober) tick(now time.Time) time.Duration {
 		if s.waiting {
 			due = s.deadline
 		}
-		if due.Before(next) {
-			next = due
-		}
+		next = earlier(next, earlier(due, p.tickSizes(k, s, now)))
 	}
+	next = p.tickLegs(now, next)
+	p.judge()
 	return max(next.Sub(now), 10*time.Millisecond)
+}
+
+func earlier(a, b time.Time) time.Time {
+	if b.Before(a) {
+		return b
+	}
+	return a
 }
 
 // send sends one request, and plans the one after it.
 func (p *Prober) send(k key, s *state, now time.Time) {
 	// rand.Read never fails (crypto/rand, since Go 1.24).
 	_, _ = rand.Read(s.nonce[:])
-	m := message{kind: request, transport: k.transport, cluster: digest(p.view.ClusterID), target: digest(s.uid), nonce: s.nonce}
+	m := message{kind: request, transport: k.transport, cluster: digest(p.view.ClusterID), target: digest(s.uid), nonce: s.nonce,
+		everyWay: s.misses > 0}
 	pace := paceOf(k.transport)
 	interval := pace.unproven
 	if s.known && s.reachable && s.misses == 0 {
@@ -274,16 +312,16 @@ func (p *Prober) send(k key, s *state, now time.Time) {
 	}
 	s.next = now.Add(jitter(interval))
 	s.deadline = now.Add(pace.timeout)
-	s.waiting = true
-	if err := p.transmit(s.path, m); err != nil {
-		p.missed(k, s, fmt.Sprintf("sending to %s failed: %v", s.path.OuterDst, err))
+	s.waiting, s.sentAt = true, now
+	if err := p.transmit(s.path, m.marshal()); err != nil {
+		p.missed(k, s, fmt.Sprintf("sending to %s failed: %v", s.path.OuterDst, err), now)
 	}
 }
 
 // transmit sends a message and counts it.
-func (p *Prober) transmit(path Path, m message) error {
+func (p *Prober) transmit(path Path, message []byte) error {
 	p.sent[path.Transport]++
-	return p.wire.Send(path, m.marshal())
+	return p.wire.Send(path, message)
 }
 
 // Sent returns how many messages, requests and answers, were sent by a
@@ -296,39 +334,112 @@ func (p *Prober) Sent(t plan.Transport) uint64 {
 
 // missed counts a probe that was not answered. After the first, the next
 // follows soon, however long ago the path was proven.
-func (p *Prober) missed(k key, s *state, reason string) {
-	s.waiting = false
-	s.misses++
+func (p *Prober) missed(k key, s *state, reason string, now time.Time) {
+	s.waiting, s.reason = false, reason
+	if s.misses++; s.misses == 1 {
+		s.missing = s.sentAt
+		p.nudge(now)
+	}
 	pace := paceOf(k.transport)
 	if soon := s.deadline.Add(jitter(pace.unproven) - pace.timeout); soon.Before(s.next) {
 		s.next = soon
 	}
-	if s.misses < missesToFail {
+	if s.misses < missesToFail || p.cutOff(s) {
 		return
 	}
 	if k.transport == plan.Direct && (s.reachable || s.hits > 0) {
 		s.hits = hitsToReturn
 	}
 	flipped := !s.known || s.reachable
-	s.known, s.reachable, s.reason = true, false, reason
+	s.known, s.reachable = true, false
 	if flipped {
-		p.log.Warn("node does not answer by this transport", "node", k.node, "family", k.family, "transport", k.transport, "reason", reason)
+		p.log.Warn("node does not answer by this transport", "node", k.node, "family", k.family, "transport", k.transport, "reason", cmp.Or(reason, silence(s.path)))
 		notify(p.changed)
 	}
 }
 
-// silence says what was seen, and where to look.
-func silence(p Path) string {
-	carrier := fmt.Sprintf("UDP %d", p.Port)
-	switch p.Transport {
-	case plan.Direct:
-		return fmt.Sprintf("%d bare probes from %s to %s were not answered: does the fabric have a route for %s to %s, and do security group and firewall let pods' addresses in?",
-			missesToFail, p.InnerSrc, p.InnerDst, p.InnerDst, p.OuterDst)
-	case plan.IPIP:
-		carrier = "protocol 4"
+// nudge tries everything at once, so that what works says so before a failure is
+// believed. The caller holds the lock.
+func (p *Prober) nudge(now time.Time) {
+	if now.Sub(p.nudged) < paceOf(plan.IPIP).proven {
+		return
 	}
-	return fmt.Sprintf("%d probes from %s to %s inside %s were not answered: does the fabric (security group, firewall) pass it?",
-		missesToFail, p.OuterSrc, p.OuterDst, carrier)
+	p.nudged = now
+	for _, s := range p.states {
+		if s.misses == 0 && now.Before(s.next) {
+			s.next = now
+		}
+	}
+}
+
+// cutOff reports whether a path that worked may fail for a reason of this node's
+// own: nobody has answered since, although several nodes did before.
+func (p *Prober) cutOff(s *state) bool {
+	if !s.known || !s.reachable || p.heard.After(s.missing) {
+		return false
+	}
+	nodes := map[string]bool{}
+	for k, other := range p.states {
+		if other.known && other.reachable {
+			nodes[k.node] = true
+		}
+	}
+	return len(nodes) > 1
+}
+
+// judge draws the conclusions from what is known. The caller holds the lock.
+func (p *Prober) judge() {
+	alarm := len(p.states) > 0
+	for k, s := range p.states {
+		alarm = alarm && s.misses >= missesToFail && p.cutOff(s)
+		if !s.known {
+			continue
+		}
+		fault, said := p.observe(k, s).diagnose()
+		if s.reason != "" && !s.reachable {
+			said = s.reason
+		}
+		if fault == s.fault && said == s.said {
+			continue
+		}
+		if fault != "" && fault != s.fault {
+			p.log.Warn("a path is not as it should be", "node", k.node, "family", k.family, "transport", k.transport, "fault", fault, "seen", said)
+		}
+		s.fault, s.said = fault, said
+		notify(p.changed)
+	}
+	if alarm != p.alarm {
+		p.alarm = alarm
+		notify(p.changed)
+	}
+}
+
+// observe gathers what is known of a path.
+func (p *Prober) observe(k key, s *state) observation {
+	o := observation{to: k.node, path: s.path, known: s.known, reachable: s.reachable, came: s.came, others: p.others(k), pathMTU: s.sizes.found}
+	l := p.legs[place{k.node, k.family}]
+	if l == nil {
+		node, _ := p.view.node(k.node)
+		_, canGoBare := p.view.path(node, k.family, plan.Direct)
+		o.settled = !canGoBare // what cannot be tried needs no waiting for
+		return o
+	}
+	o.legs, o.settled, o.stray = l.findings, l.settled(), l.stray
+	if k.transport == plan.Direct && s.hops != 0 && l.hops > s.hops {
+		o.detour = int(l.hops - s.hops)
+	}
+	return o
+}
+
+// others returns the transports that a node is reached by beside k's.
+func (p *Prober) others(k key) []plan.Transport {
+	var out []plan.Transport
+	for other, s := range p.states {
+		if other.node == k.node && other.family == k.family && other.transport != k.transport && s.known && s.reachable && s.misses == 0 {
+			out = append(out, other.transport)
+		}
+	}
+	return out
 }
 
 // receive answers a request, or takes an answer.
@@ -339,23 +450,50 @@ func (p *Prober) receive(d Datagram) {
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	from, known := p.view.nodeBySource(d.From)
-	if !known || m.cluster != digest(p.view.ClusterID) {
+	if m.cluster != digest(p.view.ClusterID) {
 		return
 	}
-	if m.kind == request {
-		p.answer(from, d.From, m)
+	if d.Stray {
+		p.strayed(d.From, m)
 		return
 	}
-	k := key{from.Name, plan.FamilyOf(d.From), m.transport}
-	if s := p.states[k]; s != nil && s.waiting && m.nonce == s.nonce && m.target == digest(s.uid) {
-		p.hit(k, s)
+	from, known := p.view.nodeByAddress(d.From)
+	switch {
+	case !known:
+	case m.kind == request:
+		p.answer(from, d, m)
+	default:
+		p.take(from, d.From, m)
 	}
 }
 
+// take takes an answer.
+func (p *Prober) take(from Node, source netip.Addr, m message) {
+	k := key{from.Name, plan.FamilyOf(source), m.transport}
+	switch m.leg {
+	case legPath:
+	case legSize:
+		p.hitSize(k, m)
+		return
+	default:
+		p.hitLeg(place{k.node, k.family}, m)
+		return
+	}
+	s := p.states[k]
+	if s == nil || !s.waiting || m.nonce != s.nonce || m.target != digest(s.uid) {
+		return
+	}
+	if k.transport != plan.Direct && m.via != k.transport {
+		s.came = true // one way works; the answer by the other may still come
+		return
+	}
+	p.hit(k, s, m.hops)
+}
+
 // hit notes an answer.
-func (p *Prober) hit(k key, s *state) {
-	s.waiting = false
+func (p *Prober) hit(k key, s *state, hops byte) {
+	s.waiting, s.came, s.hops = false, false, hops
+	p.heard = time.Now()
 	if s.hits = max(s.hits-1, 0); s.hits > 0 {
 		return
 	}
@@ -369,26 +507,39 @@ func (p *Prober) hit(k key, s *state) {
 }
 
 // answer sends a request back by the transport that it came by (by all, if it
-// came bare), to the address that the cluster knows for that node: a forged
-// request reaches nobody else.
-func (p *Prober) answer(to Node, source netip.Addr, m message) {
+// came bare or asks for that), to the address that the cluster knows for that
+// node: a forged request reaches nobody else.
+func (p *Prober) answer(to Node, d Datagram, m message) {
 	if m.target != digest(p.view.Self.UID) {
 		return
 	}
 	ways := []plan.Transport{m.transport}
-	if m.transport == plan.Direct {
+	switch {
+	case m.everyWay, m.transport == plan.Direct && m.leg != legPath && m.leg != legSize:
+		ways = []plan.Transport{plan.Direct, plan.IPIP, plan.VXLAN, plain}
+	case m.transport == plan.Direct:
 		ways = []plan.Transport{plan.Direct, plan.IPIP, plan.VXLAN}
 	}
-	m.kind = answer
-	for _, transport := range ways {
-		path, ok := p.view.path(to, plan.FamilyOf(source), transport)
+	m.kind, m.hops = answer, d.Hops
+	for _, way := range ways {
+		path, ok := p.wayBack(to, plan.FamilyOf(d.From), way)
 		if !ok {
 			continue
 		}
-		if err := p.transmit(path, m); err != nil {
-			p.log.Debug("cannot answer a probe", "node", to.Name, "transport", transport, "err", err)
+		m.via = way
+		if err := p.transmit(path, m.marshal()); err != nil {
+			p.log.Debug("cannot answer a probe", "node", to.Name, "transport", way, "err", err)
 		}
 	}
+}
+
+// wayBack returns the path of an answer.
+func (p *Prober) wayBack(to Node, family plan.Family, way plan.Transport) (Path, bool) {
+	if way != plain {
+		return p.view.path(to, family, way)
+	}
+	path, ok := p.view.path(to, family, plan.Direct)
+	return path.along(legUnderlay), ok
 }
 
 // jitter spreads an interval by a fifth, so that nodes do not probe in step.

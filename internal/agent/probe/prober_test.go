@@ -110,9 +110,11 @@ func TestHysteresis(t *testing.T) {
 		}
 		p.fabric.Block(plan.IPIP, false)
 		start = time.Now()
-		<-p.a.Changed()
-		if took := time.Since(start); took > 2*time.Second || p.reachable(plan.IPIP) != "yes" {
-			t.Errorf("one answer is enough to come back; it took %v", took)
+		for p.reachable(plan.IPIP) != "yes" {
+			<-p.a.Changed() // or what is wrong got its name
+			if took := time.Since(start); took > 2*time.Second {
+				t.Fatalf("one answer is enough to come back; it took %v", took)
+			}
 		}
 	})
 }

@@ -1,7 +1,9 @@
 package probe
 
 import (
+	"bytes"
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -24,9 +26,10 @@ type Sockets struct {
 	bare     Bare
 
 	mu        sync.Mutex
-	listeners map[netip.Addr]net.PacketConn // own pod-network address -> socket
+	listeners map[netip.Addr]*net.UDPConn   // own pod-network address -> socket
 	senders   map[netip.Addr]net.PacketConn // own fabric address -> socket for VXLAN
 	wrapped   map[plan.Family]int           // family -> socket for what is to leave bare
+	headed    map[plan.Family]int           // family -> socket for what has a header already, and is to leave bare
 	closed    bool
 }
 
@@ -42,8 +45,8 @@ func NewSockets(bare Bare, log *slog.Logger) (*Sockets, error) {
 	if err != nil {
 		return nil, fmt.Errorf("opening a raw socket for probes by protocol 4 (it needs root, or the capability NET_RAW): %w", err)
 	}
-	return &Sockets{log: log, raw: raw, bare: bare, received: make(chan Datagram, 64), wrapped: map[plan.Family]int{},
-		listeners: map[netip.Addr]net.PacketConn{}, senders: map[netip.Addr]net.PacketConn{}}, nil
+	return &Sockets{log: log, raw: raw, bare: bare, received: make(chan Datagram, 64), wrapped: map[plan.Family]int{}, headed: map[plan.Family]int{},
+		listeners: map[netip.Addr]*net.UDPConn{}, senders: map[netip.Addr]net.PacketConn{}}, nil
 }
 
 // Received implements Wire.
@@ -79,16 +82,11 @@ func (s *Sockets) Listen(addresses []netip.Addr) error {
 }
 
 // listenOn binds the probe port on an address that the kernel may not have yet.
-func listenOn(a netip.Addr) (net.PacketConn, error) {
+// What arrives tells its hop limit, and routers' words are kept.
+func listenOn(a netip.Addr) (*net.UDPConn, error) {
 	config := net.ListenConfig{Control: func(_, _ string, c syscall.RawConn) error {
 		var err error
-		if e := c.Control(func(fd uintptr) {
-			if a.Is4() {
-				err = unix.SetsockoptInt(int(fd), unix.IPPROTO_IP, unix.IP_FREEBIND, 1)
-			} else {
-				err = unix.SetsockoptInt(int(fd), unix.IPPROTO_IPV6, unix.IPV6_FREEBIND, 1)
-			}
-		}); e != nil {
+		if e := c.Control(func(fd uintptr) { err = setListener(int(fd), a.Is4()) }); e != nil {
 			return e
 		}
 		return err
@@ -97,32 +95,109 @@ func listenOn(a netip.Addr) (net.PacketConn, error) {
 	if err != nil {
 		return nil, fmt.Errorf("listening for probes on %s, UDP port %d (is another program bound to it?): %w", a, Port, err)
 	}
-	return conn, nil
+	return conn.(*net.UDPConn), nil
+}
+
+func setListener(fd int, four bool) error {
+	if four {
+		return errors.Join(unix.SetsockoptInt(fd, unix.IPPROTO_IP, unix.IP_FREEBIND, 1),
+			unix.SetsockoptInt(fd, unix.IPPROTO_IP, unix.IP_RECVTTL, 1), unix.SetsockoptInt(fd, unix.IPPROTO_IP, unix.IP_RECVERR, 1))
+	}
+	return errors.Join(unix.SetsockoptInt(fd, unix.IPPROTO_IPV6, unix.IPV6_FREEBIND, 1),
+		unix.SetsockoptInt(fd, unix.IPPROTO_IPV6, unix.IPV6_RECVHOPLIMIT, 1), unix.SetsockoptInt(fd, unix.IPPROTO_IPV6, unix.IPV6_RECVERR, 1))
 }
 
 // read passes on what arrives until the socket is closed. What nobody takes in
 // time is dropped: a probe that waits in a queue is late anyway.
-func (s *Sockets) read(conn net.PacketConn) {
-	buf := make([]byte, 2048)
+func (s *Sockets) read(conn *net.UDPConn) {
+	buf, control := make([]byte, 65536), make([]byte, 256)
 	for {
-		n, from, err := conn.ReadFrom(buf)
+		n, c, _, from, err := conn.ReadMsgUDPAddrPort(buf, control)
 		if errors.Is(err, net.ErrClosed) {
 			return
 		}
-		if err != nil {
-			s.log.Debug("receiving a probe", "err", err)
+		if err != nil { // what a router said makes a reading fail once
+			s.readErrors(conn, buf, control)
 			continue
 		}
-		udp, ok := from.(*net.UDPAddr)
-		if !ok || udp.Port != Port {
+		if from.Port() != Port {
 			continue
 		}
-		d := Datagram{From: udp.AddrPort().Addr().Unmap(), Message: append([]byte(nil), buf[:n]...)}
-		select {
-		case s.received <- d:
-		default:
+		s.pass(Datagram{From: from.Addr().Unmap(), Message: bytes.Clone(buf[:n]), Hops: hopsOf(control[:c])})
+	}
+}
+
+func (s *Sockets) pass(d Datagram) {
+	select {
+	case s.received <- d:
+	default:
+	}
+}
+
+// hopsOf reads a packet's hop limit from its control messages; 0 if it is not
+// there.
+func hopsOf(control []byte) byte {
+	messages, err := unix.ParseSocketControlMessage(control)
+	if err != nil {
+		return 0
+	}
+	for _, m := range messages {
+		ttl := m.Header.Level == unix.IPPROTO_IP && m.Header.Type == unix.IP_TTL
+		limit := m.Header.Level == unix.IPPROTO_IPV6 && m.Header.Type == unix.IPV6_HOPLIMIT
+		if (ttl || limit) && len(m.Data) >= 4 {
+			return byte(binary.NativeEndian.Uint32(m.Data))
 		}
 	}
+	return 0
+}
+
+// readErrors takes what routers said of packets from the socket's address.
+func (s *Sockets) readErrors(conn *net.UDPConn, buf, control []byte) {
+	raw, err := conn.SyscallConn()
+	if err != nil {
+		return
+	}
+	const most = 64 // at a time
+	for range most {
+		var n, c int
+		e := raw.Control(func(fd uintptr) {
+			n, c, _, _, err = unix.Recvmsg(int(fd), buf, control, unix.MSG_ERRQUEUE|unix.MSG_DONTWAIT)
+		})
+		if e != nil || err != nil {
+			return
+		}
+		if router, ok := routerOf(control[:c]); ok {
+			s.pass(Datagram{From: router, Message: bytes.Clone(buf[:n]), Stray: true})
+		}
+	}
+}
+
+// ICMP types and codes that say: a packet was here, and went no further (RFC
+// 792; RFC 4443, section 3.3).
+const (
+	icmpTimeExceeded   = 11
+	icmpv6TimeExceeded = 3
+)
+
+// routerOf reads who says that a packet's hop limit was used up (struct
+// sock_extended_err of the kernel, and the address behind it).
+func routerOf(control []byte) (netip.Addr, bool) {
+	messages, err := unix.ParseSocketControlMessage(control)
+	if err != nil {
+		return netip.Addr{}, false
+	}
+	for _, m := range messages {
+		const extended = 16
+		four := m.Header.Level == unix.IPPROTO_IP && m.Header.Type == unix.IP_RECVERR
+		six := m.Header.Level == unix.IPPROTO_IPV6 && m.Header.Type == unix.IPV6_RECVERR
+		switch {
+		case four && len(m.Data) >= extended+8 && m.Data[4] == unix.SO_EE_ORIGIN_ICMP && m.Data[5] == icmpTimeExceeded:
+			return netip.AddrFrom4([4]byte(m.Data[extended+4 : extended+8])), true
+		case six && len(m.Data) >= extended+24 && m.Data[4] == unix.SO_EE_ORIGIN_ICMP6 && m.Data[5] == icmpv6TimeExceeded:
+			return netip.AddrFrom16([16]byte(m.Data[extended+8 : extended+24])), true
+		}
+	}
+	return netip.Addr{}, false
 }
 
 // Send implements Wire.
@@ -130,6 +205,9 @@ func (s *Sockets) Send(p Path, message []byte) error {
 	packet := p.Packet(message)
 	switch p.Transport {
 	case plan.Direct:
+		if len(message) > messageSize { // as large as the uplink takes: nothing fits around it
+			return s.sendAsIs(p.OuterDst, packet)
+		}
 		return s.sendBare(p.OuterDst, packet)
 	case plan.IPIP:
 		return s.sendRaw(p.OuterDst, packet)
@@ -160,6 +238,31 @@ func (s *Sockets) sendRaw(dst netip.Addr, packet []byte) error {
 	return nil
 }
 
+// sendAsIs sends a packet with its own header by the next hop of another address,
+// past the tunnel, as the mark tells the dataplane.
+func (s *Sockets) sendAsIs(via netip.Addr, packet []byte) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed {
+		return net.ErrClosed
+	}
+	fd, err := s.marked(&s.headed, plan.FamilyOf(via), unix.IPPROTO_RAW)
+	if err != nil {
+		return err
+	}
+	if err := unix.Sendto(fd, packet, unix.MSG_DONTWAIT, sockaddr(via)); err != nil {
+		return fmt.Errorf("%d bytes bare by way of %s: %w", len(packet), via, err)
+	}
+	return nil
+}
+
+func sockaddr(a netip.Addr) unix.Sockaddr {
+	if a.Is4() {
+		return &unix.SockaddrInet4{Addr: a.As4()}
+	}
+	return &unix.SockaddrInet6{Addr: a.As16()}
+}
+
 // sendBare sends a packet that travels as it is, by the next hop of via.
 func (s *Sockets) sendBare(via netip.Addr, packet []byte) error {
 	s.mu.Lock()
@@ -167,31 +270,27 @@ func (s *Sockets) sendBare(via netip.Addr, packet []byte) error {
 	if s.closed {
 		return net.ErrClosed
 	}
-	fd, err := s.wrapper(plan.FamilyOf(via))
+	fd, err := s.marked(&s.wrapped, plan.FamilyOf(via), s.bare.Protocol)
 	if err != nil {
 		return err
 	}
-	var to unix.Sockaddr = &unix.SockaddrInet6{Addr: via.As16()}
-	if via.Is4() {
-		to = &unix.SockaddrInet4{Addr: via.As4()}
-	}
-	if err := unix.Sendto(fd, packet, unix.MSG_DONTWAIT, to); err != nil {
+	if err := unix.Sendto(fd, packet, unix.MSG_DONTWAIT, sockaddr(via)); err != nil {
 		return fmt.Errorf("bare by way of %s: %w", via, err)
 	}
 	return nil
 }
 
-// wrapper returns the socket that puts a header in front of what is to leave
-// bare. The caller holds the lock.
-func (s *Sockets) wrapper(f plan.Family) (int, error) {
-	if fd, known := s.wrapped[f]; known {
+// marked returns the socket for what is to leave bare, in one of the maps family
+// -> socket. The caller holds the lock.
+func (s *Sockets) marked(sockets *map[plan.Family]int, f plan.Family, protocol int) (int, error) {
+	if fd, known := (*sockets)[f]; known {
 		return fd, nil
 	}
 	domain := unix.AF_INET
 	if f == plan.IPv6 {
 		domain = unix.AF_INET6
 	}
-	fd, err := unix.Socket(domain, unix.SOCK_RAW|unix.SOCK_CLOEXEC, s.bare.Protocol)
+	fd, err := unix.Socket(domain, unix.SOCK_RAW|unix.SOCK_CLOEXEC, protocol)
 	if err != nil {
 		return -1, fmt.Errorf("opening a raw socket for bare %s probes (it needs root, or the capability NET_RAW): %w", f, err)
 	}
@@ -201,7 +300,7 @@ func (s *Sockets) wrapper(f plan.Family) (int, error) {
 	if err != nil {
 		return -1, errors.Join(fmt.Errorf("marking bare probes (it needs the capability NET_ADMIN): %w", err), unix.Close(fd))
 	}
-	s.wrapped[f] = fd
+	(*sockets)[f] = fd
 	return fd, nil
 }
 
@@ -216,12 +315,27 @@ func (s *Sockets) sender(src netip.Addr) (net.PacketConn, error) {
 	if conn := s.senders[src]; conn != nil {
 		return conn, nil
 	}
-	conn, err := net.ListenPacket("udp", netip.AddrPortFrom(src, 0).String())
+	// Never fragmented, whatever a router once said: sizes are to be found out.
+	config := net.ListenConfig{Control: func(_, _ string, c syscall.RawConn) error {
+		var err error
+		if e := c.Control(func(fd uintptr) { err = setUnfragmented(int(fd), src.Is4()) }); e != nil {
+			return e
+		}
+		return err
+	}}
+	conn, err := config.ListenPacket(context.Background(), "udp", netip.AddrPortFrom(src, 0).String())
 	if err != nil {
 		return nil, fmt.Errorf("opening a socket on the node's address %s: %w", src, err)
 	}
 	s.senders[src] = conn
 	return conn, nil
+}
+
+func setUnfragmented(fd int, four bool) error {
+	if four {
+		return unix.SetsockoptInt(fd, unix.IPPROTO_IP, unix.IP_MTU_DISCOVER, unix.IP_PMTUDISC_PROBE)
+	}
+	return unix.SetsockoptInt(fd, unix.IPPROTO_IPV6, unix.IPV6_MTU_DISCOVER, unix.IPV6_PMTUDISC_PROBE)
 }
 
 func (s *Sockets) forget(src netip.Addr) {
@@ -242,8 +356,10 @@ func (s *Sockets) Close() error {
 	}
 	s.closed = true
 	errs := []error{unix.Close(s.raw)}
-	for _, fd := range s.wrapped {
-		errs = append(errs, unix.Close(fd))
+	for _, sockets := range []map[plan.Family]int{s.wrapped, s.headed} {
+		for _, fd := range sockets {
+			errs = append(errs, unix.Close(fd))
+		}
 	}
 	for _, conn := range s.listeners {
 		errs = append(errs, conn.Close())

@@ -1,6 +1,7 @@
 package probe
 
 import (
+	"cmp"
 	"net/netip"
 	"slices"
 
@@ -27,6 +28,10 @@ type View struct {
 	Transports []plan.Transport
 	VXLANPort  uint16
 	VXLANVNI   uint32
+	MTU        plan.MTUPolicy
+	// UplinkMTUs maps a node's address in the fabric -> bytes that the uplink to
+	// it takes. Sizes are looked at only where it says something.
+	UplinkMTUs map[netip.Addr]int
 }
 
 // Path is one way to one node: where a message is sent, and in what.
@@ -37,13 +42,17 @@ type Path struct {
 	SrcMAC, DstMAC     plan.MAC // for vxlan
 	Port               uint16   // for vxlan: the outer destination port
 	VNI                uint32   // for vxlan
+	Hops               byte     // hop limit of the inner packet; 0 for the usual one
+	// Full is the largest inner packet in bytes that routes by this path take;
+	// 0 if it is not known.
+	Full int
 }
 
 // Packet returns the bytes that carry the message by the path: for direct and
 // ipip a whole IP packet, for vxlan the payload of a UDP datagram to OuterDst and
 // Port.
 func (p Path) Packet(message []byte) []byte {
-	inner := udpPacket(netip.AddrPortFrom(p.InnerSrc, Port), netip.AddrPortFrom(p.InnerDst, Port), message)
+	inner := udpPacket(netip.AddrPortFrom(p.InnerSrc, Port), netip.AddrPortFrom(p.InnerDst, Port), cmp.Or(p.Hops, fullHops), message)
 	switch p.Transport {
 	case plan.Direct:
 		return inner
@@ -52,6 +61,27 @@ func (p Path) Packet(message []byte) []byte {
 	default:
 		return vxlanFrame(p.VNI, p.SrcMAC, p.DstMAC, inner)
 	}
+}
+
+// headers returns the bytes of the inner packet that are not the message.
+func (p Path) headers() int {
+	if p.InnerDst.Is4() {
+		return ipv4Header + udpHeader
+	}
+	return ipv6Header + udpHeader
+}
+
+// along returns the path of a leg beside p, a path by direct.
+func (p Path) along(l leg) Path {
+	switch l {
+	case legUnderlay:
+		p.InnerSrc, p.InnerDst = p.OuterSrc, p.OuterDst
+	case legSource:
+		p.InnerDst = p.OuterDst
+	case legDestination:
+		p.InnerSrc = p.OuterSrc
+	}
+	return p
 }
 
 // key names what is proven: a family of a node by a transport.
@@ -114,6 +144,9 @@ func (v View) path(to Node, family plan.Family, transport plan.Transport) (Path,
 		SrcMAC: v.Self.VTEP, DstMAC: to.VTEP, Port: v.VXLANPort, VNI: v.VXLANVNI,
 	}
 	p.OuterSrc, p.OuterDst = v.underlay(to, family, transport)
+	if mtu := v.UplinkMTUs[p.OuterDst]; mtu > 0 {
+		p.Full = plan.RouteMTU(v.MTU, transport, plan.FamilyOf(p.OuterDst), mtu)
+	}
 	ok := p.InnerSrc.IsValid() && p.InnerDst.IsValid() && p.OuterSrc.IsValid() && p.OuterDst.IsValid()
 	return p, ok
 }
@@ -143,9 +176,10 @@ func (v View) outer(to Node, family plan.Family) (src, dst netip.Addr) {
 	return src, dst
 }
 
-// nodeBySource finds the node whose pod-network address a is.
-func (v View) nodeBySource(a netip.Addr) (Node, bool) {
-	i := slices.IndexFunc(v.Nodes, func(n Node) bool { return slices.Contains(n.Sources, a) })
+// nodeByAddress finds the node that an address is of, in the pod network or in
+// the fabric.
+func (v View) nodeByAddress(a netip.Addr) (Node, bool) {
+	i := slices.IndexFunc(v.Nodes, func(n Node) bool { return slices.Contains(n.Sources, a) || slices.Contains(n.Outer, a) })
 	if i < 0 {
 		return Node{}, false
 	}

@@ -1,0 +1,242 @@
+package probe
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"ropeway.dev/ropeway/internal/plan"
+)
+
+// fault returns what a says is wrong with the path to b by the transport.
+func (p *pair) fault(transport plan.Transport) plan.Fault {
+	for _, r := range p.a.Results() {
+		if r.Transport == transport {
+			return r.Fault
+		}
+	}
+	return ""
+}
+
+// named waits until the fault has its name.
+func (p *pair) named(t *testing.T, transport plan.Transport, want plan.Fault) {
+	t.Helper()
+	start := time.Now()
+	for p.fault(transport) != want {
+		if time.Since(start) > 20*time.Second {
+			t.Fatalf("the fault of %s is %q, want %q: %+v", transport, p.fault(transport), want, p.a.Results())
+		}
+		time.Sleep(20 * time.Millisecond)
+		synctest.Wait()
+	}
+}
+
+// TestFaultsGetTheirNames: each fault of a fabric gets its name within 5 s of
+// the path's failure, and loses it when the fabric is sound again.
+func TestFaultsGetTheirNames(t *testing.T) {
+	pods := func(a netip.Addr) bool { return netip.MustParsePrefix("10.244.0.0/16").Contains(a) }
+	bare := func(drop func(p Path) bool) func(*pair) {
+		return func(p *pair) {
+			p.fabric.Drop(func(path Path, _ []byte) bool { return path.Transport == plan.Direct && drop(path) })
+		}
+	}
+	tests := []struct {
+		name      string
+		inject    func(*pair)
+		transport plan.Transport
+		want      plan.Fault
+	}{
+		{"protocol 4", func(p *pair) { p.fabric.Block(plan.IPIP, true) }, plan.IPIP, plan.Protocol4Blocked},
+		{"vxlan", func(p *pair) { p.fabric.Block(plan.VXLAN, true) }, plan.VXLAN, plan.VXLANBlocked},
+		{"vxlan, answers only", func(p *pair) { p.fabric.BlockTo(p.nodeA.Sources[0], plan.VXLAN) }, plan.VXLAN, plan.VXLANBlocked},
+		{"route missing", bare(func(path Path) bool { return path.InnerDst == netip.MustParseAddr("10.244.1.1") }), plan.Direct, plan.RouteMissing},
+		{"pod CIDR not allowed", bare(func(path Path) bool { return pods(path.InnerSrc) }), plan.Direct, plan.PodCIDRNotAllowed},
+		{"both", bare(func(path Path) bool { return pods(path.InnerSrc) || pods(path.InnerDst) }), plan.Direct, plan.DirectBlocked},
+		{"wrong next hop", func(p *pair) {
+			p.fabric.Stray(func(path Path) netip.Addr {
+				if pods(path.InnerDst) {
+					return netip.MustParseAddr("10.244.2.1")
+				}
+				return netip.Addr{}
+			})
+			bare(func(path Path) bool { return pods(path.InnerDst) })(p)
+		}, plan.Direct, plan.WrongNextHop},
+		{"silent", func(p *pair) { p.fabric.Drop(func(Path, []byte) bool { return true }) }, plan.IPIP, plan.NodeSilent},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				p := newDirectPair(t, false)
+				defer p.cancel()
+				third := testNode("c", "192.168.2.10", "10.244.2.1")
+				p.viewA.Transports = []plan.Transport{plan.Direct, plan.IPIP, plan.VXLAN}
+				p.viewA.Nodes, p.viewB.Transports = append(p.viewA.Nodes, third), p.viewA.Transports
+				p.a.Set(p.viewA)
+				p.b.Set(p.viewB)
+				p.named(t, tt.transport, "")
+				time.Sleep(3 * time.Second)
+				tt.inject(p)
+				start := time.Now()
+				for p.reachable(tt.transport) != "no" {
+					time.Sleep(20 * time.Millisecond)
+				}
+				failed := time.Now()
+				p.named(t, tt.transport, tt.want)
+				if took := time.Since(failed); took > 5*time.Second {
+					t.Errorf("it took %v until it had its name, after %v until it was seen", took, failed.Sub(start))
+				}
+				p.fabric.Block(tt.transport, false)
+				p.fabric.BlockTo(p.nodeA.Sources[0], "")
+				p.fabric.Drop(nil)
+				p.fabric.Stray(nil)
+				p.named(t, tt.transport, "")
+			})
+		})
+	}
+}
+
+// TestSizeOfThePath: packets that the fabric does not carry are found out, and
+// how large those are that it does; and that it carries all again.
+func TestSizeOfThePath(t *testing.T) {
+	for _, transport := range []plan.Transport{plan.Direct, plan.IPIP, plan.VXLAN} {
+		for _, limit := range []int{1400, 1499, 80} {
+			t.Run(fmt.Sprint(transport, limit), func(t *testing.T) {
+				synctest.Test(t, func(t *testing.T) {
+					p := newDirectPair(t, false)
+					defer p.cancel()
+					p.viewA.MTU = plan.MTUPolicy{Mode: plan.MTUPerRoute}
+					p.viewA.Transports = []plan.Transport{transport}
+					p.viewA.UplinkMTUs = map[netip.Addr]int{p.nodeB.Outer[0]: 1500}
+					p.a.Set(p.viewA)
+					p.within(t, "", time.Second)
+					time.Sleep(30 * time.Second)
+					synctest.Wait()
+					if r := p.a.Results(); len(r) != 1 || !r[0].Reachable || r[0].PathMTU != 0 || r[0].Fault != "" {
+						t.Fatalf("a sound path: %+v", r)
+					}
+					over := plan.Overhead(transport, plan.IPv4)
+					wire := max(limit, 76+over)
+					p.fabric.Drop(func(path Path, message []byte) bool { return path.headers()+len(message)+over > wire })
+					p.named(t, transport, plan.MTUBlackHole)
+					if r := p.a.Results()[0]; r.PathMTU != wire-over || !r.Reachable {
+						t.Errorf("found %+v, want %d bytes", r, wire-over)
+					}
+					time.Sleep(5 * time.Minute)
+					p.named(t, transport, plan.MTUBlackHole)
+					p.fabric.Drop(nil)
+					time.Sleep(40 * time.Second)
+					synctest.Wait()
+					if r := p.a.Results()[0]; r.PathMTU != 0 || r.Fault != "" {
+						t.Errorf("the path is sound again: %+v", r)
+					}
+				})
+			})
+		}
+	}
+}
+
+// TestLossIsNoSize: a path that loses half of everything has no size.
+func TestLossIsNoSize(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := newDirectPair(t, false)
+		defer p.cancel()
+		p.viewA.MTU, p.viewA.UplinkMTUs = plan.MTUPolicy{Mode: plan.MTUPerRoute}, map[netip.Addr]int{p.nodeB.Outer[0]: 1500}
+		p.a.Set(p.viewA)
+		time.Sleep(5 * time.Second)
+		p.fabric.Drop(func(path Path, message []byte) bool { return len(message) > messageSize })
+		for range 400 { // everything is lost for a moment, again and again
+			time.Sleep(time.Second)
+			p.fabric.Drop(func(Path, []byte) bool { return true })
+			time.Sleep(800 * time.Millisecond)
+			p.fabric.Drop(nil)
+		}
+		synctest.Wait()
+		for _, r := range p.a.Results() {
+			if r.PathMTU != 0 {
+				t.Errorf("%+v", r)
+			}
+		}
+	})
+}
+
+// TestEverythingFailsAtOnce: where all that a node probes stops to answer at the
+// same moment, its results stay, and it raises an alarm; as soon as anybody
+// answers, what fails is believed.
+func TestEverythingFailsAtOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := newDirectPair(t, false)
+		defer p.cancel()
+		third := testNode("c", "192.168.2.10", "10.244.2.1")
+		c := New(p.fabric.Wire(), slog.New(slog.DiscardHandler))
+		viewC := p.viewB
+		viewC.Self, viewC.Nodes = third, []Node{p.nodeA, p.nodeB}
+		c.Set(viewC)
+		ctx, cancel := context.WithCancel(t.Context())
+		defer cancel()
+		go c.Run(ctx)
+		p.viewA.Nodes, p.viewA.Targets = []Node{p.nodeB, third}, []string{"b", "c"}
+		p.a.Set(p.viewA)
+		time.Sleep(20 * time.Second)
+		synctest.Wait()
+		unreachable := func() (out []string) {
+			for _, r := range p.a.Results() {
+				if !r.Reachable {
+					out = append(out, r.To+"/"+string(r.Transport))
+				}
+			}
+			return out
+		}
+		if got := unreachable(); got != nil || len(p.a.Results()) != 4 {
+			t.Fatalf("before anything is wrong: %v", got)
+		}
+		p.fabric.Drop(func(Path, []byte) bool { return true })
+		time.Sleep(time.Minute)
+		synctest.Wait()
+		if got := unreachable(); got != nil || p.a.Faults()[plan.ProberFault] == "" {
+			t.Errorf("all fails: %v changed, and the alarm says %q", got, p.a.Faults())
+		}
+		p.fabric.Drop(func(path Path, _ []byte) bool { return path.OuterDst == p.nodeB.Outer[0] })
+		time.Sleep(10 * time.Second)
+		synctest.Wait()
+		if got := unreachable(); fmt.Sprint(got) != "[b/direct b/ipip]" || len(p.a.Faults()) != 0 {
+			t.Errorf("one node fails: %v, alarm %v", got, p.a.Faults())
+		}
+	})
+}
+
+// TestPacketsAreFew counts what one path costs, sound and broken.
+func TestPacketsAreFew(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := newDirectPair(t, false)
+		defer p.cancel()
+		p.viewA.MTU, p.viewA.UplinkMTUs = plan.MTUPolicy{Mode: plan.MTUPerRoute}, map[netip.Addr]int{p.nodeB.Outer[0]: 1500}
+		p.a.Set(p.viewA)
+		sent := 0
+		count := func(lose func(Path) bool) int {
+			p.fabric.Drop(func(path Path, _ []byte) bool {
+				if path.OuterDst == p.nodeB.Outer[0] {
+					sent++
+				}
+				return lose(path)
+			})
+			time.Sleep(10 * time.Second)
+			synctest.Wait()
+			before := sent
+			time.Sleep(100 * time.Second)
+			synctest.Wait()
+			return sent - before
+		}
+		// Direct each second, ipip each 5 s, a large packet by each in 10 s.
+		if n := count(func(Path) bool { return false }); n < 110 || n > 170 {
+			t.Errorf("%d packets in 100 s by two sound paths, want about 140", n)
+		}
+		// Direct each 0.4 s, and four legs in 10 s.
+		if n := count(func(path Path) bool { return path.Transport == plan.Direct && path.InnerDst != path.OuterDst }); n < 200 || n > 350 {
+			t.Errorf("%d packets in 100 s where direct fails, want about 320", n)
+		}
+	})
+}
