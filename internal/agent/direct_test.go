@@ -108,7 +108,7 @@ func TestDirectOnRealKernels(t *testing.T) {
 		}
 		return ""
 	})
-	t.Logf("healed in %v", time.Since(lost)) // the design's 3 s are for make bench
+	t.Logf("healed in %v", time.Since(lost)) // not asserted: a loaded machine would make the test flaky
 }
 
 // encapsulated returns how many packets the node has sent by ipip.

@@ -54,7 +54,7 @@ func Resolve(o Options, survey *Survey) (Settings, []string, error) {
 	}
 	s := Settings{
 		Namespace: Namespace, Image: image, Version: labelVersion(o.Version),
-		Conflist: orElse(o.Conflist, DefaultConflist()), TakeOver: o.TakeOver,
+		Conflist: orElse(o.Conflist, hostinstall.DefaultTemplate), TakeOver: o.TakeOver,
 		CNIBinDir: orElse(o.CNIBinDir, "/opt/cni/bin"), CNIConfDir: orElse(o.CNIConfDir, "/etc/cni/net.d"),
 		LogLevel: orElse(o.LogLevel, "info"), ControllerReplicas: 2,
 		AgentPort: AgentPort, ControllerPort: ControllerPort,
@@ -232,31 +232,4 @@ func firstFew(list []string) []string {
 		return list
 	}
 	return append(slices.Clone(list[:few]), fmt.Sprintf("and %d more", len(list)-few))
-}
-
-// DefaultConflist is the template of Ropeway's own CNI configuration. Runtimes
-// that know version 1.1.0 (GC, STATUS) take it from cniVersions; older ones do
-// not read that key.
-func DefaultConflist() string {
-	return `{
-  "name": "k8s-pod-network",
-  "cniVersion": "1.0.0",
-  "cniVersions": ["0.4.0", "1.0.0", "1.1.0"],
-  "plugins": [
-    {
-      "type": "ropeway",
-      "mtu": __CNI_MTU__,
-      "ipam": {"type": "ropeway-ipam"}
-    },
-    {
-      "type": "portmap",
-      "snat": true,
-      "capabilities": {"portMappings": true}
-    },
-    {
-      "type": "bandwidth",
-      "capabilities": {"bandwidth": true}
-    }
-  ]
-}`
 }

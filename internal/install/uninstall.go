@@ -18,6 +18,7 @@ import (
 
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
+	"ropeway.dev/ropeway/internal/agent/hostinstall"
 	"ropeway.dev/ropeway/internal/kube"
 )
 
@@ -40,7 +41,7 @@ type Removal struct {
 func PlanRemoval(ctx context.Context, c *Cluster, image string) (*Removal, error) {
 	r := &Removal{Settings: Settings{
 		Namespace: Namespace, Image: image, CNIBinDir: "/opt/cni/bin", CNIConfDir: "/etc/cni/net.d",
-		Conflist: DefaultConflist(), LogLevel: "info", ControllerReplicas: 1, AgentPort: AgentPort, ControllerPort: ControllerPort,
+		Conflist: hostinstall.DefaultTemplate, LogLevel: "info", ControllerReplicas: 1, AgentPort: AgentPort, ControllerPort: ControllerPort,
 	}}
 	m, err := Render(r.Settings)
 	if err != nil {

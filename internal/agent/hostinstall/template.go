@@ -14,10 +14,13 @@ import (
 	"github.com/containernetworking/cni/pkg/version"
 )
 
-// DefaultTemplate is the conflist where nobody gave one.
+// DefaultTemplate is the conflist where nobody gave one. Runtimes that know
+// version 1.1.0 (GC, STATUS) take it from cniVersions; older ones do not read
+// that key.
 const DefaultTemplate = `{
   "name": "k8s-pod-network",
   "cniVersion": "1.0.0",
+  "cniVersions": ["0.4.0", "1.0.0", "1.1.0"],
   "plugins": [
     {
       "type": "ropeway",
@@ -34,8 +37,7 @@ const DefaultTemplate = `{
       "capabilities": {"bandwidth": true}
     }
   ]
-}
-`
+}`
 
 // Values are what placeholders of a template stand for. Ropeway's plugin asks
 // the agent for everything, so most are only there for templates that were

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -64,6 +65,13 @@ func TestRenderDefault(t *testing.T) {
 	}
 	if !strings.Contains(string(conf), `"mtu": 1400`) {
 		t.Errorf("the MTU is not in\n%s", conf)
+	}
+	// Without these, runtimes never ask for GC and STATUS (CNI specification 1.1.0).
+	var list struct {
+		CNIVersions []string `json:"cniVersions"`
+	}
+	if err := json.Unmarshal(conf, &list); err != nil || !slices.Contains(list.CNIVersions, "1.1.0") {
+		t.Errorf("cniVersions %q (%v), want 1.1.0 among them", list.CNIVersions, err)
 	}
 }
 
