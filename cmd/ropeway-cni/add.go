@@ -53,11 +53,12 @@ func (p *plugin) add(args *skel.CmdArgs) (err error) {
 	}
 	// Before anything is taken: the runtime repeats no ADD without a DEL, but
 	// if it did, undoing the second would give away the first one's address.
-	if err := podlink.Precheck(j.att, args.Netns); err != nil {
+	sandbox, err := podlink.Open(j.att, args.Netns)
+	if err != nil {
 		return err
 	}
-	ctx, cancel := context.WithTimeout(p.ctx, addTimeout)
-	defer cancel()
+	defer sandbox.Close()
+	ctx := p.patience(addTimeout)
 	var undo undoing
 	defer func() {
 		if err != nil {
@@ -69,7 +70,7 @@ func (p *plugin) add(args *skel.CmdArgs) (err error) {
 		return err
 	}
 	cfg := j.link(got)
-	made, err := podlink.Add(cfg)
+	made, err := sandbox.Add(cfg)
 	if errors.Is(err, podlink.ErrExists) {
 		undo = nil // another ADD of the same attachment came first: it is that one's
 	}
@@ -77,7 +78,7 @@ func (p *plugin) add(args *skel.CmdArgs) (err error) {
 		return err
 	}
 	undo.push(func() error { return podlink.Del(j.att, args.Netns) })
-	if err := ctx.Err(); err != nil {
+	if err := ctx.interrupted(); err != nil {
 		return fmt.Errorf("the ADD of container %s was interrupted: %w", args.ContainerID, err)
 	}
 	return j.print(j.wired(prev, cfg, made, got.dns))
@@ -115,7 +116,7 @@ func (j *job) allocate(ctx context.Context, undo *undoing) (granted, error) {
 	if err != nil {
 		return got, err
 	}
-	undo.push(j.release)
+	undo.push(j.giveBack)
 	got.addresses, got.mtu = resp.Addresses, resp.MTU
 	if j.conf.MTU > 0 {
 		got.mtu = j.conf.MTU
@@ -139,10 +140,10 @@ func (j *job) register(ctx context.Context, delegated []netip.Addr) (cniwire.Res
 		resp.Addresses = delegated
 	}
 	if len(resp.Addresses) == 0 {
-		return resp, errors.Join(errors.New("the agent gave no address, which is a fault of it: see its log"), j.release())
+		return resp, errors.Join(errors.New("the agent gave no address, which is a fault of it: see its log"), j.giveBack())
 	}
 	if err := fits(families, resp.Addresses); err != nil {
-		return resp, errors.Join(err, j.release())
+		return resp, errors.Join(err, j.giveBack())
 	}
 	return resp, nil
 }

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"net"
 	"os"
 	"testing"
 	"time"
@@ -83,8 +84,13 @@ func TestDelUnwiresBeforeItReleases(t *testing.T) {
 		}
 		released = true
 		_ = n.ns.Do(func() error {
-			if _, err := netlink.LinkByName(name); err == nil {
-				t.Error("the address is released while the link is there")
+			link, err := netlink.LinkByName(name)
+			if err == nil && link.Attrs().Flags&net.FlagUp != 0 {
+				t.Error("the address is released while the link is up")
+			}
+			routes, err := netlink.RouteListFiltered(netlink.FAMILY_ALL, &netlink.Route{Protocol: podlink.RouteProtocol}, netlink.RT_FILTER_PROTOCOL)
+			if err != nil || len(routes) > 0 {
+				t.Errorf("the address is released while the node routes to it: %v, %v", routes, err)
 			}
 			return nil
 		})
@@ -95,6 +101,47 @@ func TestDelUnwiresBeforeItReleases(t *testing.T) {
 	n.agent.Close()
 	if !released {
 		t.Error("the agent heard nothing")
+	}
+}
+
+// An agent that reaps gets the link: DEL has taken it out of use and does not
+// wait for its end; the namespace can be used again at once.
+func TestDelLeavesTheLinkToTheAgent(t *testing.T) {
+	n := newNode(t)
+	n.agent.Close()
+	reap := make(chan struct{})
+	n.reap = func() {
+		<-reap
+		if err := n.ns.Do(podlink.Reap); err != nil {
+			t.Error(err)
+		}
+	}
+	n.startAgent(nil, "10.88.0.0/24")
+	before := n.state()
+	list, p := conflist(t, "1.1.0"), n.pod("c1")
+	link := podlink.HostLinkName("rwt-net", "c1", "eth0")
+	n.mustAdd(list, p)
+	n.mustDel(list, p)
+	left, err := netlink.LinkByName(link)
+	if err != nil || left.Attrs().Flags&net.FlagUp != 0 {
+		t.Errorf("the link should be there, and down: %v, %v", left, err)
+	}
+	if _, held := n.agent.Held()[cniwire.Attachment{Network: "rwt-net", ContainerID: "c1", IfName: "eth0"}]; held {
+		t.Error("the address is held")
+	}
+	p.rt.ContainerID = "c2"
+	n.mustAdd(list, p) // the former link goes now
+	if _, err := netlink.LinkByName(link); err == nil {
+		t.Error("the former link is still there")
+	}
+	if err := n.cni.CheckNetworkList(t.Context(), list, p.rt); err != nil {
+		t.Error(err)
+	}
+	n.mustDel(list, p)
+	close(reap)
+	n.agent.Close() // waits for the reaping
+	if after := n.state(); after != before {
+		t.Errorf("left:\n%s\nbefore:\n%s", after, before)
 	}
 }
 

@@ -67,6 +67,7 @@ type node struct {
 	bin   string
 	agent *cniwire.FakeAgent
 	cni   *libcni.CNIConfig
+	reap  func() // the agent's; nil: one that does not
 }
 
 func newNode(t *testing.T, ranges ...string) *node {
@@ -108,7 +109,7 @@ func privateMounts(t *testing.T) {
 
 func (n *node) startAgent(observe func(cniwire.Request), ranges ...string) {
 	n.t.Helper()
-	cfg := cniwire.FakeConfig{MTU: 1480, Observe: observe}
+	cfg := cniwire.FakeConfig{MTU: 1480, Observe: observe, Reap: n.reap}
 	for _, r := range ranges {
 		p := netip.MustParsePrefix(r)
 		cfg.Ranges, cfg.NodeCIDRs = append(cfg.Ranges, p), append(cfg.NodeCIDRs, p)

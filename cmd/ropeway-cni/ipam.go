@@ -35,15 +35,14 @@ func (p *plugin) ipamAdd(args *skel.CmdArgs) error {
 	if err != nil {
 		return err
 	}
-	ctx, cancel := context.WithTimeout(p.ctx, addTimeout)
-	defer cancel()
+	ctx := p.patience(addTimeout)
 	resp, err := j.register(ctx, nil)
 	if err != nil {
 		return err
 	}
 	result, err := j.lease(ctx, resp)
 	if err != nil {
-		return errors.Join(err, j.release())
+		return errors.Join(err, j.giveBack())
 	}
 	return j.print(result)
 }
@@ -102,7 +101,7 @@ func (j *job) fromNodeCIDRs(ctx context.Context, addrs []netip.Addr) (subnets []
 func (p *plugin) ipamDel(args *skel.CmdArgs) error {
 	j := p.delJob(args)
 	j.conf.IPAM.Type = p.name
-	return j.release()
+	return j.giveBack()
 }
 
 func (p *plugin) ipamCheck(args *skel.CmdArgs) error {
@@ -110,8 +109,7 @@ func (p *plugin) ipamCheck(args *skel.CmdArgs) error {
 	if err != nil {
 		return err
 	}
-	ctx, cancel := context.WithTimeout(p.ctx, checkTimeout)
-	defer cancel()
+	ctx := p.patience(checkTimeout)
 	_, err = j.ask(ctx, cniwire.Check, nil)
 	return err
 }
@@ -121,8 +119,7 @@ func (p *plugin) ipamStatus(args *skel.CmdArgs) error {
 	if err != nil {
 		return err
 	}
-	ctx, cancel := context.WithTimeout(p.ctx, statusWait)
-	defer cancel()
+	ctx := p.patience(statusWait)
 	_, err = j.ask(ctx, cniwire.Status, nil)
 	return unready(err)
 }

@@ -211,7 +211,7 @@ func TestRefused(t *testing.T) {
 // An agent of the former release does not say the subnet of an address.
 func TestLeaseOfAnOlderAgent(t *testing.T) {
 	n := newNode(t, "10.88.0.0/24")
-	j := &job{plugin: &plugin{ctx: t.Context()}, args: n.skelArgs("c1"), conf: &netConf{Socket: n.agent.Socket}}
+	j := &job{plugin: &plugin{signals: t.Context}, args: n.skelArgs("c1"), conf: &netConf{Socket: n.agent.Socket}}
 	got, err := j.lease(t.Context(), cniwire.Response{Addresses: []netip.Addr{netip.MustParseAddr("10.88.0.9")}})
 	if err != nil || got.IPs[0].Address.String() != "10.88.0.9/24" || got.IPs[0].Gateway.String() != "10.88.0.1" {
 		t.Errorf("%+v, %v", got, err)

@@ -9,6 +9,7 @@ import (
 	"github.com/containernetworking/cni/pkg/skel"
 
 	"ropeway.dev/ropeway/internal/cniwire"
+	"ropeway.dev/ropeway/internal/dataplane/podlink"
 )
 
 // Bounds of one execution. The runtimes give up after minutes.
@@ -77,19 +78,26 @@ func (j *job) ask(ctx context.Context, verb cniwire.Verb, fill func(*cniwire.Req
 // release tells the agent that the attachment is gone. Where there is no agent,
 // or it cannot take it, a tombstone is left, which the agent applies before it
 // next allocates: only a node that cannot even hold a small file in /run makes
-// this fail.
-func (j *job) release() error {
+// this fail. retired says that a link was retired; where no agent takes that
+// upon itself, it is removed here.
+func (j *job) release(retired bool) error {
 	// Not the job's context: what follows a SIGTERM must be undone as well.
-	ctx, cancel := context.WithTimeout(context.Background(), delWait)
-	defer cancel()
-	_, asked := j.ask(ctx, cniwire.Del, nil)
+	ctx := newPatience(delWait, context.Background)
+	resp, asked := j.ask(ctx, cniwire.Del, func(r *cniwire.Request) { r.Retired = retired })
+	var reaped error
+	if retired && !resp.Reaps {
+		reaped = podlink.Reap()
+	}
 	if asked == nil {
-		return nil
+		return reaped
 	}
 	stone := cniwire.Tombstone{Attachment: j.att, Pod: j.pod, IPAM: j.conf.IPAM.Type}
 	if err := cniwire.WriteTombstone(j.conf.tombstones(), stone); err != nil {
-		return errors.Join(asked, err)
+		return errors.Join(asked, err, reaped)
 	}
 	j.warn("a tombstone stands for the release of container %s: %v", j.att.ContainerID, asked)
-	return nil
+	return reaped
 }
+
+// giveBack releases what never had a link.
+func (j *job) giveBack() error { return j.release(false) }

@@ -24,6 +24,7 @@ import (
 	"os/signal"
 	"path/filepath"
 	"slices"
+	"sync"
 	"syscall"
 
 	"github.com/containernetworking/cni/pkg/skel"
@@ -34,27 +35,32 @@ import (
 var version = "v0.0.0-dev"
 
 func main() {
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	defer stop()
 	p := &plugin{
-		ctx: ctx, name: filepath.Base(os.Args[0]), environ: os.Environ(), stdout: os.Stdout, stderr: os.Stderr,
+		signals: sync.OnceValue(catchSignals), name: filepath.Base(os.Args[0]), environ: os.Environ(), stdout: os.Stdout, stderr: os.Stderr,
 	}
 	about := fmt.Sprintf("ropeway CNI plugin %s, started as %q", version, p.name)
-	// PluginMainFuncs would exit the process before the deferred call.
 	if err := skel.PluginMainFuncsWithError(p.verbs(), cniversion.All, about); err != nil {
 		if printErr := err.Print(); printErr != nil {
 			fmt.Fprintf(os.Stderr, "ropeway: %v; and printing this error failed: %v\n", err, printErr)
 		}
-		stop()
-		os.Exit(1) //nolint:gocritic // stop has been called
+		os.Exit(1)
 	}
+}
+
+// catchSignals returns a context that ends with SIGTERM, for an ADD to undo
+// itself. To catch signals takes two threads: it is done for a plugin that has
+// to wait, not for one that is done in a few milliseconds. A runtime that kills
+// that one calls DEL, as after kill -9.
+func catchSignals() context.Context {
+	ctx, _ := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	return ctx
 }
 
 // plugin is one execution: the environment that main read.
 type plugin struct {
-	ctx     context.Context // ends with SIGTERM, for an ADD to undo itself
-	name    string          // the one that it was started by
-	environ []string        // for delegated plugins
+	signals func() context.Context // from the first call on, until SIGTERM
+	name    string                 // the one that it was started by
+	environ []string               // for delegated plugins
 	stdout  io.Writer
 	stderr  io.Writer
 }

@@ -21,14 +21,15 @@ import (
 // needed.
 func (p *plugin) del(args *skel.CmdArgs) error {
 	j := p.delJob(args)
-	if err := podlink.Del(j.att, args.Netns); err != nil {
+	retired, err := podlink.Retire(j.att, args.Netns)
+	if err != nil {
 		return err
 	}
 	var delegated error
 	if !served(j.conf.IPAM.Type) && j.conf.IPAM.Type != "spiderpool" {
 		delegated = j.delegateDel(context.Background())
 	}
-	return errors.Join(delegated, j.release())
+	return errors.Join(delegated, j.release(retired))
 }
 
 // check is CHECK of a main plugin (section 2): the interface, its addresses,
@@ -52,8 +53,7 @@ func (p *plugin) check(args *skel.CmdArgs) error {
 	if err := podlink.Check(cfg); err != nil {
 		return fmt.Errorf("container %s is not wired as it was added: %w", args.ContainerID, err)
 	}
-	ctx, cancel := context.WithTimeout(p.ctx, checkTimeout)
-	defer cancel()
+	ctx := p.patience(checkTimeout)
 	if !served(j.conf.IPAM.Type) {
 		conf, err := j.delegateConf(ctx)
 		if err != nil {
@@ -109,8 +109,7 @@ func (p *plugin) status(args *skel.CmdArgs) error {
 	if err != nil {
 		return err
 	}
-	ctx, cancel := context.WithTimeout(p.ctx, statusWait)
-	defer cancel()
+	ctx := p.patience(statusWait)
 	if _, err := j.ask(ctx, cniwire.Status, nil); err != nil {
 		return unready(err)
 	}
@@ -141,7 +140,7 @@ func (p *plugin) gc(args *skel.CmdArgs) error {
 	_, linkErr := podlink.DelStale(j.conf.Name, valid)
 	var delegated error
 	if !served(j.conf.IPAM.Type) {
-		if _, delegated = j.runDelegate(p.ctx, "GC", dummyCIDRs(j.conf.raw)); unsupported(delegated) {
+		if _, delegated = j.runDelegate(p.signals(), "GC", dummyCIDRs(j.conf.raw)); unsupported(delegated) {
 			delegated = nil
 		}
 	}
@@ -150,8 +149,7 @@ func (p *plugin) gc(args *skel.CmdArgs) error {
 
 // collect has the agent free what valid does not hold.
 func (j *job) collect(valid []cniwire.Attachment) error {
-	ctx, cancel := context.WithTimeout(j.ctx, checkTimeout)
-	defer cancel()
+	ctx := j.patience(checkTimeout)
 	_, err := j.ask(ctx, cniwire.GC, func(r *cniwire.Request) { r.Valid = valid })
 	return err
 }

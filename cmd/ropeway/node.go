@@ -165,5 +165,5 @@ func removePodLinks() error {
 		}
 		errs = append(errs, err)
 	}
-	return errors.Join(errs...)
+	return errors.Join(append(errs, podlink.Reap())...)
 }

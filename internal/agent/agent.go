@@ -137,7 +137,7 @@ func (n *node) work(ctx context.Context, p parts) error {
 	group.Go(func() error { return p.client.Run(ctx) })
 	group.Go(func() error { return cniwire.Serve(ctx, socket, s.handle) })
 	group.Go(func() error { return w.serve(ctx, port) })
-	for _, loop := range []func(context.Context){n.prober.Run, n.leaser.run, n.publisher.run, n.followBook,
+	for _, loop := range []func(context.Context){n.prober.Run, n.leaser.run, n.publisher.run, n.followBook, n.reap,
 		func(ctx context.Context) { n.run(ctx, p.changes) }} {
 		group.Go(func() error { loop(ctx); return nil })
 	}
@@ -158,6 +158,30 @@ func (n *node) followBook(ctx context.Context) {
 		case <-n.book.Changed():
 			n.leaser.more()
 			n.board.poke()
+		}
+	}
+}
+
+// reap removes the links of pods that ended: many by one call, and not at once,
+// since most go by themselves, with their namespaces.
+func (n *node) reap(ctx context.Context) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-n.book.Retired():
+		}
+		for pause := n.config.timing.reap; ; pause = n.config.timing.retryMin {
+			select {
+			case <-ctx.Done():
+				return // the next agent begins with it
+			case <-time.After(pause):
+			}
+			err := n.book.Reap()
+			if err == nil {
+				break
+			}
+			n.log.Warn("the links of pods that ended are still there; trying again", "err", err)
 		}
 	}
 }

@@ -54,6 +54,7 @@ type timing struct {
 	addWait  time.Duration // how long an ADD waits for what it needs
 	resync   time.Duration // between looks at everything, if nothing happens
 	settle   time.Duration // between a change and the look that it causes
+	reap     time.Duration // between the end of a pod and the removal of its link
 	retryMin time.Duration // after a failure; doubled up to retryMax
 	retryMax time.Duration
 	call     time.Duration // bound of one call of the API server
@@ -75,6 +76,7 @@ func (c *Config) Defaults() {
 	setDefault(&c.timing.addWait, 8*time.Second)
 	setDefault(&c.timing.resync, 30*time.Second)
 	setDefault(&c.timing.settle, 50*time.Millisecond)
+	setDefault(&c.timing.reap, 250*time.Millisecond)
 	setDefault(&c.timing.retryMin, 500*time.Millisecond)
 	setDefault(&c.timing.retryMax, 30*time.Second)
 	setDefault(&c.timing.call, 10*time.Second)

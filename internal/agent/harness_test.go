@@ -272,6 +272,8 @@ type fakeKernel struct {
 	mu      sync.Mutex
 	links   []dataplane.PodLink
 	foreign []addresses.ForeignPod
+	reapErr error
+	reaped  int // how often links were reaped
 }
 
 func (k *fakeKernel) PodLinks() ([]dataplane.PodLink, error) {
@@ -284,6 +286,13 @@ func (k *fakeKernel) ForeignPods() ([]addresses.ForeignPod, error) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	return slices.Clone(k.foreign), nil
+}
+
+func (k *fakeKernel) ReapLinks() error {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.reaped++
+	return k.reapErr
 }
 
 // machine is a node that outlives its agents: directories, kernel, wire.
@@ -303,7 +312,7 @@ func newMachine(t *testing.T, api *fakeAPI, fabric *probe.FakeFabric, name strin
 	m := &machine{t: t, name: name, api: api, root: t.TempDir(), dataplane: dataplane.NewFake(), kernel: &fakeKernel{}, fabric: fabric}
 	m.config = Config{NodeName: name, BinDir: m.root + "/bin", ConfDir: m.root + "/net.d", PluginSource: m.root + "/image",
 		RunDir: m.root + "/run", HostLocalDir: m.root + "/cni/networks", ListenAddress: "127.0.0.1:0", Version: "test", Log: testLog(t),
-		timing: timing{addWait: 5 * time.Second, resync: 200 * time.Millisecond, settle: time.Millisecond,
+		timing: timing{addWait: 5 * time.Second, resync: 200 * time.Millisecond, settle: time.Millisecond, reap: time.Millisecond,
 			retryMin: 5 * time.Millisecond, retryMax: 50 * time.Millisecond, call: 500 * time.Millisecond}}
 	for _, plugin := range []string{"ropeway-cni", "host-local", "portmap", "bandwidth"} {
 		m.write("image/"+plugin, plugin)

@@ -70,6 +70,7 @@ func (w wireInNetns) Send(p probe.Path, message []byte) error {
 
 type kernelInNetns struct{ ns *netnstest.NS }
 
+func (k kernelInNetns) ReapLinks() error { return k.ns.Do(nodekernel.Kernel{}.ReapLinks) }
 func (k kernelInNetns) PodLinks() (l []dataplane.PodLink, err error) {
 	return l, k.ns.Do(func() (e error) { l, e = nodekernel.Kernel{}.PodLinks(); return e })
 }

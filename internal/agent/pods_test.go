@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"errors"
 	"fmt"
 	"net/netip"
 	"os"
@@ -47,6 +48,40 @@ func TestAddIsIdempotent(t *testing.T) {
 		}
 	}
 	a.refused(cniwire.Request{Verb: cniwire.Check, Attachment: attachment("p1")}, cniwire.CodeMismatch, "no address is recorded")
+}
+
+// A retired link is the agent's to remove, and it tries until it has.
+func TestRetiredLinksAreReaped(t *testing.T) {
+	_, m := one(t)
+	a := m.start()
+	a.add("p1")
+	m.kernel.mu.Lock()
+	m.kernel.reapErr = errors.New("the kernel is busy")
+	before := m.kernel.reaped
+	m.kernel.mu.Unlock()
+	resp, err := a.call(cniwire.Request{Verb: cniwire.Del, Attachment: attachment("p1"), Retired: true})
+	if err != nil || !resp.Reaps {
+		t.Fatalf("%+v, %v", resp, err)
+	}
+	reaped := func(times int) {
+		eventually(t, func() string {
+			m.kernel.mu.Lock()
+			defer m.kernel.mu.Unlock()
+			if m.kernel.reaped < before+times {
+				return fmt.Sprintf("links were reaped %d times", m.kernel.reaped-before)
+			}
+			return ""
+		})
+	}
+	reaped(2)
+	m.kernel.mu.Lock()
+	m.kernel.reapErr = nil
+	before = m.kernel.reaped
+	m.kernel.mu.Unlock()
+	reaped(1)
+	if resp, err := a.call(cniwire.Request{Verb: cniwire.Del, Attachment: attachment("p1")}); err != nil || resp.Reaps {
+		t.Errorf("a DEL that left no link: %+v, %v", resp, err)
+	}
 }
 
 func TestAddAnswer(t *testing.T) {

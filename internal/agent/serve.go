@@ -59,6 +59,9 @@ func (s *server) answer(ctx context.Context, req cniwire.Request) (cniwire.Respo
 	case cniwire.Node:
 		return s.waiting(ctx, req, s.node)
 	case cniwire.Del:
+		if req.Retired {
+			return cniwire.Response{Reaps: true}, s.book.Retire(keyOf(req.Attachment))
+		}
 		return cniwire.Response{}, s.book.Release(keyOf(req.Attachment))
 	case cniwire.Check:
 		return s.check(req)

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"syscall"
 	"time"
 )
@@ -44,13 +43,15 @@ func (e *UnavailableError) Unwrap() error { return e.Err }
 // ends, whichever is first: every verb may be repeated. The error is then an
 // *UnavailableError. An answer that is an error is returned as *Error,
 // together with the response.
+//
+// Of ctx, only the deadline is looked at as long as nobody has to wait: what
+// ctx stands for need not begin to watch before.
 func Call(ctx context.Context, socket string, req Request) (Response, error) {
 	start := time.Now()
 	req.Version = Version
-	dialing, cancel := context.WithTimeout(ctx, DialTimeout)
-	defer cancel()
+	until := earlier(start.Add(DialTimeout), ctx)
 	for pause := firstPause; ; pause = min(2*pause, lastPause) {
-		resp, err := exchange(ctx, dialing, socket, req)
+		resp, err := exchange(ctx, socket, req)
 		if err == nil {
 			return resp, resp.failure()
 		}
@@ -58,11 +59,21 @@ func Call(ctx context.Context, socket string, req Request) (Response, error) {
 			return Response{}, unanswered(err, socket, start)
 		}
 		select {
-		case <-dialing.Done():
+		case <-ctx.Done():
 			return Response{}, &UnavailableError{Socket: socket, Waited: time.Since(start), Err: err}
-		case <-time.After(pause):
+		case <-time.After(min(pause, time.Until(until))):
+		}
+		if !time.Now().Before(until) {
+			return Response{}, &UnavailableError{Socket: socket, Waited: time.Since(start), Err: err}
 		}
 	}
+}
+
+func earlier(t time.Time, ctx context.Context) time.Time {
+	if d, ok := ctx.Deadline(); ok && d.Before(t) {
+		return d
+	}
+	return t
 }
 
 // failure is what the response says went wrong, or nil.
@@ -79,28 +90,18 @@ func (r Response) failure() error {
 	return nil
 }
 
-// exchange dials (bounded by dialing), and speaks once (bounded by ctx and
-// AnswerTimeout).
-func exchange(ctx, dialing context.Context, socket string, req Request) (Response, error) {
-	conn, err := new(net.Dialer).DialContext(dialing, "unix", socket)
+// exchange speaks once, bounded by ctx and AnswerTimeout.
+func exchange(ctx context.Context, socket string, req Request) (Response, error) {
+	c, err := dial(ctx, socket)
 	if err != nil {
 		return Response{}, err
 	}
-	defer conn.Close()
-	deadline := time.Now().Add(AnswerTimeout)
-	if d, ok := ctx.Deadline(); ok && d.Before(deadline) {
-		deadline = d
-	}
-	if err := conn.SetDeadline(deadline); err != nil {
-		return Response{}, fmt.Errorf("setting a deadline on the agent's socket: %w", err)
-	}
-	stop := context.AfterFunc(ctx, func() { conn.SetDeadline(time.Unix(1, 0)) }) // ends a read that waits
-	defer stop()
-	if err := writeMessage(conn, req); err != nil {
+	defer c.close()
+	if err := writeMessage(c, req); err != nil {
 		return Response{}, err
 	}
 	var resp Response
-	if err := readMessage(conn, &resp); err != nil {
+	if err := readMessage(c, &resp); err != nil {
 		return Response{}, err
 	}
 	return resp, nil
@@ -121,8 +122,7 @@ func transient(err error) bool {
 }
 
 func unanswered(err error, socket string, start time.Time) error {
-	var timeout net.Error
-	if errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) || errors.As(err, &timeout) && timeout.Timeout() {
+	if errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) {
 		return &UnavailableError{Socket: socket, Waited: time.Since(start), Err: err}
 	}
 	var spoken *Error

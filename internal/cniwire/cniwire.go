@@ -78,6 +78,9 @@ type Request struct {
 	// FamilyIPv4 and FamilyIPv6, for Add with an ipam.type of ours; empty means
 	// those of the network.
 	Families []string `json:"families,omitempty"`
+	// Retired says, for Del, that the attachment's link is out of use and is left
+	// for the agent to remove, if the agent answers that it does (Reaps).
+	Retired bool `json:"retired,omitempty"`
 	// Valid are the attachments that the runtime still knows, for GC
 	// (cni.dev/valid-attachments).
 	Valid []Attachment `json:"valid,omitempty"`
@@ -102,6 +105,9 @@ type Response struct {
 	// NodeCIDRs are the node's spec.podCIDRs, for Node: what host-local's
 	// usePodCidr and usePodCidrIPv6 stand for.
 	NodeCIDRs []netip.Prefix `json:"nodeCIDRs,omitempty"`
+	// Reaps says, for Del, that the agent removes the retired link: soon, and
+	// before it gives the addresses to anybody else.
+	Reaps bool `json:"reaps,omitempty"`
 	// AgentVersion is the agent's release.
 	AgentVersion string `json:"agentVersion,omitempty"`
 }

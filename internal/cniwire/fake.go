@@ -26,6 +26,8 @@ type FakeAgent struct {
 	requests  []Request
 	failures  map[Verb][]*Error // verb -> the next answers
 	observe   func(Request)
+	reap      func()
+	reaping   sync.WaitGroup
 	stop      context.CancelFunc
 	done      chan struct{}
 }
@@ -38,6 +40,9 @@ type FakeConfig struct {
 	// Observe, if set, is called with each request before it is answered, one
 	// at a time.
 	Observe func(Request)
+	// Reap, if set, is called after each Del of a retired link, while others
+	// may be answered; if it is not, the plugin removes the link itself.
+	Reap func()
 }
 
 // NewFakeAgent starts an agent that listens on cni.sock in dir.
@@ -49,8 +54,8 @@ func NewFakeAgent(dir string, cfg FakeConfig) (*FakeAgent, error) {
 		Socket: filepath.Join(dir, filepath.Base(SocketPath)),
 		ranges: cfg.Ranges, mtu: cfg.MTU, nodeCIDRs: cfg.NodeCIDRs,
 		held: map[Attachment][]netip.Addr{}, ipam: map[Attachment]string{}, failures: map[Verb][]*Error{},
-		observe: cfg.Observe,
-		done:    make(chan struct{}),
+		observe: cfg.Observe, reap: cfg.Reap,
+		done: make(chan struct{}),
 	}
 	ln, err := Listen(f.Socket)
 	if err != nil {
@@ -69,6 +74,7 @@ func NewFakeAgent(dir string, cfg FakeConfig) (*FakeAgent, error) {
 func (f *FakeAgent) Close() {
 	f.stop()
 	<-f.done
+	f.reaping.Wait()
 }
 
 // FailNext makes the next request with that verb fail with e.
@@ -109,6 +115,9 @@ func (f *FakeAgent) handle(_ context.Context, req Request) Response {
 		return f.add(req)
 	case Del:
 		f.forget(req.Attachment)
+		if resp.Reaps = req.Retired && f.reap != nil; resp.Reaps {
+			f.reaping.Go(f.reap)
+		}
 	case Check:
 		addrs, ok := f.held[req.Attachment]
 		if !ok {

@@ -7,6 +7,7 @@
 package addresses
 
 import (
+	"errors"
 	"log/slog"
 	"net/netip"
 	"reflect"
@@ -29,6 +30,8 @@ type Kernel interface {
 	// ForeignPods returns addresses that are routed to links that are not ours,
 	// as pods of another product are.
 	ForeignPods() ([]ForeignPod, error)
+	// ReapLinks removes the links that are out of use.
+	ReapLinks() error
 }
 
 // ForeignPod is an address that another product routed to a pod.
@@ -65,6 +68,10 @@ type Book struct {
 	suspects  map[ipam.Key]bool          // whose sandbox was not seen at the last sweep
 	hostLocal map[ipam.Key]bool          // held because of a file of host-local's
 	changed   chan struct{}
+
+	unreaped    map[netip.Addr]uint64 // address whose former link may be left -> which retirement that was
+	retirements uint64
+	retired     chan struct{}
 }
 
 // IsConflict is true for an error that says that another sandbox holds an address.
@@ -102,6 +109,9 @@ func (b *Book) Allocate(key ipam.Key, owner ipam.Owner, families []plan.Family, 
 	if err != nil {
 		return nil, err
 	}
+	if err := b.reapedFirst(addrs); err != nil {
+		return nil, errors.Join(err, b.release(key))
+	}
 	b.noteSandbox(key, netns)
 	b.touch()
 	return addrs, nil
@@ -113,6 +123,9 @@ func (b *Book) Record(key ipam.Key, owner ipam.Owner, addrs []netip.Addr, netns 
 	defer b.mu.Unlock()
 	b.applyTombstones()
 	b.dropStandIns(addrs)
+	if err := b.reapedFirst(addrs); err != nil {
+		return err
+	}
 	if err := b.allocator.Record(key, owner, addrs, b.now()); err != nil {
 		return err
 	}

@@ -25,10 +25,17 @@ type fakeKernel struct {
 	links   []dataplane.PodLink
 	foreign []ForeignPod
 	err     error
+
+	reapErr error
+	reaped  int // calls of ReapLinks
 }
 
 func (k *fakeKernel) PodLinks() ([]dataplane.PodLink, error) { return k.links, k.err }
 func (k *fakeKernel) ForeignPods() ([]ForeignPod, error)     { return k.foreign, k.err }
+func (k *fakeKernel) ReapLinks() error {
+	k.reaped++
+	return k.reapErr
+}
 
 // bench is a run directory and a kernel that books are opened on.
 type bench struct {

@@ -26,14 +26,15 @@ func Open(o Options) (*Book, error) {
 	}
 	b := &Book{options: o, log: o.Log, now: time.Now,
 		withdrawn: map[netip.Prefix]bool{}, empty: map[netip.Prefix]time.Time{},
-		suspects: map[ipam.Key]bool{}, hostLocal: map[ipam.Key]bool{}, changed: make(chan struct{}, 1)}
+		suspects: map[ipam.Key]bool{}, hostLocal: map[ipam.Key]bool{}, changed: make(chan struct{}, 1),
+		unreaped: map[netip.Addr]uint64{}, retired: make(chan struct{}, 1)}
 	if err := b.openJournal(); err != nil {
 		return nil, fmt.Errorf("opening the node's book of addresses: %w", err)
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.applyTombstones()
-	if err := errors.Join(b.recordLinks(), b.recordForeign(), b.recordHostLocal()); err != nil {
+	if err := errors.Join(b.options.Kernel.ReapLinks(), b.recordLinks(), b.recordForeign(), b.recordHostLocal()); err != nil {
 		return nil, errors.Join(fmt.Errorf("finding the addresses that are in use on the node: %w", err), b.journal.Close())
 	}
 	return b, nil

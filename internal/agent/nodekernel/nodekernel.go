@@ -1,5 +1,5 @@
 // Package nodekernel reads from the node's kernel which addresses pods have,
-// ours and other products'. It only reads.
+// ours and other products'. It changes nothing, but removes what a DEL has left.
 package nodekernel
 
 import (
@@ -33,6 +33,9 @@ func (Kernel) PodLinks() ([]dataplane.PodLink, error) {
 	}
 	return out, nil
 }
+
+// ReapLinks removes the host ends that a DEL has taken out of use.
+func (Kernel) ReapLinks() error { return podlink.Reap() }
 
 // ForeignPods returns the addresses that host routes lead to by veth links that
 // are not ours: how Calico, ptp and others wire pods. Addresses of pods behind a

@@ -3,17 +3,14 @@ package podlink
 import (
 	"errors"
 	"fmt"
-	"net"
 	"net/netip"
 	"os"
 	"strings"
-	"time"
 
-	"github.com/containernetworking/plugins/pkg/netlinksafe"
-	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
 	"ropeway.dev/ropeway/internal/cniwire"
+	"ropeway.dev/ropeway/internal/dataplane/podlink/rtnl"
 )
 
 // Add wires the pod, all or nothing: after an error, nothing of it is left.
@@ -23,7 +20,71 @@ import (
 // The host's route comes after all the others, so that the first packet finds a
 // finished pod.
 func Add(cfg Config) (Result, error) {
-	return (&wiring{Config: cfg}).add()
+	s, err := Open(cfg.Attachment, cfg.Netns)
+	if err != nil {
+		return Result{}, err
+	}
+	defer s.Close()
+	return s.Add(cfg)
+}
+
+// Sandbox is a pod that is about to be wired.
+type Sandbox struct {
+	attachment cniwire.Attachment
+	netns      *netns
+	host       *rtnl.Conn
+}
+
+// Open finds, without changing anything, what would make an Add fail before it
+// begins: ErrExists, ErrNoNetns, ErrHostNetns. The caller closes the Sandbox.
+func Open(a cniwire.Attachment, path string) (*Sandbox, error) {
+	ns, err := openNetns(path)
+	if err != nil {
+		return nil, err
+	}
+	s := &Sandbox{attachment: a, netns: ns}
+	if s.host, err = rtnl.Open(); err == nil {
+		err = s.vacant()
+	}
+	if err != nil {
+		s.Close()
+		return nil, err
+	}
+	return s, nil
+}
+
+// vacant is ErrExists if the attachment has a link already, other than one that
+// waits to be reaped.
+func (s *Sandbox) vacant() error {
+	name := hostLinkName(s.attachment)
+	link, err := s.host.Link(0, name)
+	switch {
+	case notFound(err):
+		return nil
+	case err != nil:
+		return fmt.Errorf("looking up %s: %w", name, err)
+	case retired(link):
+		return nil
+	}
+	return exists(name)
+}
+
+func exists(name string) error {
+	return fmt.Errorf("%w (%s): DEL it first (CNI specification 1.1.0, ADD)", ErrExists, name)
+}
+
+// Close lets go of the namespace and the node; the pod stays as it is.
+func (s *Sandbox) Close() {
+	s.netns.Close()
+	s.host.Close()
+}
+
+// Add is the package's Add for the attachment that was opened.
+func (s *Sandbox) Add(cfg Config) (Result, error) {
+	if cfg.Attachment != s.attachment || cfg.Netns != s.netns.path {
+		return Result{}, fmt.Errorf("%w: %+v in %s was opened, not %+v in %s", ErrInvalid, s.attachment, s.netns.path, cfg.Attachment, cfg.Netns)
+	}
+	return (&wiring{Config: cfg, netns: s.netns, host: s.host}).add()
 }
 
 // TakenError: the node has a route to one of the addresses already.
@@ -40,16 +101,18 @@ func (e *TakenError) Error() string {
 // wiring is one Add under way.
 type wiring struct {
 	Config
-	// before, if set, is called before each step; its error is the step's. For
+	netns     *netns
+	host, pod *rtnl.Conn
+	// after, if set, is called after each step; its error is the step's. For
 	// tests of what a failure leaves.
-	before func(step string) error
+	after func(step string) error
 
 	result    Result
 	alias     string
-	host, pod netlinksafe.Handle
-	netns     *os.File
-	hostIndex int
+	hostIndex int // 0 until there is a link
 	podIndex  int
+	hostUp    bool // see settle
+	podUp     bool
 }
 
 // step is one change of the kernel.
@@ -58,18 +121,15 @@ type step struct {
 	do   func() error
 }
 
-// steps are in order; the first creates the link that the others hang on.
+// steps are in order; the first creates the link that the others hang on. Each
+// is one exchange with the kernel, whatever number of changes it makes.
 func (w *wiring) steps() []step {
 	return []step{
 		{"create the veth", w.create},
+		{"prepare the namespaces", w.prepare},
 		{"mark the host end", w.mark},
-		{"prepare the pod's namespace", w.prepare},
-		{"assign the pod's addresses", w.assign},
-		{"set the pod's interface up", w.up},
-		{"write the gateway into the pod", w.gateway},
-		{"route the pod's packets", w.podRoutes},
-		{"write the pod into the node's neighbours", w.hostNeighbours},
-		{"route to the pod", w.hostRoutes},
+		{"wire the pod's end", w.podEnd},
+		{"wire the host end", w.hostEnd},
 		{"wait until the pod can be reached", w.settle},
 	}
 }
@@ -84,58 +144,28 @@ func (w *wiring) add() (Result, error) {
 	}
 	w.alias = alias
 	w.result = Result{HostName: hostLinkName(w.Attachment), HostMAC: mac(w.Attachment, "host"), PodMAC: mac(w.Attachment, "pod")}
-	if err := w.open(); err != nil {
+	if w.pod, err = w.netns.conn(); err != nil {
 		return Result{}, err
 	}
-	defer w.close()
-	for i, s := range w.steps() {
-		err := w.run(s)
-		if err == nil {
-			continue
+	defer w.pod.Close()
+	for _, s := range w.steps() {
+		err := s.do()
+		if err == nil && w.after != nil {
+			err = w.after(s.name)
 		}
-		if i > 0 {
-			err = errors.Join(err, w.undo())
+		if err != nil {
+			return Result{}, fmt.Errorf("wiring %s of container %s: %s: %w", w.Attachment.IfName, w.Attachment.ContainerID, s.name, errors.Join(err, w.undo()))
 		}
-		return Result{}, fmt.Errorf("wiring %s of container %s: %s: %w", w.Attachment.IfName, w.Attachment.ContainerID, s.name, err)
 	}
 	return w.result, nil
 }
 
-func (w *wiring) run(s step) error {
-	if w.before != nil {
-		if err := w.before(s.name); err != nil {
-			return err
-		}
-	}
-	return s.do()
-}
-
-func (w *wiring) open() error {
-	var err error
-	if w.netns, err = openNetns(w.Netns); err != nil {
-		return err
-	}
-	if w.host, err = netlinksafe.NewHandle(unix.NETLINK_ROUTE); err != nil {
-		w.close()
-		return fmt.Errorf("opening netlink on the node: %w", err)
-	}
-	if w.pod, err = handleIn(w.netns); err != nil {
-		w.close()
-		return err
-	}
-	return nil
-}
-
-func (w *wiring) close() {
-	w.pod.Close()
-	w.host.Close()
-	w.netns.Close()
-}
-
 // undo removes the link, and with it everything that hangs on it.
 func (w *wiring) undo() error {
-	err := w.host.LinkDel(&netlink.GenericLink{LinkAttrs: netlink.LinkAttrs{Index: w.hostIndex}})
-	if err != nil && !errors.Is(err, unix.ENODEV) {
+	if w.hostIndex == 0 {
+		return nil
+	}
+	if err := delLink(w.host, w.hostIndex); err != nil {
 		return fmt.Errorf("and what was made could not be removed: deleting %s: %w", w.result.HostName, err)
 	}
 	return nil
@@ -145,61 +175,82 @@ func (w *wiring) undo() error {
 // The host end is up at once; it has no carrier, hence does nothing, until the
 // pod's end is up too.
 func (w *wiring) create() error {
-	attrs := netlink.NewLinkAttrs()
-	attrs.Name, attrs.MTU, attrs.HardwareAddr, attrs.Flags = w.result.HostName, w.MTU, w.result.HostMAC, net.FlagUp
-	attrs.NumTxQueues, attrs.NumRxQueues = w.Queues, w.Queues
-	veth := &netlink.Veth{
-		LinkAttrs: attrs, PeerName: w.Attachment.IfName, PeerHardwareAddr: w.result.PodMAC,
-		PeerNamespace: netlink.NsFd(int(w.netns.Fd())), PeerTxQLen: -1, PeerMTU: uint32(w.MTU),
-		PeerNumTxQueues: uint32(w.Queues), PeerNumRxQueues: uint32(w.Queues),
-	}
-	err := w.host.LinkAdd(veth)
+	err := w.newLink()
 	if errors.Is(err, unix.EEXIST) {
-		return w.whichExists()
-	}
-	if err != nil {
-		return err
-	}
-	w.hostIndex = veth.Index // LinkAdd has looked it up
-	if w.hostIndex == 0 {
-		return fmt.Errorf("%s is gone again", w.result.HostName)
-	}
-	return nil
-}
-
-func (w *wiring) whichExists() error {
-	_, err := w.host.LinkByName(w.result.HostName)
-	if err == nil {
-		return exists(w.result.HostName)
-	}
-	return fmt.Errorf("%w: %s", ErrInterfaceExists, w.Attachment.IfName)
-}
-
-// addrGenModeNone is IN6_ADDR_GEN_MODE_NONE of linux/if_link.h.
-const addrGenModeNone = 1
-
-// mark says on the link whose it is, and keeps the kernel from giving the host
-// end an IPv6 address of its own: nobody talks to that end, and its duplicate
-// address detection and listener reports would only be noise in every pod.
-func (w *wiring) mark() error {
-	link := &netlink.GenericLink{LinkAttrs: netlink.LinkAttrs{Index: w.hostIndex}}
-	if err := w.host.LinkSetAlias(link, w.alias); err != nil {
-		return err
-	}
-	err := w.host.LinkSetIP6AddrGenMode(link, addrGenModeNone)
-	if errors.Is(err, unix.EAFNOSUPPORT) && !w.has(netip.IPv6Unspecified()) {
-		return nil // a kernel without IPv6, for a pod without IPv6
+		var reaped bool
+		if reaped, err = w.reapFormer(); reaped {
+			err = w.newLink()
+		}
 	}
 	return err
 }
 
+// vethInfoPeer is VETH_INFO_PEER of linux/veth.h.
+const vethInfoPeer = 1
+
+func (w *wiring) newLink() error {
+	var b rtnl.Batch
+	b.Begin(unix.RTM_NEWLINK, unix.NLM_F_CREATE|unix.NLM_F_EXCL, rtnl.LinkHead(0, unix.IFF_UP, unix.IFF_UP))
+	w.describe(&b, w.result.HostName, w.result.HostMAC)
+	b.Nest(unix.IFLA_LINKINFO, nil, func() {
+		b.String(unix.IFLA_INFO_KIND, "veth")
+		b.Nest(unix.IFLA_INFO_DATA, nil, func() {
+			b.Nest(vethInfoPeer, rtnl.LinkHead(0, 0, 0), func() {
+				w.describe(&b, w.Attachment.IfName, w.result.PodMAC)
+				b.Uint32(unix.IFLA_NET_NS_FD, uint32(w.netns.fd))
+			})
+		})
+	})
+	b.GetLink(0, w.result.HostName)
+	answers, err := w.host.Do(&b)
+	if answers == nil {
+		return err
+	}
+	if answers[0].Err != nil {
+		return answers[0].Err
+	}
+	if err != nil {
+		return fmt.Errorf("%s is gone again: %w", w.result.HostName, err)
+	}
+	link, err := rtnl.ParseLink(answers[1].Body)
+	w.hostIndex, w.podIndex = link.Index, link.Peer
+	return err
+}
+
+func (w *wiring) describe(b *rtnl.Batch, name string, mac []byte) {
+	b.String(unix.IFLA_IFNAME, name)
+	b.Uint32(unix.IFLA_MTU, uint32(w.MTU))
+	b.Attr(unix.IFLA_ADDRESS, mac)
+	if w.Queues > 0 {
+		b.Uint32(unix.IFLA_NUM_TX_QUEUES, uint32(w.Queues))
+		b.Uint32(unix.IFLA_NUM_RX_QUEUES, uint32(w.Queues))
+	}
+}
+
+// reapFormer removes what keeps the names taken, if that is a link that waits
+// to be reaped: the runtime uses the namespace again, at once. Otherwise the
+// error says what is there.
+func (w *wiring) reapFormer() (bool, error) {
+	if link, err := w.host.Link(0, w.result.HostName); err == nil {
+		if !retired(link) {
+			return false, exists(w.result.HostName)
+		}
+		return true, delLink(w.host, link.Index)
+	}
+	taken := fmt.Errorf("%w: %s", ErrInterfaceExists, w.Attachment.IfName)
+	mine, err := w.pod.Link(0, w.Attachment.IfName)
+	if err != nil || mine.Kind != "veth" {
+		return notFound(err), taken // gone meanwhile: try again
+	}
+	link, err := w.host.Link(mine.Peer, "")
+	if err != nil || !retired(link) || link.Peer != mine.Index {
+		return false, taken
+	}
+	return true, delLink(w.host, link.Index)
+}
+
 // prepare sets what the namespaces need to carry the pod's packets.
 func (w *wiring) prepare() error {
-	link, err := w.pod.LinkByName(w.Attachment.IfName)
-	if err != nil {
-		return fmt.Errorf("looking up %s in the pod: %w", w.Attachment.IfName, err)
-	}
-	w.podIndex = link.Attrs().Index
 	v6 := w.has(netip.IPv6Unspecified())
 	if v6 {
 		if err := enableIPv6(w.result.HostName); err != nil {
@@ -209,7 +260,7 @@ func (w *wiring) prepare() error {
 	if !v6 && w.Forwarding == nil {
 		return nil
 	}
-	return inNetns(w.netns, func() error {
+	return w.netns.do(func() error {
 		if v6 {
 			if err := enableIPv6(w.Attachment.IfName); err != nil {
 				return err
@@ -258,33 +309,56 @@ func writeSysctl(key, value string) error {
 	return nil
 }
 
-// assign gives the pod its addresses, usable at once: duplicate address
-// detection has nobody to ask on this link, and would delay IPv6 by a second.
-func (w *wiring) assign() error {
+// addrGenModeNone is IN6_ADDR_GEN_MODE_NONE of linux/if_link.h.
+const addrGenModeNone = 1
+
+// mark says on the link whose it is, and keeps the kernel from giving the host
+// end an IPv6 address of its own: nobody talks to that end, and its duplicate
+// address detection and listener reports would only be noise in every pod.
+func (w *wiring) mark() error {
+	var b errand
+	b.Begin(unix.RTM_SETLINK, 0, rtnl.LinkHead(w.hostIndex, 0, 0))
+	b.Attr(unix.IFLA_IFALIAS, []byte(w.alias))
+	b.is("alias", nil)
+	b.Begin(unix.RTM_SETLINK, 0, rtnl.LinkHead(w.hostIndex, 0, 0))
+	b.Nest(unix.IFLA_AF_SPEC, nil, func() {
+		b.Nest(unix.AF_INET6, nil, func() { b.Attr(unix.IFLA_INET6_ADDR_GEN_MODE, []byte{addrGenModeNone}) })
+	})
+	b.is("no IPv6 address of its own", func(err error) error {
+		if errors.Is(err, unix.EAFNOSUPPORT) && !w.has(netip.IPv6Unspecified()) {
+			return nil // a kernel without IPv6, for a pod without IPv6
+		}
+		return err
+	})
+	return b.run(w.host)
+}
+
+// podEnd gives the pod its addresses, sets its interface up, makes the next
+// hop known, forever, and leads out of the pod by it.
+func (w *wiring) podEnd() error {
+	var b errand
 	for _, a := range w.Addresses {
-		addr := &netlink.Addr{LinkIndex: w.podIndex, IPNet: hostPrefix(a)}
-		if a.Is6() {
-			addr.Flags = unix.IFA_F_NODAD | unix.IFA_F_NOPREFIXROUTE
-		}
-		if err := w.pod.AddrAdd(&netlink.GenericLink{LinkAttrs: netlink.LinkAttrs{Index: w.podIndex}}, addr); err != nil {
-			return fmt.Errorf("%s: %w", a, err)
-		}
+		b.AddAddress(w.podIndex, a)
+		b.is("address "+a.String(), nil)
 	}
-	return nil
-}
-
-func (w *wiring) up() error {
-	return w.pod.LinkSetUp(&netlink.GenericLink{LinkAttrs: netlink.LinkAttrs{Index: w.podIndex}})
-}
-
-// gateway makes the next hop known, forever, one per family of the addresses.
-func (w *wiring) gateway() error {
+	b.Begin(unix.RTM_SETLINK, 0, rtnl.LinkHead(w.podIndex, unix.IFF_UP, unix.IFF_UP))
+	b.is("up", nil)
 	for _, gw := range w.gateways() {
-		if err := w.pod.NeighSet(permanent(w.podIndex, gw, w.result.HostMAC)); err != nil {
-			return fmt.Errorf("%s: %w", gw, err)
-		}
+		b.SetNeighbour(w.podIndex, gw, w.result.HostMAC)
+		b.is("neighbour "+gw.String(), nil)
 	}
-	return nil
+	for _, dst := range w.Destinations() {
+		b.AddRoute(rtnl.Route{Dst: dst, Via: Gateway(dst.Addr()), Link: w.podIndex, Protocol: unix.RTPROT_BOOT})
+		b.is("route", func(err error) error {
+			if errors.Is(err, unix.EEXIST) {
+				return fmt.Errorf("the pod already has a route to %s by another interface: say in ipam.routes what this one is for: %w", dst, err)
+			}
+			return fmt.Errorf("%s: %w", dst, err)
+		})
+	}
+	var err error
+	w.podUp, err = b.runAndLook(w.pod, w.podIndex)
+	return err
 }
 
 func (c Config) gateways() []netip.Addr {
@@ -297,153 +371,87 @@ func (c Config) gateways() []netip.Addr {
 	return out
 }
 
-func permanent(link int, a netip.Addr, mac net.HardwareAddr) *netlink.Neigh {
-	family := unix.AF_INET
-	if a.Is6() {
-		family = unix.AF_INET6
-	}
-	return &netlink.Neigh{LinkIndex: link, Family: family, State: netlink.NUD_PERMANENT, IP: a.AsSlice(), HardwareAddr: mac}
-}
-
-// podRoutes leads out of the pod. Onlink, since no route to the gateway is
-// needed where its link-layer address is known.
-func (w *wiring) podRoutes() error {
-	for _, dst := range w.Destinations() {
-		err := w.pod.RouteAdd(&netlink.Route{
-			LinkIndex: w.podIndex, Dst: ipNet(dst), Gw: Gateway(dst.Addr()).AsSlice(), Flags: int(netlink.FLAG_ONLINK),
-		})
-		if errors.Is(err, unix.EEXIST) {
-			return fmt.Errorf("the pod already has a route to %s by another interface: say in ipam.routes what this one is for: %w", dst, err)
-		}
-		if err != nil {
-			return fmt.Errorf("%s: %w", dst, err)
-		}
-	}
-	return nil
-}
-
-func (w *wiring) hostNeighbours() error {
+// hostEnd tells the node who has the addresses, and routes to them.
+func (w *wiring) hostEnd() error {
+	var b errand
 	for _, a := range w.Addresses {
-		if err := w.host.NeighSet(permanent(w.hostIndex, a, w.result.PodMAC)); err != nil {
-			return fmt.Errorf("%s: %w", a, err)
-		}
-	}
-	return nil
-}
-
-func (w *wiring) hostRoutes() error {
-	for _, a := range w.Addresses {
-		err := w.host.RouteAdd(&netlink.Route{
-			LinkIndex: w.hostIndex, Dst: hostPrefix(a), Scope: netlink.SCOPE_LINK, Protocol: RouteProtocol,
-		})
-		if errors.Is(err, unix.EEXIST) {
-			return &TakenError{Address: a, Link: w.routedTo(a)}
-		}
-		if err != nil {
-			return fmt.Errorf("%s: %w", a, err)
-		}
-	}
-	return nil
-}
-
-// settleTimeout bounds settle; the kernel needs the lock that all changes of
-// links share, so that a busy node is slower than the usual millisecond.
-const settleTimeout = 5 * time.Second
-
-// settle waits until the pod answers: the kernel connects the two ends, and
-// makes an IPv6 address local even without duplicate address detection, from
-// work queues, and drops packets until then. A pod that was answered ADD must
-// be reachable.
-func (w *wiring) settle() error {
-	if err := waitUp(w.host, w.hostIndex, settleTimeout); err != nil {
-		return fmt.Errorf("the host end: %w", err)
-	}
-	if err := waitUp(w.pod, w.podIndex, settleTimeout); err != nil {
-		return fmt.Errorf("the pod's end: %w", err)
+		b.SetNeighbour(w.hostIndex, a, w.result.PodMAC)
+		b.is("neighbour "+a.String(), nil)
 	}
 	for _, a := range w.Addresses {
-		if a.Is6() {
-			if err := waitLocal(w.pod, a, settleTimeout); err != nil {
-				return err
+		b.AddRoute(rtnl.Route{Dst: alone(a), Link: w.hostIndex, Protocol: RouteProtocol})
+		b.is("route", func(err error) error {
+			if errors.Is(err, unix.EEXIST) {
+				return &TakenError{Address: a, Link: w.routedTo(a)}
 			}
-		}
+			return fmt.Errorf("%s: %w", a, err)
+		})
 	}
-	return nil
-}
-
-// waitUp waits until a link's queues are active, which the kernel does after
-// both ends are up.
-func waitUp(h netlinksafe.Handle, index int, timeout time.Duration) error {
-	const pause = 200 * time.Microsecond
-	for deadline := time.Now().Add(timeout); ; time.Sleep(pause) {
-		link, err := h.LinkByIndex(index)
-		if err != nil {
-			return fmt.Errorf("looking whether it is up: %w", err)
-		}
-		if link.Attrs().OperState == netlink.OperUp {
-			return nil
-		}
-		if time.Now().After(deadline) {
-			return fmt.Errorf("the kernel has not activated %s for %s: %w", link.Attrs().Name, timeout, os.ErrDeadlineExceeded)
-		}
-	}
-}
-
-func waitLocal(h netlinksafe.Handle, a netip.Addr, timeout time.Duration) error {
-	const pause = 500 * time.Microsecond
-	for deadline := time.Now().Add(timeout); ; time.Sleep(pause) {
-		routes, err := h.RouteGet(a.AsSlice())
-		if err == nil && len(routes) > 0 && routes[0].Type == unix.RTN_LOCAL {
-			return nil
-		}
-		if time.Now().After(deadline) {
-			return fmt.Errorf("the kernel has not taken %s into use for %s (%w)", a, timeout, errors.Join(err, os.ErrDeadlineExceeded))
-		}
-	}
+	var err error
+	w.hostUp, err = b.runAndLook(w.host, w.hostIndex)
+	return err
 }
 
 // routedTo names the link that a host route to a leads to, for a person.
 func (w *wiring) routedTo(a netip.Addr) string {
-	routes, err := w.host.RouteListFiltered(familyOf(a), &netlink.Route{Dst: hostPrefix(a)}, netlink.RT_FILTER_DST)
+	routes, err := w.host.Routes(0, func(r rtnl.Route) bool { return r.Dst == alone(a) })
 	if err != nil || len(routes) == 0 {
 		return "another link"
 	}
-	link, err := w.host.LinkByIndex(routes[0].LinkIndex)
+	link, err := w.host.Link(routes[0].Link, "")
 	if err != nil {
-		return fmt.Sprintf("link %d", routes[0].LinkIndex)
+		return fmt.Sprintf("link %d", routes[0].Link)
 	}
-	return link.Attrs().Name
+	return link.Name
 }
 
-func familyOf(a netip.Addr) int {
-	if a.Is4() {
-		return netlink.FAMILY_V4
-	}
-	return netlink.FAMILY_V6
+// errand is a batch with what each message is for.
+type errand struct {
+	rtnl.Batch
+	what    []string
+	explain []func(error) error
 }
 
-// Precheck finds, without changing anything, what would make Add fail before
-// it begins: ErrExists, ErrNoNetns, ErrHostNetns.
-func Precheck(a cniwire.Attachment, netns string) error {
-	ns, err := openNetns(netns)
-	if err != nil {
-		return err
-	}
-	defer ns.Close()
-	host, err := netlinksafe.NewHandle(unix.NETLINK_ROUTE)
-	if err != nil {
-		return fmt.Errorf("opening netlink on the node: %w", err)
-	}
-	defer host.Close()
-	name := hostLinkName(a)
-	if _, err := host.LinkByName(name); err == nil {
-		return exists(name)
-	} else if !notFound(err) {
-		return fmt.Errorf("looking up %s: %w", name, err)
-	}
-	return nil
+// is says what the message that was begun last is, for a person, and how to
+// read its failure; nil leaves it as it is.
+func (e *errand) is(what string, explain func(error) error) {
+	e.what, e.explain = append(e.what, what), append(e.explain, explain)
 }
 
-func exists(name string) error {
-	return fmt.Errorf("%w (%s): DEL it first (CNI specification 1.1.0, ADD)", ErrExists, name)
+// run returns the first failure.
+func (e *errand) run(c *rtnl.Conn) error {
+	_, err := e.answers(c)
+	return err
+}
+
+// runAndLook is run, and looks whether the link is up afterwards.
+func (e *errand) runAndLook(c *rtnl.Conn, link int) (up bool, err error) {
+	e.GetLink(link, "")
+	e.is("looking up the link", nil)
+	answers, err := e.answers(c)
+	if err != nil {
+		return false, err
+	}
+	l, err := rtnl.ParseLink(answers[len(answers)-1].Body)
+	return l.OperState == rtnl.OperUp, err
+}
+
+func (e *errand) answers(c *rtnl.Conn) ([]rtnl.Answer, error) {
+	answers, err := c.Do(&e.Batch)
+	if answers == nil {
+		return nil, err
+	}
+	for i, a := range answers {
+		if a.Err == nil {
+			continue
+		}
+		err := fmt.Errorf("%s: %w", e.what[i], a.Err)
+		if e.explain[i] != nil {
+			err = e.explain[i](a.Err)
+		}
+		if err != nil {
+			return answers, err
+		}
+	}
+	return answers, nil
 }

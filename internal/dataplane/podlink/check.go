@@ -6,11 +6,11 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
-	"os"
+	"slices"
 
-	"github.com/containernetworking/plugins/pkg/netlinksafe"
-	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"ropeway.dev/ropeway/internal/dataplane/podlink/rtnl"
 )
 
 // Check compares the kernel with what Add makes of cfg, and returns every
@@ -21,9 +21,9 @@ func Check(cfg Config) error {
 		return err
 	}
 	defer ns.Close()
-	host, err := netlinksafe.NewHandle(unix.NETLINK_ROUTE)
+	host, err := rtnl.Open()
 	if err != nil {
-		return fmt.Errorf("opening netlink on the node: %w", err)
+		return err
 	}
 	defer host.Close()
 	c := checker{Config: cfg, hostMAC: mac(cfg.Attachment, "host"), podMAC: mac(cfg.Attachment, "pod")}
@@ -50,134 +50,103 @@ func (c *checker) taken() error {
 	return err
 }
 
-func (c *checker) hostEnd(h netlinksafe.Handle) error {
+func (c *checker) hostEnd(h *rtnl.Conn) error {
 	name := hostLinkName(c.Attachment)
-	link, err := h.LinkByName(name)
+	link, err := h.Link(0, name)
 	if err != nil {
 		return fmt.Errorf("the host end %s: %w", name, err)
 	}
 	c.link(link, "the host end "+name, c.hostMAC)
-	if a, _, err := ParseAlias(link.Attrs().Alias); err != nil || a != c.Attachment {
-		c.differ("the host end %s has the alias %q, which names another attachment", name, link.Attrs().Alias)
+	if a, _, err := ParseAlias(link.Alias); err != nil || a != c.Attachment {
+		c.differ("the host end %s has the alias %q, which names another attachment", name, link.Alias)
 	}
 	c.neighbours(h, link, c.Addresses, c.podMAC)
+	var want []rtnl.Route
 	for _, a := range c.Addresses {
-		want := &netlink.Route{LinkIndex: link.Attrs().Index, Dst: hostPrefix(a), Protocol: RouteProtocol}
-		c.route(h, familyOf(a), want, netlink.RT_FILTER_DST, fmt.Sprintf("%s to %s", a, name))
+		want = append(want, rtnl.Route{Dst: alone(a), Link: link.Index, Protocol: RouteProtocol})
 	}
+	c.routes(h, RouteProtocol, want, "by "+name)
 	return c.taken()
 }
 
-func (c *checker) podEnd(ns *os.File) error {
-	h, err := handleIn(ns)
+func (c *checker) podEnd(ns *netns) error {
+	h, err := ns.conn()
 	if err != nil {
 		return err
 	}
 	defer h.Close()
 	name := c.Attachment.IfName
-	link, err := h.LinkByName(name)
+	link, err := h.Link(0, name)
 	if err != nil {
 		return fmt.Errorf("the pod's interface %s: %w", name, err)
 	}
 	c.link(link, "the pod's interface "+name, c.podMAC)
-	if err := c.addresses(ns, link); err != nil {
-		return err
-	}
+	c.addresses(h, link)
 	c.neighbours(h, link, c.gateways(), c.hostMAC)
+	var want []rtnl.Route
 	for _, dst := range c.Destinations() {
-		want := &netlink.Route{LinkIndex: link.Attrs().Index, Dst: ipNet(dst), Gw: Gateway(dst.Addr()).AsSlice()}
-		c.route(h, familyOf(dst.Addr()), want, netlink.RT_FILTER_DST, fmt.Sprintf("%s in the pod", dst))
+		want = append(want, rtnl.Route{Dst: dst, Via: Gateway(dst.Addr()), Link: link.Index})
 	}
+	c.routes(h, 0, want, "in the pod")
 	return c.taken()
 }
 
-func (c *checker) link(link netlink.Link, what string, mac net.HardwareAddr) {
-	attrs := link.Attrs()
-	if link.Type() != "veth" {
-		c.differ("%s is a %s, not a veth", what, link.Type())
+func (c *checker) link(link rtnl.Link, what string, mac net.HardwareAddr) {
+	if link.Kind != "veth" {
+		c.differ("%s is a %q, not a veth", what, link.Kind)
 	}
-	if attrs.Flags&net.FlagUp == 0 {
+	if link.Flags&unix.IFF_UP == 0 {
 		c.differ("%s is down", what)
 	}
-	if c.MTU != 0 && attrs.MTU != c.MTU {
-		c.differ("%s has an MTU of %d bytes, not %d", what, attrs.MTU, c.MTU)
+	if c.MTU != 0 && link.MTU != c.MTU {
+		c.differ("%s has an MTU of %d bytes, not %d", what, link.MTU, c.MTU)
 	}
-	if !bytes.Equal(attrs.HardwareAddr, mac) {
-		c.differ("%s has the address %s, not %s", what, attrs.HardwareAddr, mac)
+	if !bytes.Equal(link.MAC, mac) {
+		c.differ("%s has the address %s, not %s", what, link.MAC, mac)
 	}
 }
 
-func (c *checker) addresses(ns *os.File, link netlink.Link) error {
-	var have []netlink.Addr
-	err := inNetns(ns, func() error { // netlinksafe has no AddrList of a handle
-		var err error
-		have, err = netlinksafe.AddrList(link, netlink.FAMILY_ALL)
-		return err
-	})
+func (c *checker) addresses(h *rtnl.Conn, link rtnl.Link) {
+	have, err := h.Addresses(link.Index)
 	if err != nil {
-		return fmt.Errorf("listing the addresses of %s: %w", c.Attachment.IfName, err)
-	}
-	found := map[netip.Addr]bool{}
-	for _, addr := range have {
-		if a, ok := netip.AddrFromSlice(addr.IP); ok {
-			found[a.Unmap()] = true
-		}
+		c.differ("listing the addresses of %s: %w", link.Name, err)
+		return
 	}
 	for _, a := range c.Addresses {
-		if !found[a] {
-			c.differ("the pod's interface %s does not have the address %s", c.Attachment.IfName, a)
+		if !slices.Contains(have, a) {
+			c.differ("the pod's interface %s does not have the address %s", link.Name, a)
 		}
 	}
-	return nil
 }
 
-func (c *checker) neighbours(h netlinksafe.Handle, link netlink.Link, addrs []netip.Addr, mac net.HardwareAddr) {
-	have, err := neighbours(h, link.Attrs().Index)
+func (c *checker) neighbours(h *rtnl.Conn, link rtnl.Link, addrs []netip.Addr, mac net.HardwareAddr) {
+	have, err := h.Neighbours(link.Index)
 	if err != nil {
-		c.differ("listing the neighbours of %s: %w", link.Attrs().Name, err)
+		c.differ("listing the neighbours of %s: %w", link.Name, err)
 		return
 	}
 	for _, a := range addrs {
 		n, ok := have[a]
-		if !ok || n.State != netlink.NUD_PERMANENT || !bytes.Equal(n.HardwareAddr, mac) {
-			c.differ("the neighbour %s of %s is not permanent at %s", a, link.Attrs().Name, mac)
+		if !ok || n.State != unix.NUD_PERMANENT || !bytes.Equal(n.MAC, mac) {
+			c.differ("the neighbour %s of %s is not permanent at %s", a, link.Name, mac)
 		}
 	}
 }
 
-// neighbours maps address -> entry of one link.
-func neighbours(h netlinksafe.Handle, link int) (map[netip.Addr]netlink.Neigh, error) {
-	const attempts = 5 // an interrupted dump is incomplete
-	var list []netlink.Neigh
-	var err error
-	for range attempts {
-		list, err = h.NeighList(link, netlink.FAMILY_ALL)
-		if !errors.Is(err, netlink.ErrDumpInterrupted) {
-			break
-		}
-	}
+// routes looks for those wanted among what the kernel has of a protocol (0: of
+// all); a wanted one without a protocol may have any.
+func (c *checker) routes(h *rtnl.Conn, protocol uint8, want []rtnl.Route, where string) {
+	have, err := h.Routes(protocol, func(rtnl.Route) bool { return true })
 	if err != nil {
-		return nil, err
-	}
-	out := make(map[netip.Addr]netlink.Neigh, len(list))
-	for _, n := range list {
-		if a, ok := netip.AddrFromSlice(n.IP); ok {
-			out[a.Unmap()] = n
-		}
-	}
-	return out, nil
-}
-
-func (c *checker) route(h netlinksafe.Handle, family int, want *netlink.Route, mask uint64, what string) {
-	have, err := h.RouteListFiltered(family, want, mask)
-	if err != nil {
-		c.differ("listing the routes to %s: %w", what, err)
+		c.differ("listing the routes %s: %w", where, err)
 		return
 	}
-	for _, r := range have {
-		if r.LinkIndex == want.LinkIndex && r.Gw.Equal(want.Gw) && (want.Protocol == 0 || r.Protocol == want.Protocol) {
-			return
+	for _, w := range want {
+		found := slices.ContainsFunc(have, func(r rtnl.Route) bool {
+			return r.Dst == w.Dst && r.Link == w.Link && r.Via == w.Via && (w.Protocol == 0 || r.Protocol == w.Protocol)
+		})
+		if !found {
+			c.differ("there is no route to %s %s", w.Dst, where)
 		}
 	}
-	c.differ("there is no route to %s", what)
 }

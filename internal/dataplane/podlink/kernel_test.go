@@ -18,6 +18,7 @@ import (
 
 	"ropeway.dev/ropeway/internal/cniwire"
 	"ropeway.dev/ropeway/internal/dataplane/podlink/netnstest"
+	"ropeway.dev/ropeway/internal/dataplane/podlink/rtnl"
 )
 
 // node puts the test into a namespace that forwards, as a node does.
@@ -44,7 +45,7 @@ func node(t testing.TB) *netnstest.NS {
 			t.Fatal(err)
 		}
 	}
-	h, err := netlinksafe.NewHandle(unix.NETLINK_ROUTE)
+	h, err := rtnl.Open()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -252,13 +253,19 @@ func TestFailureAtEachStepLeavesNothing(t *testing.T) {
 			pod := netnstest.New(t)
 			beforeNode, beforePod := snapshot(t), snapshotIn(t, pod)
 			injected := errors.New("injected")
-			w := &wiring{Config: config(pod, "a", "10.88.0.2", "fd88::2"), before: func(step string) error {
+			c := config(pod, "a", "10.88.0.2", "fd88::2")
+			sandbox, err := Open(c.Attachment, c.Netns)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer sandbox.Close()
+			w := &wiring{Config: c, netns: sandbox.netns, host: sandbox.host, after: func(step string) error {
 				if step == s.name {
 					return injected
 				}
 				return nil
 			}}
-			_, err := w.add()
+			_, err = w.add()
 			if !errors.Is(err, injected) || !strings.Contains(err.Error(), s.name) {
 				t.Fatalf("step %d: got %v", i, err)
 			}
@@ -428,21 +435,28 @@ func TestNamespaceSettings(t *testing.T) {
 	}
 }
 
-func TestPrecheck(t *testing.T) {
+func TestOpen(t *testing.T) {
 	node(t)
 	pod := netnstest.New(t)
 	c := config(pod, "a", "10.88.0.2")
-	if err := Precheck(c.Attachment, c.Netns); err != nil {
+	open := func(path string) error {
+		s, err := Open(c.Attachment, path)
+		if err == nil {
+			s.Close()
+		}
+		return err
+	}
+	if err := open(c.Netns); err != nil {
 		t.Error(err)
 	}
 	mustAdd(t, c)
-	if err := Precheck(c.Attachment, c.Netns); !errors.Is(err, ErrExists) {
+	if err := open(c.Netns); !errors.Is(err, ErrExists) {
 		t.Errorf("got %v, want ErrExists", err)
 	}
-	if err := Precheck(c.Attachment, "/proc/thread-self/ns/net"); !errors.Is(err, ErrHostNetns) {
+	if err := open("/proc/thread-self/ns/net"); !errors.Is(err, ErrHostNetns) {
 		t.Errorf("got %v, want ErrHostNetns", err)
 	}
-	if err := Precheck(c.Attachment, "/run/netns/rwt-none"); !errors.Is(err, ErrNoNetns) {
+	if err := open("/run/netns/rwt-none"); !errors.Is(err, ErrNoNetns) {
 		t.Errorf("got %v, want ErrNoNetns", err)
 	}
 }

@@ -7,11 +7,8 @@ import (
 	"slices"
 	"strings"
 
-	"github.com/containernetworking/plugins/pkg/netlinksafe"
-	"github.com/vishvananda/netlink"
-	"golang.org/x/sys/unix"
-
 	"ropeway.dev/ropeway/internal/cniwire"
+	"ropeway.dev/ropeway/internal/dataplane/podlink/rtnl"
 )
 
 // Link is the host end of one pod as the kernel has it. Its fields are those of
@@ -24,55 +21,42 @@ type Link struct {
 }
 
 // List returns the host ends on this node, sorted by name, read from the
-// kernel only.
+// kernel only. Those that wait to be reaped are not among them.
 func List() ([]Link, error) {
-	h, err := netlinksafe.NewHandle(unix.NETLINK_ROUTE)
+	host, err := rtnl.Open()
 	if err != nil {
-		return nil, fmt.Errorf("opening netlink on the node: %w", err)
+		return nil, err
 	}
-	defer h.Close()
-	links, err := h.LinkList()
+	defer host.Close()
+	links, err := host.Links()
 	if err != nil {
 		return nil, fmt.Errorf("listing the node's links: %w", err)
 	}
-	routed, err := routedAddresses(h)
+	routed, err := routedAddresses(host)
 	if err != nil {
 		return nil, err
 	}
 	var out []Link
 	for _, l := range links {
-		attrs := l.Attrs()
-		if l.Type() != "veth" || !strings.HasPrefix(attrs.Name, Prefix) {
+		if l.Kind != "veth" || !strings.HasPrefix(l.Name, Prefix) || retired(l) {
 			continue
 		}
-		out = append(out, Link{Name: attrs.Name, Index: attrs.Index, Addresses: routed[attrs.Index], Alias: attrs.Alias})
+		out = append(out, Link{Name: l.Name, Index: l.Index, Addresses: routed[l.Index], Alias: l.Alias})
 	}
 	slices.SortFunc(out, func(a, b Link) int { return strings.Compare(a.Name, b.Name) })
 	return out, nil
 }
 
 // routedAddresses maps index of a link -> addresses that host routes of ours
-// lead to by it.
-func routedAddresses(h netlinksafe.Handle) (map[int][]netip.Addr, error) {
+// lead to by it, sorted.
+func routedAddresses(c *rtnl.Conn) (map[int][]netip.Addr, error) {
+	routes, err := c.Routes(RouteProtocol, func(r rtnl.Route) bool { return r.Dst.IsSingleIP() && !r.Via.IsValid() })
+	if err != nil {
+		return nil, fmt.Errorf("listing the node's routes to pods: %w", err)
+	}
 	out := map[int][]netip.Addr{}
-	for _, family := range []int{netlink.FAMILY_V4, netlink.FAMILY_V6} {
-		routes, err := h.RouteListFiltered(family, &netlink.Route{Protocol: RouteProtocol}, netlink.RT_FILTER_PROTOCOL)
-		if errors.Is(err, unix.EAFNOSUPPORT) {
-			continue // a kernel without IPv6
-		}
-		if err != nil {
-			return nil, fmt.Errorf("listing the node's routes to pods: %w", err)
-		}
-		for _, r := range routes {
-			if r.Dst == nil || len(r.Gw) != 0 {
-				continue
-			}
-			ones, bits := r.Dst.Mask.Size()
-			a, ok := netip.AddrFromSlice(r.Dst.IP)
-			if ok && ones == bits {
-				out[r.LinkIndex] = append(out[r.LinkIndex], a.Unmap())
-			}
-		}
+	for _, r := range routes {
+		out[r.Link] = append(out[r.Link], r.Dst.Addr())
 	}
 	for _, addrs := range out {
 		slices.SortFunc(addrs, netip.Addr.Compare)
@@ -95,11 +79,14 @@ func DelStale(network string, valid []cniwire.Attachment) ([]cniwire.Attachment,
 		if err != nil || a.Network != network || slices.Contains(valid, a) {
 			continue
 		}
-		if err := Del(a, ""); err != nil {
+		if _, err := Retire(a, ""); err != nil {
 			errs = append(errs, err)
 			continue
 		}
 		gone = append(gone, a)
+	}
+	if len(gone) > 0 {
+		errs = append(errs, Reap())
 	}
 	return gone, errors.Join(errs...)
 }

@@ -170,11 +170,5 @@ func digest(salt, network, containerID, ifName string) [sha256.Size]byte {
 	return sha256.Sum256([]byte(salt + network + "/" + containerID + "/" + ifName))
 }
 
-// hostPrefix is the prefix that holds a only.
-func hostPrefix(a netip.Addr) *net.IPNet {
-	return ipNet(netip.PrefixFrom(a, a.BitLen()))
-}
-
-func ipNet(p netip.Prefix) *net.IPNet {
-	return &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}
-}
+// alone is the prefix that holds a only.
+func alone(a netip.Addr) netip.Prefix { return netip.PrefixFrom(a, a.BitLen()) }
