@@ -58,6 +58,7 @@ func specCases() []specCase {
 		{name: "a cloud", spec: `{podCIDRs: [10.244.0.0/16], transports: [direct, ipip], cloud: {provider: alibaba, regionID: cn-chengdu, vpcID: vpc-2vc1,
 			routeTableIDs: [vtb-1, vtb-2], vpcCIDRs: [192.168.0.0/16], endpoint: "http://100.100.0.10:8080", credentialsSecret: ropeway-cloud}}`},
 		{name: "a cloud whose routes are another's", spec: `{podCIDRs: [10.244.0.0/16], cloud: {provider: alibaba, regionID: cn-chengdu, vpcID: vpc-2vc1, routes: external}}`},
+		{name: "a cloud whose nodes are ours", spec: `{podCIDRs: [10.244.0.0/16], cloud: {provider: alibaba, regionID: cn-chengdu, vpcID: vpc-2vc1, nodes: ropeway, loadBalancers: "off"}}`},
 		{name: "no cloud but its ranges", spec: `{podCIDRs: [10.244.0.0/16], cloud: {vpcCIDRs: [192.168.0.0/16]}}`},
 
 		{name: "no podCIDRs", spec: `transports: [ipip]`, refused: "spec.podCIDRs: Required value", field: "spec.podCIDRs"},
@@ -86,6 +87,10 @@ func specCases() []specCase {
 		{name: "transport twice", spec: `{podCIDRs: [10.244.0.0/16], transports: [ipip, ipip]}`, refused: "Duplicate value", field: "spec.transports[1]"},
 		{name: "unknown cloud", spec: `{podCIDRs: [10.244.0.0/16], cloud: {provider: moon, regionID: a, vpcID: b}}`, refused: `spec.cloud.provider: Unsupported value: "moon"`, field: "spec.cloud.provider"},
 		{name: "unknown duty", spec: `{podCIDRs: [10.244.0.0/16], cloud: {routes: maybe}}`, refused: `spec.cloud.routes: Unsupported value: "maybe"`, field: "spec.cloud.routes"},
+		{name: "unknown duty of nodes", spec: `{podCIDRs: [10.244.0.0/16], cloud: {nodes: maybe}}`, refused: `spec.cloud.nodes: Unsupported value: "maybe"`, field: "spec.cloud.nodes"},
+		{name: "nodes without a cloud", spec: `{podCIDRs: [10.244.0.0/16], cloud: {nodes: ropeway}}`, refused: "give provider", field: "spec.cloud.nodes"},
+		{name: "load balancers", spec: `{podCIDRs: [10.244.0.0/16], cloud: {provider: alibaba, regionID: cn-chengdu, vpcID: vpc-2vc1, loadBalancers: ropeway}}`,
+			refused: "spec.cloud.loadBalancers: Invalid value: \"ropeway\": this version makes no load balancers", field: "spec.cloud.loadBalancers"},
 		{name: "cloud without region", spec: `{podCIDRs: [10.244.0.0/16], cloud: {provider: alibaba, vpcID: vpc-1}}`, refused: "give regionID", field: "spec.cloud.regionID"},
 		{name: "cloud without VPC", spec: `{podCIDRs: [10.244.0.0/16], cloud: {provider: alibaba, regionID: cn-chengdu}}`, refused: "give vpcID", field: "spec.cloud.vpcID"},
 		{name: "region that is none", spec: `{podCIDRs: [10.244.0.0/16], cloud: {regionID: "cn chengdu"}}`, refused: "spec.cloud.regionID: Invalid value", field: "spec.cloud.regionID"},

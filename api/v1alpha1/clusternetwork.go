@@ -167,8 +167,11 @@ const (
 	DutyOff CloudDuty = "off"
 )
 
-// CloudSpec says how to reach the cloud, and who does what there.
+// CloudSpec says how to reach the cloud, and who does what there. Beside a
+// vendor's cloud controller manager the defaults fit: routes by Ropeway, the
+// rest by the vendor's.
 //
+// +kubebuilder:validation:XValidation:rule="self.nodes != 'ropeway' || has(self.provider)",message="nodes: ropeway needs a cloud to ask about instances: give provider",fieldPath=".nodes"
 // +kubebuilder:validation:XValidation:rule="!has(self.provider) || has(self.regionID) && size(self.regionID) > 0",message="a cloud provider needs the region: give regionID, such as cn-chengdu",fieldPath=".regionID"
 // +kubebuilder:validation:XValidation:rule="!has(self.provider) || has(self.vpcID) && size(self.vpcID) > 0",message="a cloud provider needs the VPC: give vpcID, such as vpc-2vc...",fieldPath=".vpcID"
 type CloudSpec struct {
@@ -229,6 +232,23 @@ type CloudSpec struct {
 	// +optional
 	Routes CloudDuty `json:"routes,omitempty"`
 
+	// Nodes says who tells Kubernetes about the nodes' instances: providerID,
+	// labels and addresses of a new node, the taint of a stopped one, and the
+	// end of the Node whose instance is released. With ropeway, no other cloud
+	// controller manager may do so.
+	//
+	// +kubebuilder:default=external
+	// +optional
+	Nodes CloudDuty `json:"nodes,omitempty"`
+
+	// LoadBalancers says who makes the load balancers of Services. This version
+	// has none of its own.
+	//
+	// +kubebuilder:default=external
+	// +kubebuilder:validation:XValidation:rule="self != 'ropeway'",message="this version makes no load balancers: leave loadBalancers to external (the vendor's cloud controller manager), or set it to off"
+	// +optional
+	LoadBalancers CloudDuty `json:"loadBalancers,omitempty"`
+
 	// CredentialsSecret names the Secret, in Ropeway's namespace, that holds
 	// accessKeyID and accessKeySecret; when absent, the RAM role of the
 	// controller's instance is used.
@@ -242,6 +262,12 @@ type CloudSpec struct {
 // PublishesRoutes reports whether Ropeway is to publish routes in the cloud.
 func (c *CloudSpec) PublishesRoutes() bool {
 	return c != nil && c.Provider != "" && (c.Routes == "" || c.Routes == DutyRopeway)
+}
+
+// KeepsNodes reports whether Ropeway is to tell Kubernetes about the nodes'
+// instances.
+func (c *CloudSpec) KeepsNodes() bool {
+	return c != nil && c.Provider != "" && c.Nodes == DutyRopeway
 }
 
 // Conditions of a ClusterNetwork.

@@ -44,7 +44,18 @@ func Defaults(spec *ClusterNetworkSpec) {
 		yes := true
 		spec.NAT.Outgoing = &yes
 	}
-	if spec.Cloud != nil && spec.Cloud.Routes == "" {
-		spec.Cloud.Routes = DutyRopeway
+	if spec.Cloud != nil {
+		defaultDuties(spec.Cloud)
+	}
+}
+
+func defaultDuties(c *CloudSpec) {
+	if c.Routes == "" {
+		c.Routes = DutyRopeway
+	}
+	for _, duty := range []*CloudDuty{&c.Nodes, &c.LoadBalancers} {
+		if *duty == "" {
+			*duty = DutyExternal
+		}
 	}
 }

@@ -33,11 +33,7 @@ func validateCloud(at *field.Path, c *CloudSpec) field.ErrorList {
 	default:
 		errs = append(errs, field.NotSupported(at.Child("provider"), c.Provider, []CloudProvider{CloudAlibaba}))
 	}
-	switch c.Routes {
-	case DutyRopeway, DutyExternal, DutyOff:
-	default:
-		errs = append(errs, field.NotSupported(at.Child("routes"), c.Routes, []CloudDuty{DutyRopeway, DutyExternal, DutyOff}))
-	}
+	errs = append(errs, validateDuties(at, c)...)
 	if c.Provider != "" && c.RegionID == "" {
 		errs = append(errs, field.Required(at.Child("regionID"), "a cloud provider needs the region, such as cn-chengdu"))
 	}
@@ -45,6 +41,27 @@ func validateCloud(at *field.Path, c *CloudSpec) field.ErrorList {
 		errs = append(errs, field.Required(at.Child("vpcID"), "a cloud provider needs the VPC that the nodes are in"))
 	}
 	return append(errs, validateCloudFields(at, c)...)
+}
+
+func validateDuties(at *field.Path, c *CloudSpec) field.ErrorList {
+	var errs field.ErrorList
+	known := []CloudDuty{DutyRopeway, DutyExternal, DutyOff}
+	for _, duty := range []struct {
+		name  string
+		value CloudDuty
+	}{{"routes", c.Routes}, {"nodes", c.Nodes}, {"loadBalancers", c.LoadBalancers}} {
+		if !slices.Contains(known, duty.value) {
+			errs = append(errs, field.NotSupported(at.Child(duty.name), duty.value, known))
+		}
+	}
+	if c.Nodes == DutyRopeway && c.Provider == "" {
+		errs = append(errs, field.Invalid(at.Child("nodes"), c.Nodes, "needs a cloud to ask about instances: give provider"))
+	}
+	if c.LoadBalancers == DutyRopeway {
+		errs = append(errs, field.Invalid(at.Child("loadBalancers"), c.LoadBalancers,
+			"this version makes no load balancers: leave them to external (the vendor's cloud controller manager), or set off"))
+	}
+	return errs
 }
 
 // validateCloudFields looks at each field alone.

@@ -93,12 +93,14 @@ func (c *installCommand) networkFlags(cmd *cobra.Command) {
 // cloudFlags are what becomes the ClusterNetwork's cloud.
 func (c *installCommand) cloudFlags(cmd *cobra.Command) {
 	cloud, f := &c.options.Cloud, cmd.Flags()
-	f.StringVar((*string)(&cloud.Provider), "cloud", "", "the cloud whose routes Ropeway deals with: alibaba (default none)")
+	f.StringVar((*string)(&cloud.Provider), "cloud", "", "the cloud whose routes and instances Ropeway deals with: alibaba (default none)")
 	f.StringVar(&cloud.RegionID, "cloud-region", "", "the cloud's region, like cn-chengdu")
 	f.StringVar(&cloud.VPCID, "cloud-vpc", "", "the id of the VPC that the nodes are in")
 	f.StringSliceVar(&cloud.RouteTableIDs, "cloud-route-table", nil, "route table to publish pods' ranges in; can be repeated (default the VPC's system route table)")
 	f.StringSliceVar(&cloud.VPCCIDRs, "cloud-vpc-cidr", nil, "range towards which pods keep their addresses once the VPC leads to them; can be repeated (default none)")
 	f.StringVar((*string)(&cloud.Routes), "cloud-routes", "", "who publishes routes: ropeway, external, off (default ropeway)")
+	f.StringVar((*string)(&cloud.Nodes), "cloud-nodes", "", "who tells Kubernetes about the nodes' instances: ropeway, external, off (default external)")
+	f.StringVar((*string)(&cloud.LoadBalancers), "cloud-load-balancers", "", "who makes load balancers: external, off (default external)")
 	f.StringVar(&cloud.Endpoint, "cloud-endpoint", "", "host of the cloud's API, where it is not the region's public one")
 	f.StringVar(&cloud.CredentialsSecret, "cloud-secret", "", "Secret in "+install.Namespace+" with accessKeyID and accessKeySecret (default: the instance's RAM role)")
 }

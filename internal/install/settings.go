@@ -147,6 +147,8 @@ func overrideCloud(spec *v1alpha1.ClusterNetworkSpec, asked v1alpha1.CloudSpec) 
 	overrideIfSet(&cloud.VPCID, asked.VPCID)
 	overrideIfSet(&cloud.Endpoint, asked.Endpoint)
 	overrideIfSet(&cloud.Routes, asked.Routes)
+	overrideIfSet(&cloud.Nodes, asked.Nodes)
+	overrideIfSet(&cloud.LoadBalancers, asked.LoadBalancers)
 	overrideIfSet(&cloud.CredentialsSecret, asked.CredentialsSecret)
 	if len(asked.RouteTableIDs) > 0 {
 		cloud.RouteTableIDs = asked.RouteTableIDs

@@ -72,6 +72,8 @@ func TestWrongOptions(t *testing.T) {
 		"--pod-cidr: \"pods\" is not a CIDR":          {PodCIDRs: []string{"pods"}},
 		"--pod-cidr: 10.1.0.1/16 has bits set":        {PodCIDRs: []string{"10.1.0.1/16"}},
 		"cloud.provider":                              {Cloud: v1alpha1.CloudSpec{Provider: "moon"}},
+		"cloud.nodes":                                 {Cloud: v1alpha1.CloudSpec{Nodes: "ropeway"}},
+		"this version makes no load balancers":        {Cloud: v1alpha1.CloudSpec{LoadBalancers: "ropeway"}},
 		"cloud.regionID":                              {Cloud: v1alpha1.CloudSpec{Provider: "alibaba", VPCID: "vpc-1"}},
 		"--transports: \"gre\" is not a transport":    {Transports: []v1alpha1.Transport{"gre"}},
 		"--address-source: want Blocks or NodeCIDR":   {AddressSource: "Pool"},
