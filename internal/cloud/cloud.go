@@ -124,26 +124,6 @@ type RouteResult struct {
 // Key says which entry is meant.
 func (r RouteResult) Key() Key { return Key{r.Table, r.Dst} }
 
-// Instances are the machines of the VPC.
-type Instances interface {
-	// Parse returns the instance that a Node's spec.providerID names, in any
-	// spelling that is in use (for Alibaba Cloud cn-chengdu.i-1 and
-	// alicloud://cn-chengdu.i-1), and false for one of another provider or
-	// region. It does not call the cloud.
-	Parse(providerID string) (instance string, ok bool)
-	// List returns every instance of the VPC, for nodes without a providerID.
-	List(ctx context.Context) ([]Instance, error)
-}
-
-// Instance is one machine.
-type Instance struct {
-	ID        string
-	Addresses []netip.Addr // private, in the VPC, of both families
-	Zone      string
-	Type      string
-	Running   bool
-}
-
 // markPrefix begins the description of an entry that Ropeway made.
 const markPrefix = "ropeway cluster="
 

@@ -19,6 +19,8 @@ type Fake struct {
 	tables    []Table
 	entries   map[Key]RouteEntry
 	instances []Instance
+	hidden    map[string]bool // instances that no answer shows
+	checking  map[string]bool // those whose interface does not forward
 	region    string
 	async     bool
 	faults    []fault
@@ -30,8 +32,8 @@ type Fake struct {
 
 // Call is one call that a Fake has seen.
 type Call struct {
-	Action string // List, Apply, Withdraw or Instances
-	Count  int    // of entries in the batch
+	Action string // List, Apply, Withdraw, Instances, Describe or AllowForwarding
+	Count  int    // of entries or instances in the batch
 	Err    error
 }
 
@@ -61,13 +63,6 @@ func (f *Fake) Routes() Routes { return f }
 
 // Instances returns the Fake's machines.
 func (f *Fake) Instances() Instances { return fakeInstances{f} }
-
-// AddInstances makes machines. A next hop must be one of them if there are any.
-func (f *Fake) AddInstances(in ...Instance) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	f.instances = append(f.instances, in...)
-}
 
 // Async makes changes wait for Settle before they are effective; until then
 // every further change is refused as passing.
@@ -144,8 +139,7 @@ func (f *Fake) SetQuota(table string, quota int) {
 	}
 }
 
-// Fail makes the next call of the action (List, Apply, Withdraw, Instances; ""
-// for any) fail with err. Calls add up: each fails one call. With commit the
+// Fail makes the next call of the action (one of Call's; "" for any) fail with err. Calls add up: each fails one call. With commit the
 // change happens all the same, as when the answer is lost.
 func (f *Fake) Fail(action string, err error, commit bool) {
 	f.mu.Lock()
@@ -346,25 +340,6 @@ func (f *Fake) countIn(table string) int {
 		}
 	}
 	return n
-}
-
-// fakeInstances are a Fake's machines.
-type fakeInstances struct{ f *Fake }
-
-// Parse reads region.instance and fake://region.instance.
-func (i fakeInstances) Parse(providerID string) (string, bool) {
-	id, ok := strings.CutPrefix(strings.TrimPrefix(providerID, "fake://"), i.f.region+".")
-	return id, ok && id != "" && !strings.Contains(id, "/")
-}
-
-// List is Instances.List.
-func (i fakeInstances) List(ctx context.Context) ([]Instance, error) {
-	i.f.mu.Lock()
-	defer i.f.mu.Unlock()
-	if hit, failed := i.f.begin(ctx, "Instances", 0); failed {
-		return nil, hit.err
-	}
-	return slices.Clone(i.f.instances), nil
 }
 
 // ErrInjected is an error for Fail that tells nothing of what was done.

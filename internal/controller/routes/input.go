@@ -5,6 +5,8 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+
+	"ropeway.dev/ropeway/internal/cloud"
 )
 
 // Mode is what the planner may do.
@@ -37,17 +39,7 @@ type Input struct {
 }
 
 // Setup says which cloud, and with which credentials.
-type Setup struct {
-	Provider, Region, VPC, Endpoint string
-	Tables                          []string
-	Secret                          string // name, in kube-system; "" for the instance's role
-}
-
-// Equal reports whether a provider made for one serves the other.
-func (s Setup) Equal(o Setup) bool {
-	return s.Provider == o.Provider && s.Region == o.Region && s.VPC == o.VPC && s.Endpoint == o.Endpoint &&
-		s.Secret == o.Secret && slices.Equal(s.Tables, o.Tables)
-}
+type Setup = cloud.Setup
 
 // Want is a destination and its owner.
 type Want struct {
