@@ -83,11 +83,17 @@ func (k kernelInNetns) ForeignPods() (p []addresses.ForeignPod, err error) {
 // the fabric's family.
 func twoKernels(t *testing.T, api *fakeAPI, family plan.Family) (router *netnstest.NS, nodes []*kernelNode) {
 	t.Helper()
+	return kernels(t, api, family, 2)
+}
+
+// kernels is twoKernels with any number of nodes.
+func kernels(t *testing.T, api *fakeAPI, family plan.Family, count int) (router *netnstest.NS, nodes []*kernelNode) {
+	t.Helper()
 	router = netnstest.New(t)
 	sh(t, router, "sysctl -qw net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1")
 	bpffs := filepath.Join(t.TempDir(), "bpf")
 	t.Cleanup(func() { _ = unix.Unmount(bpffs, unix.MNT_DETACH) })
-	for i := range 2 {
+	for i := range count {
 		name := fmt.Sprintf("node-%d", i)
 		api.addNode(name)
 		k := &kernelNode{machine: newMachine(t, api, nil, name), ns: netnstest.New(t)}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/netip"
 	"slices"
 	"strings"
 	"sync"
@@ -28,11 +29,12 @@ type Fake struct {
 	serial    int
 	writing   int
 	overlap   bool
+	findings  []Finding
 }
 
 // Call is one call that a Fake has seen.
 type Call struct {
-	Action string // List, Apply, Withdraw, Instances, Describe or AllowForwarding
+	Action string // List, Apply, Withdraw, Instances, Describe, AllowForwarding or Inspect
 	Count  int    // of entries or instances in the batch
 	Err    error
 }
@@ -46,6 +48,7 @@ type fault struct {
 
 var (
 	_ Provider  = (*Fake)(nil)
+	_ Inspector = (*Fake)(nil)
 	_ Routes    = (*Fake)(nil)
 	_ Instances = fakeInstances{}
 )
@@ -63,6 +66,23 @@ func (f *Fake) Routes() Routes { return f }
 
 // Instances returns the Fake's machines.
 func (f *Fake) Instances() Instances { return fakeInstances{f} }
+
+// Find says what Inspect finds from now on.
+func (f *Fake) Find(findings ...Finding) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.findings = findings
+}
+
+// Inspect implements Inspector.
+func (f *Fake) Inspect(ctx context.Context, instances []string, _ []netip.Prefix) ([]Finding, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if hit, failed := f.begin(ctx, "Inspect", len(instances)); failed {
+		return nil, hit.err
+	}
+	return slices.DeleteFunc(slices.Clone(f.findings), func(x Finding) bool { return !slices.Contains(instances, x.Instance) }), nil
+}
 
 // Async makes changes wait for Settle before they are effective; until then
 // every further change is refused as passing.

@@ -31,6 +31,8 @@ type controller struct {
 	events   record.EventBroadcaster
 	metrics  *metrics
 	planner  *routes.Planner // of the cloud's routes
+	// inspector asks the cloud what stands in the way of bare packets.
+	inspector *inspector
 	// services says that the API server has ServiceCIDR objects.
 	services bool
 	leading  atomic.Bool
@@ -88,6 +90,7 @@ func (c *controller) connect(ctx context.Context) error {
 		return err
 	}
 	c.planner = c.newPlanner()
+	c.inspector = &inspector{make: c.makeProvider, changed: c.observer.Touch, now: c.now, log: c.log}
 	c.events, c.recorder, err = kube.NewRecorder(api, "ropeway-controller", c.cfg.Identity, c.log)
 	return err
 }

@@ -221,6 +221,9 @@ func (c *controller) writeNetworkStatus(ctx context.Context, o *observed, j judg
 	j.apply(next)
 	setReachable(next, o)
 	setPolicyEnforced(next, o.policies)
+	faults := c.findFaults(ctx, o)
+	setFaults(next, faults)
+	c.tellFaults(before, faults, m)
 	status := c.planner.Status()
 	setRoutes(next, status)
 	c.tellRoutes(before, status, m)
@@ -272,6 +275,9 @@ func withoutProgress(in *v1alpha1.ClusterNetworkStatus) *v1alpha1.ClusterNetwork
 	out.Nodes, out.ReachableNodes = 0, 0
 	for i := range out.Conditions {
 		out.Conditions[i].Message = ""
+	}
+	for i := range out.Faults {
+		out.Faults[i] = v1alpha1.FaultReport{Fault: out.Faults[i].Fault, Degraded: out.Faults[i].Degraded}
 	}
 	return out
 }

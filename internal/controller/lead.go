@@ -53,15 +53,18 @@ type memory struct {
 	// clock.
 	routesTold map[told]string
 	failing    map[string]bool // UIDs of nodes that probes do not reach by direct
-	toldAt     time.Time       // when the ClusterNetwork's status was written
-	untold     time.Duration   // how long progress stays unsaid in it; 0: nothing is
+	faults     map[plan.Fault]seenFault
+	faultsTold map[told]string
+	toldAt     time.Time     // when the ClusterNetwork's status was written
+	untold     time.Duration // how long progress stays unsaid in it; 0: nothing is
 }
 
 // told identifies an event that is recorded when its message changes.
 type told struct{ object, reason string }
 
 func newMemory() *memory {
-	return &memory{missing: map[string]time.Time{}, nodes: map[types.UID]*nodeMemory{}, told: map[told]string{}, routesTold: map[told]string{}}
+	return &memory{missing: map[string]time.Time{}, nodes: map[types.UID]*nodeMemory{}, told: map[told]string{}, routesTold: map[told]string{},
+		faults: map[plan.Fault]seenFault{}, faultsTold: map[told]string{}}
 }
 
 // planInBackground lets the planner of the cloud's routes work until the
@@ -99,6 +102,9 @@ func (c *controller) lead(ctx context.Context) {
 		c.metrics.passSeconds.Observe(c.now().Sub(start).Seconds())
 		if m.untold > 0 {
 			wait = min(wait, m.untold)
+		}
+		if m.faultsSettle() {
+			wait = min(wait, faultSettles)
 		}
 		if err != nil && ctx.Err() == nil {
 			wait = retryAfter

@@ -17,6 +17,7 @@ type metrics struct {
 	policies          prometheus.Gauge
 	foreignConditions prometheus.Gauge
 	problems          *prometheus.GaugeVec
+	faults            *prometheus.GaugeVec
 	conditionWrites   *prometheus.CounterVec
 	blocksCollected   prometheus.Counter
 	passErrors        prometheus.Counter
@@ -45,6 +46,9 @@ func newMetrics() *metrics {
 		problems: prometheus.NewGaugeVec(prometheus.GaugeOpts{
 			Name: "ropeway_node_problems", Help: "What is wrong with nodes, by reason.",
 		}, []string{"reason"}),
+		faults: prometheus.NewGaugeVec(prometheus.GaugeOpts{
+			Name: "ropeway_faults", Help: "Nodes that a fault of the paths between nodes concerns, by fault.",
+		}, []string{"fault"}),
 		conditionWrites: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "ropeway_node_condition_writes_total", Help: "Writes of the node condition NetworkUnavailable, by its status.",
 		}, []string{"status"}),
@@ -53,7 +57,7 @@ func newMetrics() *metrics {
 			Buckets: prometheus.ExponentialBuckets(0.001, 4, 8),
 		}),
 	}
-	m.registry.MustRegister(m.leader, m.nodes, m.reachable, m.blocks, m.policies, m.foreignConditions, m.problems,
+	m.registry.MustRegister(m.leader, m.nodes, m.reachable, m.blocks, m.policies, m.foreignConditions, m.problems, m.faults,
 		m.conditionWrites, m.blocksCollected, m.passErrors, m.passSeconds,
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	m.registry.MustRegister(m.routes.Collectors()...)
@@ -87,4 +91,5 @@ func (m *metrics) resign() {
 		g.Set(0)
 	}
 	m.problems.Reset()
+	m.faults.Reset()
 }

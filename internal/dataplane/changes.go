@@ -22,7 +22,7 @@ import (
 func (l *Linux) Changes(ctx context.Context) <-chan struct{} {
 	out := make(chan struct{}, 1)
 	socket, err := nl.Subscribe(unix.NETLINK_ROUTE, unix.RTNLGRP_LINK,
-		unix.RTNLGRP_IPV4_IFADDR, unix.RTNLGRP_IPV6_IFADDR, unix.RTNLGRP_IPV4_ROUTE, unix.RTNLGRP_IPV6_ROUTE)
+		unix.RTNLGRP_IPV4_IFADDR, unix.RTNLGRP_IPV6_IFADDR, unix.RTNLGRP_IPV4_ROUTE, unix.RTNLGRP_IPV6_ROUTE, unix.RTNLGRP_IPV4_NETCONF)
 	if err != nil {
 		l.log.Error("cannot subscribe to changes of the network", "error", err)
 		return out
@@ -110,6 +110,29 @@ func (w *watch) matters(m syscall.NetlinkMessage) bool {
 		return len(m.Data) >= unix.SizeofIfAddrmsg && !w.pods[nl.DeserializeIfAddrmsg(m.Data).Index]
 	case unix.RTM_NEWROUTE, unix.RTM_DELROUTE:
 		return w.routeMatters(m)
+	case unix.RTM_NEWNETCONF:
+		return filterMatters(m)
+	}
+	return false
+}
+
+// netconfReversePath is NETCONFA_RP_FILTER of the kernel's linux/netconf.h.
+const netconfReversePath = 3
+
+// filterMatters reports whether somebody set an rp_filter to strict.
+func filterMatters(m syscall.NetlinkMessage) bool {
+	const header = 4 // struct netconfmsg, padded
+	if len(m.Data) < header {
+		return false
+	}
+	attrs, err := nl.ParseRouteAttr(m.Data[header:])
+	if err != nil {
+		return true
+	}
+	for _, a := range attrs {
+		if a.Attr.Type == netconfReversePath && len(a.Value) == 4 {
+			return nl.NativeEndian().Uint32(a.Value) == 1
+		}
 	}
 	return false
 }

@@ -23,7 +23,7 @@ func TestChanges(t *testing.T) {
 	}
 	for _, cause := range []string{
 		"ip link set eth0 mtu 1400", "ip addr add 192.0.2.9/32 dev eth0", "ip route add 198.51.100.0/24 via 192.168.1.1",
-		"ip route del 10.244.2.0/24", "ip route del default", "ip link del rw-vxlan", "ip addr del 10.244.1.1/32 dev lo", "ip link set eth0 down",
+		"ip route del 10.244.2.0/24", "ip route del default", "ip link del rw-vxlan", "ip addr del 10.244.1.1/32 dev lo", "sysctl -qw net.ipv4.conf.eth0.rp_filter=1", "ip link set eth0 down",
 	} {
 		drain(changes)
 		f.sh(n.ns, cause)
@@ -48,6 +48,61 @@ func TestChanges(t *testing.T) {
 	case <-changes:
 		t.Error("told of pods, or of our own routes")
 	case <-time.After(300 * time.Millisecond):
+	}
+}
+
+// TestStrictReversePathFilter: a filter that is strict at first is loosened and no
+// more is said of it; one that somebody sets again is named.
+func TestStrictReversePathFilter(t *testing.T) {
+	f := newFabric(t, 1, plan.IPIP, plan.VXLAN)
+	n := f.nodes[0]
+	for i, cause := range []string{"", "eth0", "all", "default"} {
+		if i == 0 {
+			f.sh(n.ns, "sysctl -qw net.ipv4.conf.eth0.rp_filter=1")
+		} else {
+			f.sh(n.ns, "sysctl -qw net.ipv4.conf.eth0.rp_filter=0 net.ipv4.conf."+cause+".rp_filter=1")
+			n.dataplane.strict = map[string]time.Time{}
+		}
+		r, err := n.set()
+		if err != nil {
+			t.Fatal(err)
+		}
+		said := r.Faults[plan.ReversePathFilter]
+		if named := cause == "eth0" || cause == "all"; (said != "") != named {
+			t.Errorf("strict for %q: %q", cause, said)
+		}
+		if cause == "eth0" || cause == "all" {
+			if got := f.sh(n.ns, "cat /proc/sys/net/ipv4/conf/eth0/rp_filter"); got != "2\n" {
+				t.Errorf("strict for %q: the uplink has %s", cause, got)
+			}
+		}
+		f.sh(n.ns, "sysctl -qw net.ipv4.conf.all.rp_filter=0")
+	}
+}
+
+// TestRouteOfALimitedPath: a route takes no larger packets than its path is found
+// to carry, and never larger ones than the uplink.
+func TestRouteOfALimitedPath(t *testing.T) {
+	f := newFabric(t, 2, plan.IPIP, plan.VXLAN)
+	f.setAll()
+	n := f.nodes[0]
+	for limit, want := range map[int]int{0: 1480, 1380: 1380, 9000: 1480} {
+		state := plan.Compute(f.snapshot(n))
+		for i := range state.Routes {
+			state.Routes[i].MTU = limit
+		}
+		if err := n.ns.Do(func() error { _, err := n.dataplane.Set(t.Context(), state); return err }); err != nil {
+			t.Fatal(err)
+		}
+		var o Observed
+		if err := n.ns.Do(func() (err error) { o, err = n.dataplane.Observe(t.Context()); return err }); err != nil {
+			t.Fatal(err)
+		}
+		for _, r := range o.Routes {
+			if r.Dst.Addr().Is4() && r.MTU != want {
+				t.Errorf("limit %d: %+v, want %d bytes", limit, r, want)
+			}
+		}
 	}
 }
 

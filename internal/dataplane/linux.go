@@ -80,6 +80,8 @@ type Linux struct {
 
 	forwardChecked time.Time                 // when other programs' chains were looked at
 	refused        map[plan.Transport]string // why transports could not be used in the last Set
+	loose          map[string]bool           // uplink -> its rp_filter was not strict after the last Set
+	strict         map[string]time.Time      // uplink -> when somebody's strict rp_filter was last undone
 }
 
 var _ Dataplane = (*Linux)(nil)
@@ -91,7 +93,7 @@ func New(o Options) (*Linux, error) {
 		return nil, fmt.Errorf("dataplane options: %w", err)
 	}
 	o = o.withDefaults()
-	return &Linux{options: o, log: o.Log, refused: map[plan.Transport]string{}}, nil
+	return &Linux{options: o, log: o.Log, refused: map[plan.Transport]string{}, loose: map[string]bool{}, strict: map[string]time.Time{}}, nil
 }
 
 // Close gives back what the process holds. What is in the kernel stays.

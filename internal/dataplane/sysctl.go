@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"time"
 
 	"ropeway.dev/ropeway/internal/plan"
 )
@@ -123,14 +124,45 @@ func (p *pass) nodeSysctls() error {
 	for _, u := range p.report.Uplinks {
 		own, err := readSysctl("ipv4/conf/" + u.Name + "/rp_filter")
 		if err == nil && max(own, all) == "1" {
-			err = p.setUplink("ipv4/conf/"+u.Name+"/rp_filter", "2")
+			err = p.loosen(u.Name)
 		}
+		p.l.loose[u.Name] = err == nil
 		errs = append(errs, err)
 	}
+	p.strictFault()
 	if p.has(plan.IPv6) {
 		errs = append(errs, p.forwardIPv6())
 	}
 	return errors.Join(errs...)
+}
+
+// strictMemory is how long a node is said to have somebody who sets rp_filter to
+// strict, after it was last seen: programs that do so, do it again.
+const strictMemory = 10 * time.Minute
+
+// loosen sets an uplink's rp_filter from strict to loose. That it is strict when
+// it is first seen is nothing special; after that, somebody has set it.
+func (p *pass) loosen(uplink string) error {
+	path := "ipv4/conf/" + uplink + "/rp_filter"
+	_, again := p.l.readFormer()[path]
+	again = again || p.l.loose[uplink]
+	if err := p.setUplink(path, "2"); err != nil || !again {
+		return err
+	}
+	p.l.strict[uplink] = time.Now()
+	p.l.log.Warn("somebody has set rp_filter of an uplink to strict; it is loose again", "uplink", uplink)
+	return nil
+}
+
+// strictFault says which uplinks somebody sets to strict.
+func (p *pass) strictFault() {
+	for _, u := range p.report.Uplinks {
+		at, known := p.l.strict[u.Name]
+		if known && time.Since(at) < strictMemory {
+			p.report.Faults[plan.ReversePathFilter] = fmt.Sprintf("somebody set net.ipv4.conf.%s.rp_filter (or net.ipv4.conf.all.rp_filter) to strict (1), "+
+				"which drops packets of pods whose answers leave by another device; it was set to loose (2) again", u.Name)
+		}
+	}
 }
 
 func (p *pass) forwardIPv6() error {

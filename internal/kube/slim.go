@@ -106,7 +106,7 @@ func slimNodeNetwork(self string) func(any) (any, error) {
 		n.OwnerReferences = nil
 		st := &n.Status
 		n.Status = v1alpha1.NodeNetworkStatus{NodeUID: once(st.NodeUID), ReadySince: st.ReadySince, Sources: st.Sources, VTEP: st.VTEP,
-			Transports: slimTransports(st.Transports), Probes: slimProbes(st.Probes)}
+			Transports: slimTransports(st.Transports), Probes: slimProbes(st.Probes), Faults: st.Faults}
 		return n, nil
 	}
 }
@@ -128,7 +128,7 @@ func slimProbes(in []v1alpha1.ProbeResult) []v1alpha1.ProbeResult {
 	out := make([]v1alpha1.ProbeResult, 0, len(in))
 	for _, p := range in {
 		out = append(out, v1alpha1.ProbeResult{Node: once(p.Node), NodeUID: once(p.NodeUID), Family: once(p.Family), Transport: once(p.Transport),
-			Reachable: p.Reachable, Reason: p.Reason})
+			Reachable: p.Reachable, Fault: once(p.Fault), PathMTU: p.PathMTU, Reason: p.Reason})
 	}
 	return out
 }

@@ -93,6 +93,7 @@ type Defect struct {
 	Family    Family    // of a path
 	Transport Transport // of a path
 	Message   string    // what and where
+	Remedy    string    // what to do, where something more exact is known than the fault's own
 	// Degraded is true where packets find no other allowed way.
 	Degraded bool
 }
@@ -148,28 +149,26 @@ type FaultReport struct {
 }
 
 // Summarize puts defects of the same fault together, in the order of faults.
-// remedy says what to do about a defect; where it is nil or says nothing, the
-// fault's own remedy stands.
-func Summarize(defects []Defect, remedy func(Defect) string) []FaultReport {
+func Summarize(defects []Defect) []FaultReport {
 	byFault := map[Fault]*FaultReport{}
 	for _, d := range defects {
 		r := byFault[d.Fault]
 		if r == nil {
-			r = &FaultReport{Fault: d.Fault, Message: d.Message, Remedy: d.Fault.Remedy()}
-			if remedy != nil {
-				r.Remedy = cmp.Or(remedy(d), r.Remedy)
-			}
+			r = &FaultReport{Fault: d.Fault}
 			byFault[d.Fault] = r
 		}
-		r.Nodes = append(r.Nodes, d.Node)
+		if len(r.Nodes) == 0 || d.Node < r.Nodes[0] {
+			r.Message, r.Remedy = d.Message, cmp.Or(d.Remedy, d.Fault.Remedy())
+		}
+		at, known := slices.BinarySearch(r.Nodes, d.Node)
+		if !known {
+			r.Nodes = slices.Insert(r.Nodes, at, d.Node)
+		}
 		r.Degraded = r.Degraded || d.Degraded
 	}
 	var out []FaultReport
 	for _, fault := range slices.Sorted(maps.Keys(byFault)) {
-		r := byFault[fault]
-		slices.Sort(r.Nodes)
-		r.Nodes = slices.Compact(r.Nodes)
-		out = append(out, *r)
+		out = append(out, *byFault[fault])
 	}
 	return out
 }

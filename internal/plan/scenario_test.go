@@ -173,7 +173,7 @@ func lines(changes []plan.Change) string {
 
 func faults(snap plan.Snapshot) string {
 	var b strings.Builder
-	for _, r := range plan.Summarize(plan.Defects(snap), nil) {
+	for _, r := range plan.Summarize(plan.Defects(snap)) {
 		fmt.Fprintf(&b, "%s", r)
 		if r.Degraded {
 			b.WriteString(" (and there is no other way)")

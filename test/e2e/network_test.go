@@ -14,7 +14,9 @@ import (
 
 // TestScenario plays what `make demo` shows, and more.
 func TestScenario(t *testing.T) {
-	play(t, cluster, "install", "tunnel-ipip", "services", "tunnel-vxlan", "services", "routed", "services", "tunnel-ipip")
+	play(t, cluster, "install", "tunnel-ipip", "services", "tunnel-vxlan", "services", "routed", "services")
+	t.Run("faults of the cloud are named", func(t *testing.T) { faultsAreNamed(t, cluster) })
+	play(t, cluster, "tunnel-ipip")
 }
 
 // TestNodeHasNoCredentials: no token and no kubeconfig for the plugin is left

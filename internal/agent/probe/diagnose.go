@@ -112,7 +112,8 @@ func (o observation) notDirect() (plan.Fault, string) {
 			"the fabric has no route for it to that node, or the node's interface takes in its own addresses only", p.InnerDst, o.to, p.OuterDst, p.InnerSrc)
 	case destination == arrives:
 		return plan.PodCIDRNotAllowed, fmt.Sprintf("bare packets from %s do not arrive at node %s (%s), not even those to its own address, while those from %s to %s do: "+
-			"the security group or a firewall does not let the pod network in there, or the interface of %s sends from its own addresses only", p.InnerSrc, o.to, p.OuterDst, p.OuterSrc, p.InnerDst, p.OuterSrc)
+			"the security group or a firewall does not let the pod network in there, or the fabric takes %s from %s for a forgery (it has no route for it there, or the interface sends from its own addresses only)",
+			p.InnerSrc, o.to, p.OuterDst, p.OuterSrc, p.InnerDst, p.InnerSrc, p.OuterSrc)
 	case o.legs[legUnderlay] != arrives && len(o.others) == 0:
 		return plan.NodeSilent, fmt.Sprintf("%s gets no answer from node %s (%s) by any way", p.OuterSrc, o.to, p.OuterDst)
 	default:

@@ -47,31 +47,27 @@ func (l *legs) settled() bool { return l.rounds >= legRounds }
 // wantLegs keeps legs for the places where something fails that they can tell
 // apart, and drops the others'. The caller holds the lock.
 func (p *Prober) wantLegs() {
-	wanted := map[place]*legs{}
+	bare := map[place]bool{} // where legs are wanted -> all of them, not the underlay's alone
 	for k, s := range p.states {
 		tunnelFails := k.transport != plan.Direct && s.known && !s.reachable && len(p.others(k)) == 0
 		bareFails := k.transport == plan.Direct && (s.misses >= missesToAsk || s.known && !s.reachable)
 		hopsDiffer := k.transport == plan.Direct && s.known && s.reachable && s.hops != 0 && s.hops != fullHops
-		if !tunnelFails && !bareFails && !hopsDiffer {
-			continue
+		if at := (place{k.node, k.family}); tunnelFails || bareFails || hopsDiffer {
+			bare[at] = bare[at] || bareFails
 		}
-		at := place{k.node, k.family}
-		l := wanted[at]
-		if l == nil {
-			if l = p.legsAt(at, s); l == nil {
-				continue
-			}
-			l.bare = false
+	}
+	wanted := map[place]*legs{}
+	for at, all := range bare {
+		if l := p.legsAt(at, all); l != nil {
 			wanted[at] = l
 		}
-		l.bare = l.bare || bareFails
 	}
 	p.legs = wanted
 }
 
-// legsAt returns the legs of a place, made anew if there are none or they are of
-// another path. It is nil where nothing can go bare.
-func (p *Prober) legsAt(at place, s *state) *legs {
+// legsAt returns the legs of a place, made anew if there are none, they are of
+// another path, or did not tell enough. It is nil where nothing can go bare.
+func (p *Prober) legsAt(at place, bare bool) *legs {
 	node, ok := p.view.node(at.node)
 	if !ok {
 		return nil
@@ -80,10 +76,12 @@ func (p *Prober) legsAt(at place, s *state) *legs {
 	if !ok {
 		return nil
 	}
-	if l := p.legs[at]; l != nil && l.uid == s.uid && l.path == path {
-		return l
+	l := p.legs[at]
+	if l == nil || l.uid != node.UID || l.path != path || bare && !l.bare {
+		l = &legs{uid: node.UID, path: path}
 	}
-	return &legs{uid: s.uid, path: path}
+	l.bare = bare
+	return l
 }
 
 // tickLegs counts the legs that were not answered, sends what is due, and
@@ -108,18 +106,25 @@ func (p *Prober) tickLegs(now, next time.Time) time.Time {
 	return next
 }
 
+// endRound counts what was not answered. What has changed is tried again at
+// once, the rest now and then.
 func (l *legs) endRound(now time.Time) {
 	l.waiting = false
+	changing := false
 	for i := range l.nonces {
 		if l.nonces[i] == (Nonce{}) || leg(i) == legShort {
 			continue
 		}
 		l.nonces[i] = Nonce{}
-		if l.misses[i]++; l.misses[i] >= legRounds {
+		l.misses[i]++
+		switch {
+		case l.misses[i] >= legRounds:
 			l.findings[i] = lost
+		case l.findings[i] == arrives:
+			changing = true
 		}
 	}
-	if l.rounds++; l.settled() {
+	if l.rounds++; l.settled() && !changing {
 		l.next = now.Add(jitter(legInterval))
 	}
 }

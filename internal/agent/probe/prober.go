@@ -109,6 +109,7 @@ type state struct {
 	reachable bool
 	misses    int
 	missing   time.Time // when the first of the misses was sent
+	held      bool      // it fails, and that is not believed
 	hits      int       // still needed before it counts as reachable again
 	reason    string    // why nothing could be sent
 	came      bool      // a request arrived whose answer by the same way did not
@@ -344,7 +345,12 @@ func (p *Prober) missed(k key, s *state, reason string, now time.Time) {
 	if soon := s.deadline.Add(jitter(pace.unproven) - pace.timeout); soon.Before(s.next) {
 		s.next = soon
 	}
-	if s.misses < missesToFail || p.cutOff(s) {
+	if s.misses < missesToFail {
+		return
+	}
+	if s.held = p.cutOff(s); s.held {
+		// What somebody answers after this says nothing of the probes before.
+		s.misses, s.missing = 1, s.sentAt
 		return
 	}
 	if k.transport == plan.Direct && (s.reachable || s.hits > 0) {
@@ -391,7 +397,7 @@ func (p *Prober) cutOff(s *state) bool {
 func (p *Prober) judge() {
 	alarm := len(p.states) > 0
 	for k, s := range p.states {
-		alarm = alarm && s.misses >= missesToFail && p.cutOff(s)
+		alarm = alarm && s.held
 		if !s.known {
 			continue
 		}
@@ -492,7 +498,7 @@ func (p *Prober) take(from Node, source netip.Addr, m message) {
 
 // hit notes an answer.
 func (p *Prober) hit(k key, s *state, hops byte) {
-	s.waiting, s.came, s.hops = false, false, hops
+	s.waiting, s.came, s.held, s.hops = false, false, false, hops
 	p.heard = time.Now()
 	if s.hits = max(s.hits-1, 0); s.hits > 0 {
 		return

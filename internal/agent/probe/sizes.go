@@ -9,10 +9,8 @@ import (
 // When sizes are looked at.
 const (
 	sizeTimeout = 300 * time.Millisecond
-	// sizeInterval is between looks at a path that passes packets of full size,
-	// narrowInterval at one that does not.
-	sizeInterval   = 10 * time.Second
-	narrowInterval = 30 * time.Second
+	// sizeInterval is between looks at a path.
+	sizeInterval = 10 * time.Second
 	// doubtsToSearch is how often in a row the small packet of a burst is
 	// answered and the large one is not, until the large one is taken for lost.
 	doubtsToSearch = 3
@@ -112,7 +110,7 @@ func (z *sizes) conclude(path Path, now time.Time) {
 	case !control: // nothing passes now, whatever its size
 		z.doubts, z.next = 0, now.Add(jitter(time.Second))
 	case z.found > 0 && slices.Contains(z.answered, z.found):
-		z.doubts, z.next = 0, now.Add(jitter(narrowInterval))
+		z.doubts, z.next = 0, now.Add(jitter(sizeInterval))
 	case z.doubts < doubtsToSearch:
 		z.doubts++
 	default:
@@ -136,7 +134,7 @@ func (z *sizes) narrow(path Path, control bool, now time.Time) {
 	if z.high-z.low > 1 {
 		return
 	}
-	z.found, z.searching, z.next = z.low, false, now.Add(jitter(narrowInterval))
+	z.found, z.searching, z.next = z.low, false, now.Add(jitter(sizeInterval))
 }
 
 // hitSize takes an answer to a padded request.

@@ -8,33 +8,9 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+
+	"ropeway.dev/ropeway/internal/cloud"
 )
-
-// Problem is a thing of the cloud that keeps pods' packets from being delivered
-// bare, although the route is there.
-type Problem string
-
-// The problems.
-const (
-	// SourceDestCheck: an interface drops what is not from or to its own
-	// addresses, which is every packet of a pod.
-	SourceDestCheck Problem = "SourceDestCheck"
-	// SecurityGroup: no rule lets the pods' addresses in. Groups know nodes by
-	// their interfaces' addresses, so even inside one group pods need a rule.
-	SecurityGroup Problem = "SecurityGroup"
-	// OtherRouteTable: the node's vSwitch is bound to a route table that is
-	// not written.
-	OtherRouteTable Problem = "OtherRouteTable"
-	// NotRunning: the cloud says that the machine does not run.
-	NotRunning Problem = "NotRunning"
-)
-
-// Finding is a problem of one instance.
-type Finding struct {
-	Problem  Problem
-	Instance string
-	Message  string // what, where, and what to do
-}
 
 // InspectActions returns the RAM actions that Inspect needs beside Actions; all
 // of them only read.
@@ -42,9 +18,11 @@ func InspectActions() []string {
 	return []string{"ecs:DescribeNetworkInterfaces", "ecs:DescribeSecurityGroupAttribute"}
 }
 
-// Inspect looks for what stands in the way of bare packets between pods of the
-// given ranges on the given instances. It changes nothing.
-func (p *Provider) Inspect(ctx context.Context, nodes []string, pods []netip.Prefix) ([]Finding, error) {
+var _ cloud.Inspector = (*Provider)(nil)
+
+// Inspect implements cloud.Inspector, with reading calls only: three of fixed
+// number, and one for each security group.
+func (p *Provider) Inspect(ctx context.Context, nodes []string, pods []netip.Prefix) ([]cloud.Finding, error) {
 	written, err := p.usedTables(ctx)
 	if err != nil {
 		return nil, err
@@ -65,16 +43,17 @@ func (p *Provider) Inspect(ctx context.Context, nodes []string, pods []netip.Pre
 	if err != nil {
 		return nil, err
 	}
-	var out []Finding
+	var out []cloud.Finding
 	for _, m := range machines {
 		if slices.Contains(nodes, m.ID) && m.Status != "Running" {
-			out = append(out, Finding{NotRunning, m.ID, fmt.Sprintf("instance %s is %s: start it, or remove its Node", m.ID, m.Status)})
+			out = append(out, cloud.Finding{Problem: cloud.NotRunning, Instance: m.ID,
+				Message: fmt.Sprintf("instance %s is %s", m.ID, m.Status), Remedy: "start it, or remove its Node"})
 		}
 	}
 	for _, ni := range interfaces {
 		out = append(out, ni.findings(tables, written, groups, pods)...)
 	}
-	slices.SortFunc(out, func(a, b Finding) int {
+	slices.SortFunc(out, func(a, b cloud.Finding) int {
 		return cmp.Or(cmp.Compare(a.Instance, b.Instance), cmp.Compare(a.Problem, b.Problem), cmp.Compare(a.Message, b.Message))
 	})
 	return out, nil
@@ -161,17 +140,19 @@ func (p *Provider) describeGroups(ctx context.Context, interfaces []networkInter
 	return groups, nil
 }
 
-func (ni networkInterface) findings(tables []routeTable, written []string, groups map[string][]rule, pods []netip.Prefix) []Finding {
-	var out []Finding
-	add := func(problem Problem, format string, args ...any) {
-		out = append(out, Finding{problem, ni.Instance, fmt.Sprintf(format, args...)})
+func (ni networkInterface) findings(tables []routeTable, written []string, groups map[string][]rule, pods []netip.Prefix) []cloud.Finding {
+	var out []cloud.Finding
+	add := func(problem cloud.Problem, remedy, format string, args ...any) {
+		out = append(out, cloud.Finding{Problem: problem, Instance: ni.Instance, Message: fmt.Sprintf(format, args...), Remedy: remedy})
 	}
 	if ni.SourceDestCheck {
-		add(SourceDestCheck, "interface %s of instance %s checks source and destination, and drops pods' packets: switch SourceDestCheck off", ni.ID, ni.Instance)
+		add(cloud.SourceDestCheck, "switch SourceDestCheck of interface "+ni.ID+" off",
+			"interface %s of instance %s checks source and destination, and drops pods' packets", ni.ID, ni.Instance)
 	}
 	at := slices.IndexFunc(tables, func(t routeTable) bool { return slices.Contains(t.VSwitchIDs.VSwitchID, ni.VSwitch) })
 	if at >= 0 && !slices.Contains(written, tables[at].ID) {
-		add(OtherRouteTable, "vSwitch %s of instance %s is bound to route table %s, which is not written: add it to spec.cloud.routeTableIDs", ni.VSwitch, ni.Instance, tables[at].ID)
+		add(cloud.OtherRouteTable, "add "+tables[at].ID+" to spec.cloud.routeTableIDs of the ClusterNetwork",
+			"vSwitch %s of instance %s is bound to route table %s, which is not written", ni.VSwitch, ni.Instance, tables[at].ID)
 	}
 	var rules []rule
 	for _, id := range ni.SecurityGroupIDs.SecurityGroupID {
@@ -179,8 +160,9 @@ func (ni networkInterface) findings(tables []routeTable, written []string, group
 	}
 	for _, pod := range pods {
 		if !admits(rules, pod) {
-			add(SecurityGroup, "security group %s of instance %s does not allow inbound from %s: add a rule that accepts all protocols from it",
-				strings.Join(ni.SecurityGroupIDs.SecurityGroupID, ", "), ni.Instance, pod)
+			ids := strings.Join(ni.SecurityGroupIDs.SecurityGroupID, ", ")
+			add(cloud.SecurityGroup, fmt.Sprintf("add an inbound rule to security group %s that accepts all protocols from %s", ids, pod),
+				"the security group %s of instance %s does not allow inbound from %s", ids, ni.Instance, pod)
 		}
 	}
 	return out

@@ -88,7 +88,7 @@ func TestLabInspectOtherRouteTable(t *testing.T) {
 	}
 	p := l.provider(func(o *Options) { o.Tables = []string{testTable} })
 	found, err := p.Inspect(t.Context(), []string{"i-1", "i-2"}, []netip.Prefix{prefix("10.244.0.0/16")})
-	if err != nil || len(found) != 1 || found[0].Problem != OtherRouteTable || found[0].Instance != "i-2" || !strings.Contains(found[0].Message, own) {
+	if err != nil || len(found) != 1 || found[0].Problem != cloud.OtherRouteTable || found[0].Instance != "i-2" || !strings.Contains(found[0].Message, own) || !strings.Contains(found[0].Remedy, own) {
 		t.Errorf("found %v, %v", found, err)
 	}
 

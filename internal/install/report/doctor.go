@@ -61,6 +61,7 @@ func Doctor(s *install.Survey, c *kube.Objects) Diagnosis {
 	d.transports(c)
 	d.reachability(c)
 	d.pairs(c)
+	d.faults(c)
 	d.availability(c)
 	d.leases(c)
 	d.cloudRoutes(c)
@@ -270,7 +271,8 @@ func (d *Diagnosis) reachability(c *kube.Objects) {
 // firewall is the usual cause and its remedy.
 const firewall = "let protocol 4 (ipip), UDP 4789 (vxlan) and, for direct, pods' addresses pass between the nodes: the cloud's security group, and the nodes' own firewalls"
 
-// pairs: a prover that gets no answer by an allowed transport.
+// pairs: a prover that gets no answer by an allowed transport, and has not found
+// out why; what has a name is among the faults.
 func (d *Diagnosis) pairs(c *kube.Objects) {
 	since := len(d.Checks)
 	snapshot, problem := c.Snapshot("")
@@ -278,12 +280,29 @@ func (d *Diagnosis) pairs(c *kube.Objects) {
 		return
 	}
 	for _, p := range snapshot.Probes {
-		if p.Reachable || !slices.Contains(plan.Allowed(snapshot.Network, p.Family), p.Transport) {
+		if p.Reachable || p.Fault != "" || !slices.Contains(plan.Allowed(snapshot.Network, p.Family), p.Transport) {
 			continue
 		}
 		d.add("pairs", Warn, firewall, "node %s gets no answer from %s by %s (%s): %s", p.From, p.To, p.Transport, p.Family, orDash(p.Reason))
 	}
 	d.okUnless(since, "pairs", "every prober gets answers by every allowed transport")
+}
+
+// faults: what is wrong with the paths between nodes, each by its own name. What
+// keeps packets from their only way is an error, and so is what keeps them from
+// going direct, since nobody gets that without asking for it.
+func (d *Diagnosis) faults(c *kube.Objects) {
+	all := faultsOf(c)
+	for _, f := range all {
+		outcome := Warn
+		if name := plan.Fault(f.Fault); f.Degraded || name.Direct() || name == plan.ProberFault || name == plan.NodeSilent {
+			outcome = Fail
+		}
+		d.add(f.Fault, outcome, f.Remedy, "%s", faultSentence(f))
+	}
+	if len(all) == 0 {
+		d.add("paths", OK, "", "no fault is known of the paths between nodes")
+	}
 }
 
 // availability: the condition NetworkUnavailable and who writes it.

@@ -86,8 +86,17 @@ func scenarioObjects() *kube.Objects {
 func failIPIP(o *kube.Objects) {
 	for i := range o.NodeNetworks {
 		o.NodeNetworks[i].Status.Probes[0].Reachable = false
+		o.NodeNetworks[i].Status.Probes[0].Fault = "Protocol4Blocked"
 		o.NodeNetworks[i].Status.Probes[0].Reason = "3 probes without an answer"
 	}
+}
+
+// routeMissing makes the fabric know no route to nodeS.
+func routeMissing(o *kube.Objects) {
+	o.Network.Spec.Transports = []v1alpha1.Transport{"direct", "ipip"}
+	st := &o.NodeNetworks[0].Status
+	st.Probes = append(st.Probes, v1alpha1.ProbeResult{Node: nodeS, NodeUID: "uid-" + nodeS, Family: "IPv4", Transport: "direct",
+		Fault: "RouteMissing", Reason: "bare packets do not arrive"})
 }
 
 func pod(component, node string, ready bool) corev1.Pod {
@@ -291,7 +300,27 @@ func TestDoctor(t *testing.T) {
 			o.Network.Spec.Transports = []v1alpha1.Transport{"vxlan"}
 			o.NodeNetworks[0].Status.Transports[1] = v1alpha1.TransportStatus{Name: "vxlan", Reason: "no module"}
 		}, "transports", Fail, "no module"},
-		{"ipip fails", func(_ *install.Survey, o *kube.Objects) { failIPIP(o) }, "pairs", Warn, "by ipip (IPv4): 3 probes without an answer"},
+		{"ipip fails", func(_ *install.Survey, o *kube.Objects) { failIPIP(o) }, "Protocol4Blocked", Warn, "2 nodes, such as " + nodeR + ": 3 probes without an answer"},
+		{"ipip fails, and nobody knows why", func(_ *install.Survey, o *kube.Objects) {
+			failIPIP(o)
+			o.NodeNetworks[0].Status.Probes[0].Fault = ""
+		}, "pairs", Warn, "by ipip (IPv4): 3 probes without an answer"},
+		{"no other way", func(_ *install.Survey, o *kube.Objects) {
+			failIPIP(o)
+			o.Network.Spec.Transports = []v1alpha1.Transport{"ipip"}
+		}, "Protocol4Blocked", Fail, "3 probes without an answer"},
+		{"route missing", func(_ *install.Survey, o *kube.Objects) { routeMissing(o) }, "RouteMissing", Fail, "node " + nodeS + ": bare packets do not arrive"},
+		{"what the cloud says", func(_ *install.Survey, o *kube.Objects) {
+			routeMissing(o)
+			o.Network.Status.Faults = []v1alpha1.FaultReport{{Fault: "SourceDestCheck", Nodes: 1, Node: nodeS, Message: "interface eni-1 checks", Remedy: "switch it off"}}
+		}, "SourceDestCheck", Fail, "node " + nodeS + ": interface eni-1 checks"},
+		{"an MTU hole", func(_ *install.Survey, o *kube.Objects) {
+			p := &o.NodeNetworks[0].Status.Probes[0]
+			p.Fault, p.PathMTU, p.Reason = "MTUBlackHole", 1380, "packets of more than 1380 bytes get lost"
+		}, "MTUBlackHole", Warn, "more than 1380 bytes"},
+		{"a node's own fault", func(_ *install.Survey, o *kube.Objects) {
+			o.NodeNetworks[0].Status.Faults = []v1alpha1.NodeFault{{Fault: "ProberFault", Message: "all stopped to answer"}}
+		}, "ProberFault", Fail, "node " + nodeR + ": all stopped to answer"},
 		{"not proven", func(_ *install.Survey, o *kube.Objects) {
 			failIPIP(o)
 			for i := range o.NodeNetworks {

@@ -30,6 +30,8 @@ type NetworkStatus struct {
 	Transports    []string `json:"transports,omitempty"`
 	// Problem is why nothing is in force, or why what was asked for is not.
 	Problem string `json:"problem,omitempty"`
+	// Faults are what is wrong with the paths between nodes.
+	Faults []v1alpha1.FaultReport `json:"faults,omitempty"`
 }
 
 // NodeStatus is one node's part.
@@ -104,7 +106,38 @@ func networkStatus(c *kube.Objects, problem string) NetworkStatus {
 	if out.Problem == "" && c.Network != nil {
 		out.Problem = notAccepted(c.Network)
 	}
+	out.Faults = faultsOf(c)
 	return out
+}
+
+// faultsOf returns what is wrong between nodes. The controller knows best, which
+// asks the cloud too; but only the agents say that there is anything.
+func faultsOf(c *kube.Objects) []v1alpha1.FaultReport {
+	snapshot, problem := c.Snapshot("")
+	if problem != "" {
+		return nil
+	}
+	seen := plan.Summarize(plan.Defects(snapshot))
+	if len(seen) == 0 {
+		return nil
+	}
+	if c.Network != nil && len(c.Network.Status.Faults) > 0 {
+		return c.Network.Status.Faults
+	}
+	var out []v1alpha1.FaultReport
+	for _, f := range seen {
+		out = append(out, v1alpha1.FaultReport{Fault: string(f.Fault), Nodes: int32(len(f.Nodes)), Node: f.Nodes[0],
+			Message: f.Message, Remedy: f.Remedy, Degraded: f.Degraded})
+	}
+	return out
+}
+
+// faultSentence is what and where.
+func faultSentence(f v1alpha1.FaultReport) string {
+	if f.Nodes > 1 {
+		return fmt.Sprintf("%d nodes, such as %s: %s", f.Nodes, f.Node, f.Message)
+	}
+	return fmt.Sprintf("node %s: %s", f.Node, f.Message)
 }
 
 // notAccepted is the controller's sentence if it refused the spec; what was in
@@ -186,6 +219,9 @@ func texts[T fmt.Stringer](in []T) []string {
 func (s Status) Table(w io.Writer, wide bool) error {
 	if s.Network.Problem != "" {
 		fmt.Fprintf(w, "! %s\n", s.Network.Problem)
+	}
+	for _, f := range s.Network.Faults {
+		fmt.Fprintf(w, "! %s: %s\n  -> %s\n", f.Fault, faultSentence(f), f.Remedy)
 	}
 	if len(s.Network.PodCIDRs) > 0 {
 		fmt.Fprintf(w, "pod CIDRs %s   addresses from %s   transports %s\n\n", strings.Join(s.Network.PodCIDRs, ","),
