@@ -101,6 +101,36 @@ type ClusterNetworkSpec struct {
 	//
 	// +optional
 	Cloud *CloudSpec `json:"cloud,omitempty"`
+
+	// MetadataAccess says which pods may reach the cloud's metadata service,
+	// which gives the credentials of the instance's role to whoever asks. None
+	// may, where it is absent.
+	//
+	// +optional
+	MetadataAccess *MetadataAccess `json:"metadataAccess,omitempty"`
+}
+
+// MetadataAccess says which pods may reach the cloud's metadata service. Pods in
+// their node's own network (hostNetwork) are the node, and always may.
+type MetadataAccess struct {
+	// Namespaces are those whose pods may; "*" means all.
+	//
+	// +kubebuilder:validation:MaxItems=64
+	// +kubebuilder:validation:items:MaxLength=63
+	// +kubebuilder:validation:items:Pattern=`^([a-z0-9]([-a-z0-9]*[a-z0-9])?|\*)$`
+	// +listType=set
+	// +optional
+	Namespaces []string `json:"namespaces,omitempty"`
+
+	// Addresses are the service's; 100.100.100.200, 169.254.169.254 and
+	// fd00:ec2::254 when absent.
+	//
+	// +kubebuilder:validation:MaxItems=16
+	// +kubebuilder:validation:items:MaxLength=45
+	// +kubebuilder:validation:items:XValidation:rule="isIP(self) && !ip(self).isUnspecified() && !ip(self).isLoopback()",message="must be an address such as 100.100.100.200 or fd00:ec2::254"
+	// +listType=set
+	// +optional
+	Addresses []string `json:"addresses,omitempty"`
 }
 
 // BlockSize is a prefix length for each family.

@@ -42,6 +42,7 @@ func Validate(spec *ClusterNetworkSpec) error {
 	errs = append(errs, validateVXLAN(root.Child("vxlan"), spec.VXLAN)...)
 	errs = append(errs, validateMTU(root.Child("mtu"), spec.MTU)...)
 	errs = append(errs, validateCloud(root.Child("cloud"), spec.Cloud)...)
+	errs = append(errs, validateMetadataAccess(root.Child("metadataAccess"), spec.MetadataAccess)...)
 	return errs.ToAggregate()
 }
 

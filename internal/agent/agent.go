@@ -110,11 +110,12 @@ func newNode(ctx context.Context, cfg Config, p parts) (*node, error) {
 	last.BootID = boot
 	m := newMetrics()
 	again := make(chan struct{}, 1)
+	more := func() { notify(again) }
 	n := &node{
 		config: &cfg, cluster: p.client, dataplane: p.dataplane, book: book, board: newBoard(service{notReady: "the agent is starting"}),
-		leaser: newLeaser(p.client, book, &cfg, m, func() { notify(again) }), prober: probe.New(p.wire, cfg.Log),
+		leaser: newLeaser(p.client, book, &cfg, m, more), prober: probe.New(p.wire, cfg.Log),
 		publisher: newPublisher(p.client, &cfg), installer: newInstaller(&cfg, p.client.NodeEvent),
-		metrics: m, log: cfg.Log, again: again, last: last,
+		metrics: m, log: cfg.Log, again: again, more: more, last: last,
 	}
 	m.watch(n)
 	return n, nil
@@ -149,7 +150,8 @@ func (n *node) work(ctx context.Context, p parts) error {
 }
 
 // followBook looks ahead for addresses, and wakes requests that wait for one,
-// whenever one is given or freed.
+// whenever one is given or freed; a pod that may reach the metadata service is
+// let through.
 func (n *node) followBook(ctx context.Context) {
 	for {
 		select {
@@ -158,6 +160,9 @@ func (n *node) followBook(ctx context.Context) {
 		case <-n.book.Changed():
 			n.leaser.more()
 			n.board.poke()
+			if n.exempt.Load().differs(n.book) {
+				n.more()
+			}
 		}
 	}
 }

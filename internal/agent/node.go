@@ -48,7 +48,8 @@ type node struct {
 	installer *installer
 	metrics   *metrics
 	log       *slog.Logger
-	again     <-chan struct{} // somebody else wants a pass
+	again     <-chan struct{} // somebody else wants a pass, by more
+	more      func()
 
 	// The rest belongs to the goroutine of run.
 	last        laststate.State // what was set last, and goes into the state file
@@ -61,9 +62,10 @@ type node struct {
 	hold        string
 	seeded      bool
 
-	beat  atomic.Int64 // when the last pass began, in ns since 1970
-	shown sync.Mutex   // guards what others may read
-	shows shown
+	beat   atomic.Int64 // when the last pass began, in ns since 1970
+	exempt atomic.Pointer[exemption]
+	shown  sync.Mutex // guards what others may read
+	shows  shown
 }
 
 // shown is what the HTTP server shows.
@@ -163,6 +165,7 @@ func (n *node) pass(ctx context.Context) error {
 	n.hold = ""
 	snapshot := n.overlay(view)
 	want := plan.Compute(snapshot)
+	n.exempt.Store(&exemption{snapshot.Network.Metadata, want.Metadata.Links})
 	n.set(ctx, want, view.NodeUID)
 	n.serve(snapshot, want)
 	n.leaser.see(view, n.last.Sources)
@@ -225,6 +228,7 @@ func (n *node) overlay(v kube.View) plan.Snapshot {
 		own.Ready = own.Ready || n.programmed
 	}
 	s.Now = n.last.Plan.Routes
+	s.Pods = localPods(n.book)
 	latest := n.prober.Results()
 	if n.seeded {
 		s.Probes = slices.DeleteFunc(slices.Clone(s.Probes), func(p plan.Probe) bool { return p.From == s.Self })

@@ -233,23 +233,29 @@ X`, b.v4, local.v4))
 	echo(t, near, c)
 }
 
+// counter returns how many packets the rules with the comment have matched.
+func (n *testNode) counter(t *testing.T, chain, comment string) int {
+	t.Helper()
+	sum, found := 0, false
+	for _, line := range strings.Split(n.f.sh(n.ns, "nft list chain inet ropeway "+chain), "\n") {
+		var packets int
+		if i := strings.Index(line, "counter packets "); i >= 0 && strings.Contains(line, comment) {
+			fmt.Sscanf(line[i:], "counter packets %d", &packets)
+			sum, found = sum+packets, true
+		}
+	}
+	if !found {
+		t.Fatalf("no counter for %q in chain %s", comment, chain)
+	}
+	return sum
+}
+
 // TestPodsCannotPretend holds invariant 10: a pod sends only from its own
 // addresses, and cannot inject into the overlay.
 func TestPodsCannotPretend(t *testing.T) {
 	b := newBench(t, Options{})
 	other := b.node.addPod(1500)
-	counted := func(chain, comment string) int {
-		t.Helper()
-		for _, line := range strings.Split(b.sh(b.node.ns, "nft list chain inet ropeway "+chain), "\n") {
-			var packets int
-			if i := strings.Index(line, "counter packets "); i >= 0 && strings.Contains(line, comment) {
-				fmt.Sscanf(line[i:], "counter packets %d", &packets)
-				return packets
-			}
-		}
-		t.Fatalf("no counter for %q in chain %s", comment, chain)
-		return 0
-	}
+	counted := func(chain, comment string) int { return b.node.counter(t, chain, comment) }
 	say := func(src, dst netip.Addr, protocol byte, payload []byte) {
 		b.sendFromPod(packet4{id: 1, ttl: 64, protocol: protocol, src: src, dst: dst, payload: payload})
 	}

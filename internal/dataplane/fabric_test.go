@@ -39,6 +39,7 @@ type fabric struct {
 	network plan.Network
 	bpffs   string
 	probes  []plan.Probe
+	pods    []plan.LocalPod // of every node
 	// underlay6 gives nodes IPv6 addresses only.
 	underlay6 bool
 }
@@ -136,7 +137,7 @@ func (n *testNode) open(o Options) *Linux {
 }
 
 func (f *fabric) snapshot(self *testNode) plan.Snapshot {
-	s := plan.Snapshot{Self: self.name(), Network: f.network, Probes: f.probes}
+	s := plan.Snapshot{Self: self.name(), Network: f.network, Probes: f.probes, Pods: f.pods}
 	for _, n := range f.nodes {
 		if n.gone {
 			continue

@@ -27,9 +27,6 @@ type Options struct {
 	// what is there already. Losing it costs one transaction. Default
 	// /run/ropeway.
 	StateDir string
-	// Denied are addresses that pods may not reach. Nil is the default: the
-	// metadata service of Alibaba Cloud.
-	Denied []netip.Addr
 	// Clsact attaches the eBPF programs by clsact also where the kernel has tcx.
 	Clsact bool
 	// KeepForward leaves other programs' forward chains as they are, also where
@@ -38,21 +35,12 @@ type Options struct {
 	Log         *slog.Logger
 }
 
-// defaultDenied is the metadata service of Alibaba Cloud, where an instance's
-// role gives out its credentials.
-func defaultDenied() []netip.Addr {
-	return []netip.Addr{netip.AddrFrom4([4]byte{100, 100, 100, 200})}
-}
-
 func (o Options) withDefaults() Options {
 	if o.BPFPinDir == "" {
 		o.BPFPinDir = "/sys/fs/bpf/ropeway"
 	}
 	if o.StateDir == "" {
 		o.StateDir = "/run/ropeway"
-	}
-	if o.Denied == nil {
-		o.Denied = defaultDenied()
 	}
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
@@ -228,7 +216,7 @@ func (p *pass) setRules(ctx context.Context) error {
 		}
 		p.l.nft = n
 	}
-	changed, err := p.l.nft.set(ctx, rulesFor(p.want, p.l.options.Denied, p.clamps()))
+	changed, err := p.l.nft.set(ctx, rulesFor(p.want, p.clamps()))
 	if changed {
 		p.k.wrote("nftables table written")
 	}

@@ -50,7 +50,7 @@ func (s *Support) probe() {
 	s.TCX = tcx
 	s.need("ipip, and the guard of vxlan", "Linux 5.10 with CONFIG_NET_CLS_BPF or 6.6 with CONFIG_NET_XGRESS", err)
 	s.need("vxlan", "CONFIG_VXLAN", probeVXLAN())
-	s.need("translation and guards", "nft 1.0.1, and Linux 5.10 with CONFIG_NF_TABLES_INET, NFT_FIB_INET, NFT_NAT and NFT_MASQ", probeRules())
+	s.need("translation and guards", "nft 1.0.1, and Linux 5.10 with CONFIG_NF_TABLES_INET, NFT_FIB_INET, NFT_REJECT_INET, NFT_NAT and NFT_MASQ", probeRules())
 }
 
 func (s *Support) need(what, how string, err error) {
@@ -71,7 +71,7 @@ func probeRules() error {
 	rules := rulesFor(plan.State{
 		Addresses: []netip.Addr{source}, Sources: []netip.Addr{source},
 		PodCIDRs: []netip.Prefix{netip.PrefixFrom(source, 24)}, VXLAN: plan.VXLANDevice{Port: 4789}, Masquerade: true,
-	}, nil, clamps{ipv4: 1400, ipv6: 1400})
+	}, clamps{ipv4: 1400, ipv6: 1400})
 	_, err := runNFT(context.Background(), rules.String(), "-f", "-")
 	return err
 }

@@ -40,6 +40,7 @@ func goldenState() plan.State {
 		Sources:   []netip.Addr{address("10.244.1.1"), address("fd00:244:0:1::1")},
 		PodCIDRs:  []netip.Prefix{prefix("10.244.0.0/16"), prefix("10.7.0.0/20"), prefix("fd00:244::/48")},
 		VXLAN:     plan.VXLANDevice{VNI: 4096, Port: 4789}, Masquerade: true,
+		Metadata: plan.Metadata{Addresses: plan.DefaultMetadata(), Links: []string{"rwp02", "rwp01"}},
 		Peers: []plan.Peer{
 			{Name: "node-b", Addresses: []netip.Addr{address("192.168.2.2"), address("fd00:2::2")}},
 			{Name: "node-c", Addresses: []netip.Addr{address("192.168.3.2")}},
@@ -54,10 +55,11 @@ func TestRulesGolden(t *testing.T) {
 	ns.Enter(t)
 	single := goldenState()
 	single.Addresses, single.Sources = single.Addresses[:1], single.Sources[:1]
+	single.Metadata = plan.Metadata{Open: true}
 	single.PodCIDRs, single.Peers, single.Masquerade = single.PodCIDRs[:1], nil, false
 	for name, r := range map[string]ruleset{
-		"dual-stack": rulesFor(goldenState(), defaultDenied(), clamps{ipv4: 1410, ipv6: 1390}),
-		"first-node": rulesFor(single, nil, clamps{}),
+		"dual-stack": rulesFor(goldenState(), clamps{ipv4: 1410, ipv6: 1390}),
+		"first-node": rulesFor(single, clamps{}),
 	} {
 		file := filepath.Join("testdata", name+".nft")
 		if os.Getenv("ROPEWAY_REWRITE") == "1" {
@@ -89,7 +91,7 @@ func TestNFTablesTransactions(t *testing.T) {
 	set := func(want string, changes bool) {
 		t.Helper()
 		counter.written = ""
-		changed, err := n.set(context.Background(), rulesFor(state, nil, clamps{ipv4: 1410}))
+		changed, err := n.set(context.Background(), rulesFor(state, clamps{ipv4: 1410}))
 		if err != nil || changed != changes {
 			t.Errorf("set: changed %v, %v", changed, err)
 		}
@@ -130,7 +132,7 @@ func TestNFTablesTransactions(t *testing.T) {
 	set("add chain", true)
 	counter.err = errors.New("no memory")
 	state.Masquerade = false
-	if changed, err := n.set(context.Background(), rulesFor(state, nil, clamps{})); changed || !errors.Is(err, counter.err) {
+	if changed, err := n.set(context.Background(), rulesFor(state, clamps{})); changed || !errors.Is(err, counter.err) {
 		t.Errorf("a transaction that failed: %v, %v", changed, err)
 	}
 }

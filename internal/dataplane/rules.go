@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"strconv"
 
 	"ropeway.dev/ropeway/internal/dataplane/podlink"
 	"ropeway.dev/ropeway/internal/plan"
@@ -28,14 +29,19 @@ const (
 	setNodes6   = "nodes6"
 	setOwn4     = "own4" // this node's
 	setOwn6     = "own6"
-	setDenied4  = "denied4" // what pods may not reach
+	setDenied4  = "denied4" // what pods may not reach, but those of setExempt
 	setDenied6  = "denied6"
+	setExempt   = "exempt"
 	setBare4    = "bare4" // this node's CIDRs that the fabric leads to by itself
 	setBare6    = "bare6"
 	setFabric4  = "fabric4" // where the fabric's routes hold
 	setFabric6  = "fabric6"
 	podLinks    = `"` + podlink.Prefix + `*"`
 	priorityNAT = 90 // before kube-proxy's, which is srcnat (100)
+
+	// refused ends rules whose packets are answered by ICMP (RFC 1812, section
+	// 5.2.7.1; RFC 4443, section 3.1).
+	refused = " counter reject with icmpx type admin-prohibited"
 
 	// leaving matches what leaves the node.
 	leaving = `oifname != "lo" oifname != ` + podLinks
@@ -47,10 +53,10 @@ type ruleset struct {
 	Chains []ruleChain
 }
 
-// ruleSet is a named set of addresses, or of CIDRs.
+// ruleSet is a named set of addresses, of CIDRs, or of names of devices.
 type ruleSet struct {
 	Name     string
-	Type     string // ipv4_addr or ipv6_addr
+	Type     string // ipv4_addr, ipv6_addr or ifname
 	CIDRs    bool
 	Elements []string // in order
 }
@@ -69,7 +75,7 @@ type rule struct{ Text, Comment string }
 type clamps struct{ ipv4, ipv6 int }
 
 // rulesFor computes the table for a State.
-func rulesFor(want plan.State, denied []netip.Addr, clamp clamps) ruleset {
+func rulesFor(want plan.State, clamp clamps) ruleset {
 	nodes := slices.Clone(want.Addresses)
 	for _, peer := range want.Peers {
 		nodes = append(nodes, peer.Addresses...)
@@ -78,7 +84,8 @@ func rulesFor(want plan.State, denied []netip.Addr, clamp clamps) ruleset {
 		cidrSets(setPods4, setPods6, want.PodCIDRs),
 		addressSets(setNodes4, setNodes6, nodes),
 		addressSets(setOwn4, setOwn6, want.Addresses),
-		addressSets(setDenied4, setDenied6, denied),
+		addressSets(setDenied4, setDenied6, want.Metadata.Denied()),
+		[]ruleSet{linkSet(setExempt, want.Metadata.Links)},
 		cidrSets(setBare4, setBare6, want.Bare.Sources),
 		cidrSets(setFabric4, setFabric6, want.Bare.Destinations),
 	)}
@@ -111,6 +118,15 @@ func addressSets(name4, name6 string, list []netip.Addr) []ruleSet {
 	return []ruleSet{v4.sorted(), v6.sorted()}
 }
 
+// linkSet is a set of names of pods' links.
+func linkSet(name string, links []string) ruleSet {
+	s := ruleSet{Name: name, Type: "ifname"}
+	for _, l := range links {
+		s.Elements = append(s.Elements, strconv.Quote(l))
+	}
+	return s.sorted()
+}
+
 func (s ruleSet) sorted() ruleSet {
 	slices.Sort(s.Elements)
 	s.Elements = slices.Compact(s.Elements)
@@ -141,8 +157,10 @@ func podChains(port uint16) []ruleChain {
 				{Text: "ip daddr @" + setNodes4 + " ip protocol 4 counter drop", Comment: "ipip to a node"},
 				{Text: fmt.Sprintf("ip daddr @%s udp dport %d counter drop", setNodes4, port), Comment: "vxlan to a node"},
 				{Text: fmt.Sprintf("ip6 daddr @%s udp dport %d counter drop", setNodes6, port), Comment: "vxlan to a node"},
-				{Text: "ip daddr @" + setDenied4 + " counter drop", Comment: "the cloud's metadata"},
-				{Text: "ip6 daddr @" + setDenied6 + " counter drop", Comment: "the cloud's metadata"},
+				// An answer spares the many programs that ask it at their start, to
+				// see where they are, from waiting for none.
+				{Text: "ip daddr @" + setDenied4 + " iifname != @" + setExempt + refused, Comment: "the cloud's metadata"},
+				{Text: "ip6 daddr @" + setDenied6 + " iifname != @" + setExempt + refused, Comment: "the cloud's metadata"},
 			},
 		},
 	}

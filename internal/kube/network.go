@@ -59,6 +59,14 @@ func Network(spec *v1alpha1.ClusterNetworkSpec, clusterID string) plan.Network {
 	if spec.Cloud != nil {
 		n.FabricCIDRs = parsePrefixes(spec.Cloud.VPCCIDRs)
 	}
+	if m := spec.MetadataAccess; m != nil {
+		n.Metadata.Namespaces = m.Namespaces
+		for _, s := range m.Addresses {
+			if a, err := netip.ParseAddr(s); err == nil {
+				n.Metadata.Addresses = append(n.Metadata.Addresses, a.Unmap())
+			}
+		}
+	}
 	for _, t := range spec.Transports {
 		n.Transports = append(n.Transports, plan.Transport(t))
 	}

@@ -71,7 +71,8 @@ func TestNetworkInThePlansWords(t *testing.T) {
 		BlockSize:  v1alpha1.BlockSize{IPv4: 24, IPv6: 120},
 		Transports: []v1alpha1.Transport{v1alpha1.TransportDirect, v1alpha1.TransportVXLAN},
 		VXLAN:      v1alpha1.VXLANSpec{Port: 8472, VNI: 7}, MTU: &bytes, NAT: v1alpha1.NATSpec{Outgoing: &no},
-		Cloud: &v1alpha1.CloudSpec{VPCCIDRs: []string{"192.168.0.0/16"}},
+		Cloud:          &v1alpha1.CloudSpec{VPCCIDRs: []string{"192.168.0.0/16"}},
+		MetadataAccess: &v1alpha1.MetadataAccess{Namespaces: []string{"kube-system"}, Addresses: []string{"169.254.0.23", "fd00:ec2::254"}},
 	}
 	want := plan.Network{
 		ClusterID: "id", PodCIDRs: []netip.Prefix{netip.MustParsePrefix("10.244.0.0/16"), netip.MustParsePrefix("fd00:10:244::/48")},
@@ -79,6 +80,8 @@ func TestNetworkInThePlansWords(t *testing.T) {
 		Transports: []plan.Transport{plan.Direct, plan.VXLAN}, VXLANPort: 8472, VXLANVNI: 7,
 		MTU:         plan.MTUPolicy{Mode: plan.MTUFixed, Bytes: 1400},
 		FabricCIDRs: []netip.Prefix{netip.MustParsePrefix("192.168.0.0/16")},
+		Metadata: plan.MetadataAccess{Namespaces: []string{"kube-system"},
+			Addresses: []netip.Addr{netip.MustParseAddr("169.254.0.23"), netip.MustParseAddr("fd00:ec2::254")}},
 	}
 	if got := Network(spec, "id"); !reflect.DeepEqual(got, want) {
 		t.Errorf("got  %+v\nwant %+v", got, want)

@@ -31,6 +31,7 @@ const (
 	ReasonNoPodCIDRs          = "NoPodCIDRs"
 	ReasonInvalidPodCIDR      = "InvalidPodCIDR"
 	ReasonInvalidFabricCIDR   = "InvalidFabricCIDR"
+	ReasonInvalidMetadata     = "InvalidMetadata"
 	ReasonUnknownTransport    = "UnknownTransport"
 	ReasonInvalidVXLAN        = "InvalidVXLAN"
 	ReasonInvalidMTU          = "InvalidMTU"
@@ -112,6 +113,7 @@ func (c *cluster) checkNetwork(in Network) {
 		c.net.VXLANVNI = DefaultVXLANVNI
 	}
 	c.net.MTU = c.checkMTU(in.MTU)
+	c.net.Metadata = c.checkMetadata(in.Metadata)
 }
 
 // checkTransports returns the known ones, each once, in the order of

@@ -23,6 +23,7 @@ func Compute(s Snapshot) State {
 		VXLAN:      VXLANDevice{VNI: c.net.VXLANVNI, Port: c.net.VXLANPort},
 		MTU:        c.net.MTU,
 		Masquerade: c.net.Masquerade,
+		Metadata:   c.metadata(s.Pods),
 	}
 	if self, known := c.index[s.Self]; known {
 		state.Addresses = c.nodes[self].Addresses

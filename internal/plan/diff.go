@@ -22,7 +22,8 @@ const (
 type Change struct {
 	Action Action
 	// Kind is what differs: setting, address, source, range, pod network,
-	// bare source, bare destination, peer, route or problem.
+	// bare source, bare destination, pod that reaches the metadata service,
+	// peer, route or problem.
 	Kind string
 	// Name says which one of its kind.
 	Name string
@@ -73,6 +74,7 @@ func Diff(before, after State) []Change {
 		{"pod network", func(s State) []item { return names(s.PodCIDRs) }},
 		{"bare source", func(s State) []item { return names(s.Bare.Sources) }},
 		{"bare destination", func(s State) []item { return names(s.Bare.Destinations) }},
+		{"pod that reaches the metadata service", func(s State) []item { return names(s.Metadata.Links) }},
 		{"peer", peerItems},
 		{"route", routeItems},
 		{"problem", problemItems},
@@ -170,6 +172,8 @@ func settingItems(s State) []item {
 		setting("transports", join(s.Transports)),
 		setting("mtu", s.MTU.String()),
 		setting("masquerade", onOff(s.Masquerade)),
+		setting("metadata service", join(s.Metadata.Addresses)),
+		setting("metadata open", onOff(s.Metadata.Open)),
 		setting("vxlan vni", fmt.Sprint(s.VXLAN.VNI)),
 		setting("vxlan port", fmt.Sprint(s.VXLAN.Port)),
 		setting("vxlan mac", s.VXLAN.MAC.String()),

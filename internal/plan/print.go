@@ -2,6 +2,7 @@ package plan
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 	"text/tabwriter"
 )
@@ -16,6 +17,9 @@ func (s State) String() string {
 		join(s.Transports), s.MTU, s.VXLAN.VNI, s.VXLAN.Port, s.VXLAN.MAC, onOff(s.Masquerade))
 	if len(s.Bare.Sources) > 0 {
 		fmt.Fprintf(&b, "bare from %s to %s\n", join(s.Bare.Sources), join(s.Bare.Destinations))
+	}
+	if line := s.Metadata.line(); line != "" {
+		fmt.Fprintf(&b, "metadata service %s\n", line)
 	}
 	if len(s.Routes) > 0 {
 		b.WriteString("\n")
@@ -45,6 +49,21 @@ func (r Route) mtu() string {
 		return ""
 	}
 	return fmt.Sprint(r.MTU)
+}
+
+// line says how a State differs from one that keeps every pod from the default
+// addresses; nothing if it does not.
+func (m Metadata) line() string {
+	closed := "closed to pods"
+	switch {
+	case m.Open:
+		closed = "open to pods"
+	case len(m.Links) > 0:
+		closed += fmt.Sprintf(" but %d of allowed namespaces", len(m.Links))
+	case slices.Equal(m.Denied(), DefaultMetadata()):
+		return ""
+	}
+	return join(m.Addresses) + "  " + closed
 }
 
 // String returns the policy as ClusterNetwork's mtu is written.

@@ -22,9 +22,11 @@ var rewrite = flag.Bool("rewrite", false, "write the scenarios' output as it is 
 //
 //	network pods=CIDR,.. transports=T,.. nodecidr mtu=N|MODE masquerade port=N vni=N
 //	network fabric=CIDR,..  where the fabric's routes hold
+//	network metadata=A,.. exempt=NAMESPACE,..
+//	pod NAMESPACE|- LINK    a pod of every node that is planned for
 //	node NAME uid=U created=N addr=A,.. blocks=CIDR,.. cidrs=CIDR,.. sources=A,.. ready refuses=T:WHY fault=F:WHY
 //	probe FROM TO FAMILY TRANSPORT ok|fail|FAULT|PATHMTU REASON   a fault is a failure, a path MTU an answer
-//	forget node NAME | forget probes
+//	forget node NAME | forget probes | forget pod LINK
 //	hold NODE | hold     from now on, the routes that NODE was last planned are in its kernel (nobody's are)
 //	plan NODE            the node's State
 //	diff NODE            what changed since its State was last asked for
@@ -114,6 +116,8 @@ func (s *scenario) run(words []string) (answer string, asked bool) {
 		s.network(words[1:])
 	case "node":
 		s.node(words[1], words[2:])
+	case "pod":
+		s.snap.Pods = append(s.snap.Pods, plan.LocalPod{Namespace: strings.Trim(words[1], "-"), Link: words[2]})
 	case "probe":
 		s.probe(words[1:])
 	case "forget":
@@ -213,6 +217,10 @@ func (s *scenario) network(words []string) {
 			n.NodeCIDR = false
 		case "fabric":
 			n.FabricCIDRs = each(value, s.prefix)
+		case "metadata":
+			n.Metadata.Addresses = each(value, s.addr)
+		case "exempt":
+			n.Metadata.Namespaces = strings.FieldsFunc(value, func(r rune) bool { return r == ',' })
 		case "masquerade":
 			n.Masquerade = true
 		case "port":
@@ -296,6 +304,10 @@ func (s *scenario) probe(words []string) {
 func (s *scenario) forget(words []string) {
 	if words[0] == "probes" {
 		s.snap.Probes = nil
+		return
+	}
+	if words[0] == "pod" {
+		s.snap.Pods = slices.DeleteFunc(s.snap.Pods, func(p plan.LocalPod) bool { return p.Link == words[1] })
 		return
 	}
 	s.snap.Nodes = slices.DeleteFunc(s.snap.Nodes, func(n plan.Node) bool { return n.Name == words[1] })

@@ -66,6 +66,8 @@ type Network struct {
 	// FabricCIDRs are where the fabric's own routes hold: a pod whose range is
 	// proven direct needs no translation towards them.
 	FabricCIDRs []netip.Prefix
+	// Metadata says which pods may reach the cloud's metadata service.
+	Metadata MetadataAccess
 }
 
 // Node is one node as the cluster knows it.
@@ -121,6 +123,8 @@ type Snapshot struct {
 	// Now are the routes that Self's kernel has; without them, where every
 	// transport is found failing, the most preferred is taken for the one in use.
 	Now []Route
+	// Pods are Self's own.
+	Pods []LocalPod
 }
 
 // State is what one node's kernel should hold. It is plain data: two equal
@@ -137,7 +141,9 @@ type State struct {
 	Masquerade bool
 	// Bare says where pods' packets to outside the pod network leave
 	// untranslated although Masquerade is set.
-	Bare     Bare
+	Bare Bare
+	// Metadata says which of the node's pods reach the metadata service.
+	Metadata Metadata
 	Peers    []Peer    // by name
 	Routes   []Route   // by destination
 	Problems []Problem // what a person must know, by node

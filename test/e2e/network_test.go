@@ -253,12 +253,7 @@ func TestInvariant10Spoofing(t *testing.T) {
 	before := dropped()
 	// From the pod's namespace, with an address that is not the pod's: as a
 	// privileged program in it could.
-	pid := strings.TrimSpace(onNode(t, cluster, a, "sh", "-c",
-		`for p in /proc/[0-9]*; do grep -qs liar $p/root/etc/hostname && basename $p && break; done`))
-	if pid == "" {
-		t.Fatal("the pod's process was not found on its node")
-	}
-	inPod := []string{"nsenter", "-t", pid, "-n"}
+	inPod := insideOf(t, a, "liar")
 	onNode(t, cluster, a, append(inPod, "ip", "addr", "add", "10.244.99.99/32", "dev", "lo")...)
 	if _, err := cluster.NodeExec(t.Context(), a, append(inPod, "ping", "-c3", "-W1", "-i0.2", "-I", "10.244.99.99", target)...); err == nil {
 		t.Error("a ping with a foreign source was answered")
@@ -267,4 +262,16 @@ func TestInvariant10Spoofing(t *testing.T) {
 		t.Errorf("no packet was dropped as spoofed: %s before, %s after", before, after)
 	}
 	onNode(t, cluster, a, append(inPod, "ping", "-c1", "-W2", target)...)
+}
+
+// insideOf returns the beginning of a command on the node that runs in the
+// network namespace of one of its pods.
+func insideOf(t *testing.T, node, pod string) []string {
+	t.Helper()
+	pid := strings.TrimSpace(onNode(t, cluster, node, "sh", "-c",
+		`for p in /proc/[0-9]*; do grep -qsx `+pod+` $p/root/etc/hostname && basename $p && break; done`))
+	if pid == "" {
+		t.Fatalf("a process of pod %s was not found on its node", pod)
+	}
+	return []string{"nsenter", "-t", pid, "-n"}
 }

@@ -1,0 +1,38 @@
+//go:build e2e
+
+package e2e
+
+import (
+	"fmt"
+	"testing"
+	"time"
+)
+
+// TestMetadataIsClosedToPods: issue 3, section 2. The service answers the node
+// and not its pods, until their namespace is allowed.
+func TestMetadataIsClosedToPods(t *testing.T) {
+	n := cluster.Nodes()[0].Name
+	apply(t, cluster, pod("curious", n, ""))
+	defer kubectl(t, cluster, "delete", "pod", "curious", "--grace-period=0", "--force")
+	kubectl(t, cluster, "wait", "--for=condition=Ready", "pod/curious", "--timeout=60s")
+	ask := []string{"curl", "-s", "-o", "/dev/null", "-w", "%{http_code}", "--max-time", "5", "http://100.100.100.200/latest/meta-data/"}
+	onNode(t, cluster, n, ask...)
+	asked := append(insideOf(t, n, "curious"), ask...)
+	answered := func(want bool) func() error {
+		return func() error {
+			if out, err := cluster.NodeExec(t.Context(), n, asked...); (err == nil) != want {
+				return fmt.Errorf("the pod's answer is %q (%v), want one: %t", out, err, want)
+			}
+			return nil
+		}
+	}
+	eventually(t, time.Second, answered(false))
+	allow := func(namespaces string) {
+		kubectl(t, cluster, "patch", "clusternetwork", "default", "--type", "merge", "-p", `{"spec":{"metadataAccess":`+namespaces+`}}`)
+	}
+	allow(`{"namespaces":["default"]}`)
+	defer allow("null")
+	eventually(t, 30*time.Second, answered(true))
+	allow(`{"namespaces":["kube-system"]}`)
+	eventually(t, 30*time.Second, answered(false))
+}
