@@ -13,7 +13,7 @@ import (
 
 func newUp(g *global) *cobra.Command {
 	o := lab.DefaultOptions()
-	var family, podCIDR, serviceCIDR string
+	var family, fabric, podCIDR, serviceCIDR string
 	cmd := &cobra.Command{
 		Use:   "up",
 		Short: "Boot a lab",
@@ -22,6 +22,7 @@ func newUp(g *global) *cobra.Command {
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) (err error) {
 			o.Name, o.Cache, o.Family = g.name, g.cache, lab.Family(family)
+			o.Fabric = lab.Fabric(fabric)
 			if o.PodCIDRs, err = lab.ParseCIDRs("--pod-cidr", podCIDR); err != nil {
 				return err
 			}
@@ -45,6 +46,7 @@ func newUp(g *global) *cobra.Command {
 	f.StringVar(&podCIDR, "pod-cidr", "", "pod network, one prefix for each family separated by a comma (default 10.244.0.0/16, fd00:10:244::/48)")
 	f.StringVar(&serviceCIDR, "service-cidr", "", "addresses of Services, likewise (default 172.21.0.0/16, fd00:10:21::/112)")
 	f.StringVar(&family, "ip-family", string(o.Family), "ipv4, ipv6 or dual")
+	f.StringVar(&fabric, "fabric", string(o.Fabric), "vpc (as the cloud's, with the cloud) or switch (a layer-2 network without one)")
 	f.BoolVar(&o.AllocateNodeCIDRs, "allocate-node-cidrs", o.AllocateNodeCIDRs, "let the controller-manager give each node podCIDRs")
 	f.StringVar(&o.ProxyMode, "proxy-mode", o.ProxyMode, "mode of kube-proxy: nftables or iptables")
 	f.BoolVar(&o.Bare, "bare", false, "install no pod network")

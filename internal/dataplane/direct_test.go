@@ -337,3 +337,42 @@ func TestObserveDirect(t *testing.T) {
 		t.Errorf("Set again: changed %v, %v", r.Changed, err)
 	}
 }
+
+// TestDirectOnASwitch: issue 3, section 3: the same plan serves a layer-2 network
+// by host routes, of both families, without anybody's route table; where a
+// neighbour is not proven, the tunnel carries.
+func TestDirectOnASwitch(t *testing.T) {
+	f := newSwitchFabric(t, 2, plan.Direct, plan.IPIP)
+	f.prove(true)
+	f.setAll()
+	n1, n2 := f.nodes[0], f.nodes[1]
+	a, b := n1.addPod(1500), n2.addPod(1500)
+	for _, route := range []string{
+		f.sh(n1.ns, "ip route show "+n2.cidr().String()), f.sh(n1.ns, "ip -6 route show "+n2.cidr6().String()),
+	} {
+		if !strings.Contains(route, " via "+n2.address()+" dev eth0") && !strings.Contains(route, " via "+n2.address6()+" dev eth0") {
+			t.Errorf("the route is no host route by the neighbour: %s", route)
+		}
+	}
+	wire := tap(t, f.router, "n1")
+	f.ping(a.ns, b.v4.String())
+	f.ping(a.ns, b.v6.String())
+	wire.receive(func(p []byte) bool {
+		if p[0]>>4 == 4 && p[9] == unix.IPPROTO_IPIP || p[0]>>4 == 4 && p[9] == unix.IPPROTO_UDP {
+			t.Error("a packet between proven neighbours is tunnelled")
+		}
+		return p[0]>>4 == 6 && p[6] == unix.IPPROTO_ICMPV6 && p[40] == 128
+	})
+	if _, seen, err := f.transfer(a.ns, b.ns, b.v4.String()+":80", 1<<20); err != nil || seen != a.v4.String() {
+		t.Errorf("TCP arrives as %q: %v", seen, err)
+	}
+	f.ping(a.ns, outsideAddress)
+
+	f.prove(false)
+	f.setAll()
+	before := n1.count(t, "ipip_sent")
+	f.ping(a.ns, b.v4.String())
+	if now := n1.count(t, "ipip_sent"); now == before {
+		t.Error("an unproven neighbour is sent to bare")
+	}
+}

@@ -40,6 +40,8 @@ type fabric struct {
 	bpffs   string
 	probes  []plan.Probe
 	pods    []plan.LocalPod // of every node
+	// onSwitch puts the nodes on one layer-2 network, with the router beside them.
+	onSwitch bool
 	// underlay6 gives nodes IPv6 addresses only.
 	underlay6 bool
 }
@@ -76,6 +78,28 @@ func (n *testNode) source() netip.Addr { return plan.SourceOf(n.cidr()) }
 
 func newFabric(t *testing.T, nodes int, transports ...plan.Transport) *fabric {
 	t.Helper()
+	f := emptyFabric(t, transports...)
+	for i := 1; i <= nodes; i++ {
+		f.addNode(i)
+	}
+	return f
+}
+
+// newSwitchFabric has the nodes of newFabric in one subnet, on a bridge.
+func newSwitchFabric(t *testing.T, nodes int, transports ...plan.Transport) *fabric {
+	t.Helper()
+	f := emptyFabric(t, transports...)
+	f.onSwitch = true
+	f.sh(f.router, "ip link add switch type bridge; ip addr add 192.168.255.1/16 dev switch; "+
+		"ip addr add fd00:f::1/28 dev switch nodad; ip link set switch up")
+	for i := 1; i <= nodes; i++ {
+		f.addNode(i)
+	}
+	return f
+}
+
+func emptyFabric(t *testing.T, transports ...plan.Transport) *fabric {
+	t.Helper()
 	f := &fabric{t: t, router: netnstest.New(t), outside: netnstest.New(t), bpffs: filepath.Join(t.TempDir(), "bpf")}
 	f.network = plan.Network{
 		PodCIDRs:   []netip.Prefix{netip.MustParsePrefix("10.244.0.0/16"), netip.MustParsePrefix("fd00:244::/48")},
@@ -86,9 +110,6 @@ func newFabric(t *testing.T, nodes int, transports ...plan.Transport) *fabric {
 	t.Cleanup(func() { unix.Unmount(f.bpffs, unix.MNT_DETACH) })
 	f.sh(f.router, "sysctl -qw net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1")
 	f.wire(f.outside, "out", "203.0.113.254/24", outsideAddress+"/24", "2001:db8::fe/64", "2001:db8::1/64")
-	for i := 1; i <= nodes; i++ {
-		f.addNode(i)
-	}
 	return f
 }
 
@@ -115,8 +136,14 @@ func (f *fabric) wire(ns *netnstest.NS, device, routerAddr, addr, routerAddr6, a
 func (f *fabric) addNode(i int) *testNode {
 	f.t.Helper()
 	n := &testNode{f: f, index: i, ns: netnstest.New(f.t), state: f.t.TempDir()}
-	f.wire(n.ns, fmt.Sprintf("n%d", i), fmt.Sprintf("192.168.%d.1/24", i), n.address()+"/24",
-		fmt.Sprintf("fd00:%d::1/64", i), n.address6()+"/64")
+	device := fmt.Sprintf("n%d", i)
+	if f.onSwitch {
+		f.wire(n.ns, device, "192.168.255.1/16", n.address()+"/16", "fd00:f::1/28", n.address6()+"/28")
+		f.sh(f.router, "ip addr flush dev "+device+"; ip link set "+device+" master switch")
+	} else {
+		f.wire(n.ns, device, fmt.Sprintf("192.168.%d.1/24", i), n.address()+"/24",
+			fmt.Sprintf("fd00:%d::1/64", i), n.address6()+"/64")
+	}
 	n.dataplane = n.open(Options{})
 	f.t.Cleanup(func() { n.dataplane.Close() })
 	f.nodes = append(f.nodes, n)

@@ -198,6 +198,9 @@ func (b *boot) secrets(context.Context) error {
 	if err := writeSecrets(b.manifest(), time.Now()); err != nil {
 		return err
 	}
+	if b.manifest().Switch {
+		return nil
+	}
 	return writeCloud(b.manifest())
 }
 

@@ -120,7 +120,7 @@ func writeCloud(m *ledger.Manifest) error {
 func (l *Lab) Cloud() (*openapi.Client, error) {
 	h, found := l.manifest.Host(cloudHost)
 	if !found {
-		return nil, fmt.Errorf("lab %q was made without a cloud: take it down and up again", l.Name())
+		return nil, fmt.Errorf("lab %q has no cloud: bring one up with --fabric vpc", l.Name())
 	}
 	return openapi.NewClient(filepath.Join(h.Dir, "run", openapi.SocketFile)), nil
 }

@@ -92,6 +92,14 @@ func (l *Lab) Nodes() []Node {
 	return nodes
 }
 
+// Fabric is what connects the lab's hosts.
+func (l *Lab) Fabric() Fabric {
+	if l.manifest.Switch {
+		return Switch
+	}
+	return VPC
+}
+
 // ControlPlaneNetns is the network namespace in which the API server runs.
 func (l *Lab) ControlPlaneNetns() string { return l.manifest.Hosts[0].Netns }
 

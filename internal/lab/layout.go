@@ -32,14 +32,19 @@ const OutsideCommand = "__outside"
 func nodeName(i int) string { return "cn-chengdu.i-2vcxx" + string(rune('r'+i-1)) }
 
 // hostAddresses returns the addresses of a host in the vSwitch of that number:
-// the control plane's is 0, the nodes' their own.
-func hostAddresses(f Family, vswitch int) []netip.Prefix {
-	var addresses []netip.Prefix
-	if f.has4() {
-		addresses = append(addresses, netip.MustParsePrefix(fmt.Sprintf("192.168.%d.%d/24", vswitch, 10+vswitch)))
+// the control plane's is 0, the nodes' their own. On a switch they are the same,
+// in one subnet.
+func hostAddresses(o Options, vswitch int) []netip.Prefix {
+	bits4, bits6 := 24, 64
+	if o.Fabric == Switch {
+		bits4, bits6 = 16, 48
 	}
-	if f.has6() {
-		addresses = append(addresses, netip.MustParsePrefix(fmt.Sprintf("fd00:192:168:%x::%d/64", vswitch, 10+vswitch)))
+	var addresses []netip.Prefix
+	if o.Family.has4() {
+		addresses = append(addresses, netip.MustParsePrefix(fmt.Sprintf("192.168.%d.%d/%d", vswitch, 10+vswitch, bits4)))
+	}
+	if o.Family.has6() {
+		addresses = append(addresses, netip.MustParsePrefix(fmt.Sprintf("fd00:192:168:%x::%d/%d", vswitch, 10+vswitch, bits6)))
 	}
 	return addresses
 }
@@ -55,16 +60,18 @@ func draw(o Options) *ledger.Manifest {
 		}
 	}
 	m := &ledger.Manifest{
-		Name: o.Name, Phase: ledger.Starting, Nodes: o.Nodes,
+		Name: o.Name, Phase: ledger.Starting, Nodes: o.Nodes, Switch: o.Fabric == Switch,
 		PodCIDRs: o.PodCIDRs, ServiceCIDRs: o.ServiceCIDRs,
 		AllocateNodeCIDRs: o.AllocateNodeCIDRs, ProxyMode: o.ProxyMode,
 		Kubeconfig: filepath.Join(dir, "admin.conf"),
 	}
-	m.Hosts = append(m.Hosts, host(controlPlaneHost, ledger.ControlPlane, hostAddresses(o.Family, 0)))
+	m.Hosts = append(m.Hosts, host(controlPlaneHost, ledger.ControlPlane, hostAddresses(o, 0)))
 	for i := 1; i <= o.Nodes; i++ {
-		m.Hosts = append(m.Hosts, host(nodeName(i), ledger.Node, hostAddresses(o.Family, i)))
+		m.Hosts = append(m.Hosts, host(nodeName(i), ledger.Node, hostAddresses(o, i)))
 	}
-	m.Hosts = append(m.Hosts, host(cloudHost, ledger.Cloud, cloudAddresses(o.Family)))
+	if o.Fabric == VPC {
+		m.Hosts = append(m.Hosts, host(cloudHost, ledger.Cloud, cloudAddresses(o.Family)))
+	}
 	outside := host(outsideHost, ledger.Outside, nil)
 	outside.Netns = vpc.OutsideNetns(o.Name)
 	m.Hosts = append(m.Hosts, outside)
@@ -91,7 +98,7 @@ func addrs(h ledger.Host) []netip.Addr {
 
 // network is the VPC of a lab.
 func network(m *ledger.Manifest) vpc.Spec {
-	spec := vpc.Spec{Lab: m.Name, PodCIDRs: m.PodCIDRs}
+	spec := vpc.Spec{Lab: m.Name, PodCIDRs: m.PodCIDRs, Switch: m.Switch}
 	for _, h := range m.Hosts {
 		if h.Role != ledger.Outside {
 			spec.Hosts = append(spec.Hosts, vpc.Host{Name: h.Name, Netns: h.Netns, Addresses: h.Addresses})

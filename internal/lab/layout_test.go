@@ -45,6 +45,25 @@ func TestEachNodeHasAVSwitchOfItsOwn(t *testing.T) {
 	}
 }
 
+// TestHostsOnASwitch: one subnet for each family, the VPC's addresses, no cloud.
+func TestHostsOnASwitch(t *testing.T) {
+	m := drawn(options(func(o *Options) { o.Fabric, o.Family, o.Nodes = Switch, Dual, 3 }))
+	if _, found := m.Host(cloudHost); found || !m.Switch {
+		t.Errorf("the lab has a cloud (%t), or no switch (%t)", found, m.Switch)
+	}
+	subnets := map[netip.Prefix]bool{}
+	for _, h := range m.Hosts {
+		for _, a := range h.Addresses {
+			subnets[a.Masked()] = true
+		}
+	}
+	for _, want := range vpcRange() {
+		if !subnets[want] || len(subnets) != 2 {
+			t.Errorf("hosts are in %v, want all in %s", subnets, want)
+		}
+	}
+}
+
 func TestNamesBelongToOneLab(t *testing.T) {
 	a := drawn(options(func(o *Options) { o.Name = "a" }))
 	b := drawn(options(func(o *Options) { o.Name = "ab" }))

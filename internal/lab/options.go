@@ -28,6 +28,17 @@ const (
 func (f Family) has4() bool { return f != IPv6 }
 func (f Family) has6() bool { return f != IPv4 }
 
+// Fabric is what connects a lab's hosts.
+type Fabric string
+
+// The fabrics.
+const (
+	// VPC is a network like the cloud's, with the cloud in front of it.
+	VPC Fabric = "vpc"
+	// Switch is an ordinary layer-2 network with a router; there is no cloud.
+	Switch Fabric = "switch"
+)
+
 // Bounds of Options.Nodes.
 const (
 	MinNodes = 2
@@ -46,6 +57,8 @@ type Options struct {
 	Nodes int
 	// Family is the address family, or both.
 	Family Family
+	// Fabric is what connects the hosts.
+	Fabric Fabric
 	// PodCIDRs and ServiceCIDRs hold one prefix for each family, in any
 	// order; the defaults of the families when nil.
 	PodCIDRs     []netip.Prefix
@@ -79,7 +92,7 @@ type Options struct {
 // DefaultOptions are the options of a plain `ropeway-lab up`, but for Cache.
 func DefaultOptions() Options {
 	return Options{
-		Name: "lab", Nodes: MinNodes, Family: IPv4, AllocateNodeCIDRs: true, ProxyMode: "nftables",
+		Name: "lab", Nodes: MinNodes, Family: IPv4, Fabric: VPC, AllocateNodeCIDRs: true, ProxyMode: "nftables",
 		Store: ledger.DefaultStore,
 	}
 }
@@ -138,6 +151,9 @@ func (o Options) complete() Options {
 	ipv4First := func(a, b netip.Prefix) int { return a.Addr().BitLen() - b.Addr().BitLen() }
 	o.PodCIDRs = slices.SortedStableFunc(slices.Values(o.PodCIDRs), ipv4First)
 	o.ServiceCIDRs = slices.SortedStableFunc(slices.Values(o.ServiceCIDRs), ipv4First)
+	if o.Fabric == "" {
+		o.Fabric = VPC
+	}
 	if o.Progress == nil {
 		o.Progress = func(string) {}
 	}
@@ -153,6 +169,12 @@ func (o Options) Validate() error {
 	}
 	if o.ProxyMode != "nftables" && o.ProxyMode != "iptables" {
 		errs = append(errs, fmt.Errorf("--proxy-mode %q: give nftables or iptables", o.ProxyMode))
+	}
+	if o.Fabric != VPC && o.Fabric != Switch {
+		errs = append(errs, fmt.Errorf("--fabric %q: give vpc or switch", o.Fabric))
+	}
+	if o.TestNetwork && o.Fabric == Switch {
+		errs = append(errs, errors.New("--test-network needs --fabric vpc: it is routed by the VPC"))
 	}
 	if o.Bare && o.TestNetwork {
 		errs = append(errs, errors.New("--bare and --test-network: give one of them"))

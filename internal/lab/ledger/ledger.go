@@ -57,6 +57,8 @@ type Manifest struct {
 	// its podCIDRs.
 	AllocateNodeCIDRs bool   `json:"allocateNodeCIDRs"`
 	ProxyMode         string `json:"proxyMode"`
+	// Switch says that the hosts are on a layer-2 network, without a cloud.
+	Switch bool `json:"switch,omitempty"`
 
 	APIServer  string `json:"apiServer"`
 	Kubeconfig string `json:"kubeconfig"`

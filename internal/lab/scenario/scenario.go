@@ -26,6 +26,7 @@ func All() []Scenario {
 		{Name: "tunnel-ipip", Doc: "the document's tunnel mode, IP in IP", Run: on(func(s *stage, ctx context.Context) error { return s.tunnel(ctx, "ipip") })},
 		{Name: "tunnel-vxlan", Doc: "the document's tunnel mode, VXLAN", Run: on(func(s *stage, ctx context.Context) error { return s.tunnel(ctx, "vxlan") })},
 		{Name: "routed", Doc: "no tunnel: routes that Ropeway publishes in the VPC", Run: on((*stage).routed)},
+		{Name: "layer2", Doc: "no tunnel and no cloud: host routes on a switch (a lab of --fabric switch)", Run: on((*stage).layer2)},
 		{Name: "services", Doc: "what kube-proxy, kubelet and DNS need of a pod network", Run: on((*stage).services)},
 	}
 }

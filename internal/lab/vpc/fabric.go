@@ -153,6 +153,9 @@ func withMap(lab, name string, use func(*ebpf.Map) error) error {
 }
 
 func runningFabric() (*ebpf.Program, error) {
+	if isSwitch() {
+		return nil, ErrSwitch
+	}
 	link, err := netlinksafe.LinkByName(OutsideHost)
 	if err != nil {
 		return nil, fmt.Errorf("%w: no wire to the outside: %w", ErrNotUp, err)
@@ -173,8 +176,23 @@ func runningFabric() (*ebpf.Program, error) {
 // spoofed-source, security-group (new connections from the outside), blocked-ipip, blocked-vxlan, blocked-pod-cidr
 // (see Block), source-dest-check (see SetSourceCheck), multicast, too-big, malformed. Forwarded: forwarded (all), and among them proto-4, proto-41, udp-4789
 // and pod-cidr-bare (from or to a pod CIDR without encapsulation). Packets are counted as they were on the wire, not as
-// GRO put them together.
+// GRO put them together. A switch has the last five only, and counts packets as GRO put them together.
 func Counters(ctx context.Context, lab string) (map[string]uint64, error) {
+	count := countFabric
+	if hasSwitch(lab) {
+		count = countSwitch
+	}
+	counters, err := count(ctx, lab)
+	if err == nil {
+		counters[counterFence], err = fenceCount(ctx, lab)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("counters of lab %q: %w", lab, err)
+	}
+	return counters, nil
+}
+
+func countFabric(_ context.Context, lab string) (map[string]uint64, error) {
 	counters := map[string]uint64{}
 	err := withMap(lab, mapCounters, func(m *ebpf.Map) error {
 		for i, name := range counterNames() {
@@ -188,13 +206,7 @@ func Counters(ctx context.Context, lab string) (map[string]uint64, error) {
 		}
 		return nil
 	})
-	if err == nil {
-		counters[counterFence], err = fenceCount(ctx, lab)
-	}
-	if err != nil {
-		return nil, fmt.Errorf("counters of lab %q: %w", lab, err)
-	}
-	return counters, nil
+	return counters, err
 }
 
 // Block switches a rule of the security group that drops what one transport needs: "ipip" (IP protocols 4 and 41),

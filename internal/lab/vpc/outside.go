@@ -49,22 +49,11 @@ func fenceCount(ctx context.Context, lab string) (uint64, error) {
 	if err != nil {
 		return 0, err
 	}
-	var listing struct {
-		Nftables []struct {
-			Counter *struct {
-				Packets uint64 `json:"packets"`
-			} `json:"counter"`
-		} `json:"nftables"`
+	counters, err := parseCounters(out)
+	if n, found := counters[counterFence]; found {
+		return n, nil
 	}
-	if err := json.Unmarshal(out, &listing); err != nil {
-		return 0, fmt.Errorf("read the counter %s: %w", counterFence, err)
-	}
-	for _, item := range listing.Nftables {
-		if item.Counter != nil {
-			return item.Counter.Packets, nil
-		}
-	}
-	return 0, fmt.Errorf("read the counter %s: %w", counterFence, errNoCounter)
+	return 0, errors.Join(fmt.Errorf("read the counter %s: %w", counterFence, errNoCounter), err)
 }
 
 // runNft runs nft in the namespace of the thread.

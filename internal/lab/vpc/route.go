@@ -62,6 +62,9 @@ func Routes(_ context.Context, lab string) ([]Route, error) {
 // host, a destination inside a subnet of hosts, and a family that the host has no address of.
 func SetRoute(_ context.Context, lab string, r Route) error {
 	err := inNetns(vpcNetns(lab), func() error {
+		if isSwitch() {
+			return ErrSwitch
+		}
 		wires, err := listWiresHere()
 		if err != nil {
 			return err

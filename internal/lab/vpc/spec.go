@@ -81,7 +81,10 @@ func (s Spec) validate() error {
 		}
 		names[h.Name], netnses[h.Netns] = true, true
 	}
-	return errors.Join(append(errs, s.validateAddresses()...)...)
+	if errs = append(errs, s.validateAddresses()...); s.Switch {
+		errs = append(errs, s.validateSwitch()...)
+	}
+	return errors.Join(errs...)
 }
 
 // validateAddresses looks for addresses that cannot be told apart by a route table.

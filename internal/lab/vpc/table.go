@@ -36,6 +36,9 @@ func tableOf(r netlink.Route) int {
 // table does; 0 is the VPC's own again. The hosts' own addresses are in every table.
 func Bind(_ context.Context, lab, host string, table int) error {
 	err := inNetns(vpcNetns(lab), func() error {
+		if isSwitch() {
+			return ErrSwitch
+		}
 		wires, err := listWiresHere()
 		if err != nil {
 			return err

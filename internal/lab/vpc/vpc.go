@@ -6,6 +6,8 @@
 // table does not know and from sources that it does not route to that host are dropped and counted; the TTL stays as
 // it is; security-group switches stop a protocol; frames on a wire are never larger than its MTU.
 //
+// For comparison the hosts can be put on a plain switch instead; see switch.go.
+//
 // A lab's VPC lives in the kernel alone: in namespaces named rwlab-LAB-*. Down needs nothing but the lab's name, and
 // any process may change routes and read counters.
 package vpc
@@ -42,6 +44,8 @@ type Spec struct {
 	Hosts []Host
 	// PodCIDRs are the pod networks; the block "pod-cidr" and the counter "pod-cidr-bare" are about them.
 	PodCIDRs []netip.Prefix
+	// Switch puts the hosts on an ordinary layer-2 network instead of a VPC; they then share one subnet per family.
+	Switch bool
 	// MTU is the MTU of every wire in bytes; 0 means 1500.
 	MTU int
 }
@@ -109,6 +113,9 @@ func build(ctx context.Context, spec Spec) error {
 	}
 	if err := fenceOutside(ctx, spec.Lab); err != nil {
 		return err
+	}
+	if spec.Switch {
+		return startSwitch(ctx, spec)
 	}
 	return startFabric(spec)
 }

@@ -30,6 +30,8 @@ type wire struct {
 	link  string // name in the VPC's namespace
 	index int    // interface index there, known once laid
 	mtu   int
+	// alone is set where every wire has a MAC of its own at the VPC's end, as a switch's ports do.
+	alone bool
 }
 
 // plan turns a valid Spec into wires, the one to the outside first.
@@ -38,13 +40,13 @@ func plan(spec Spec) ([]*wire, error) {
 	if mtu == 0 {
 		mtu = DefaultMTU
 	}
-	outside := &wire{Host: OutsideHost, Netns: OutsideNetns(spec.Lab), link: OutsideHost, mtu: mtu}
+	outside := &wire{Host: OutsideHost, Netns: OutsideNetns(spec.Lab), link: OutsideHost, mtu: mtu, alone: spec.Switch}
 	for _, a := range outsideAddresses() {
 		outside.Addresses = append(outside.Addresses, netip.PrefixFrom(a, a.BitLen()))
 	}
 	wires := []*wire{outside}
 	for i, h := range spec.Hosts {
-		wires = append(wires, &wire{Host: h.Name, Netns: h.Netns, Addresses: h.Addresses, link: fmt.Sprintf("wire%d", i), mtu: mtu})
+		wires = append(wires, &wire{Host: h.Name, Netns: h.Netns, Addresses: h.Addresses, link: fmt.Sprintf("wire%d", i), mtu: mtu, alone: spec.Switch})
 	}
 	for _, w := range wires {
 		alias, err := w.alias()
@@ -116,7 +118,10 @@ func (w *wire) lay(lab string) error {
 
 func (w *wire) create() error {
 	attrs := netlink.NewLinkAttrs()
-	attrs.Name, attrs.MTU, attrs.HardwareAddr = w.link, w.mtu, everybody()
+	attrs.Name, attrs.MTU = w.link, w.mtu
+	if !w.alone {
+		attrs.HardwareAddr = everybody()
+	}
 	veth := netlink.NewVeth(attrs)
 	veth.PeerName, veth.PeerHardwareAddr, veth.PeerMTU = hostLink, w.mac(), uint32(w.mtu)
 	if err := netlink.LinkAdd(veth); err != nil {
