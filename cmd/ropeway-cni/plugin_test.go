@@ -392,7 +392,7 @@ func TestImportsAreFrozen(t *testing.T) {
 		t.Fatal(err)
 	}
 	allowed := []string{
-		"ropeway.dev/ropeway/cmd/ropeway-cni", "ropeway.dev/ropeway/internal/cniwire", "ropeway.dev/ropeway/internal/dataplane/podlink",
+		"ropeway.dev/ropeway/cmd/ropeway-cni", "ropeway.dev/ropeway/internal/cniwire", "ropeway.dev/ropeway/internal/dataplane/podlink", "ropeway.dev/ropeway/internal/dataplane/offload",
 		"github.com/containernetworking/cni/pkg/", // but not invoke, which brings net/http
 		"github.com/vishvananda/netns", "golang.org/x/sys/unix",
 	}

@@ -257,10 +257,10 @@ func (w *wiring) prepare() error {
 			return err
 		}
 	}
-	if !v6 && w.Forwarding == nil {
-		return nil
-	}
 	return w.netns.do(func() error {
+		if err := segmentTunnels(w.podIndex); err != nil {
+			return err
+		}
 		if v6 {
 			if err := enableIPv6(w.Attachment.IfName); err != nil {
 				return err

@@ -17,6 +17,7 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
+	"ropeway.dev/ropeway/internal/dataplane/offload"
 	"ropeway.dev/ropeway/internal/dataplane/podlink/netnstest"
 )
 
@@ -267,7 +268,7 @@ func TestWireFeatures(t *testing.T) {
 			if err != nil {
 				return err
 			}
-			active, err := linkFeatures(l.Attrs().Index, unix.ETHTOOL_A_FEATURES_ACTIVE)
+			active, err := offload.Features(l.Attrs().Index, unix.ETHTOOL_A_FEATURES_ACTIVE)
 			if err != nil {
 				return err
 			}

@@ -8,10 +8,13 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"strings"
 
 	"github.com/containernetworking/plugins/pkg/netlinksafe"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"ropeway.dev/ropeway/internal/dataplane/offload"
 )
 
 // hostLink is the name of the wire's end in a host.
@@ -292,4 +295,26 @@ func family(is6 bool) int {
 
 func ipNet(p netip.Prefix) *net.IPNet {
 	return &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}
+}
+
+// setWireFeatures makes a link of the thread's namespace behave like a wire: what is sent is cut to the MTU before it
+// leaves, as by a network card without segmentation offload, and what is received is put together by GRO. Checksum
+// offload stays, as clouds' virtual cards have it.
+func setWireFeatures(link int) error {
+	features, err := offload.Features(link, unix.ETHTOOL_A_FEATURES_HW)
+	if err != nil {
+		return err
+	}
+	want := map[string]bool{"rx-gro": true}
+	for _, f := range features {
+		if isSegmentation(f) {
+			want[f] = false
+		}
+	}
+	return offload.Change(link, want)
+}
+
+// isSegmentation reports whether a feature lets packets larger than the MTU onto a wire.
+func isSegmentation(feature string) bool {
+	return strings.HasPrefix(feature, "tx-") && (strings.Contains(feature, "segmentation") || strings.Contains(feature, "gso"))
 }

@@ -1,41 +1,21 @@
-package vpc
+// Package offload reads and sets the offload features of network devices: what
+// the kernel leaves to a device, or to a later moment. It works in the network
+// namespace of the thread.
+package offload
 
 import (
 	"bytes"
 	"fmt"
-	"strings"
 
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
 )
 
-// setWireFeatures makes a link of the thread's namespace behave like a wire: what is sent is cut to the MTU before it
-// leaves, as by a network card without segmentation offload, and what is received is put together by GRO. Checksum
-// offload stays, as clouds' virtual cards have it.
-func setWireFeatures(link int) error {
-	features, err := linkFeatures(link, unix.ETHTOOL_A_FEATURES_HW)
-	if err != nil {
-		return err
-	}
-	want := map[string]bool{"rx-gro": true}
-	for _, f := range features {
-		if isSegmentation(f) {
-			want[f] = false
-		}
-	}
-	return changeFeatures(link, want)
-}
-
-// isSegmentation reports whether a feature lets packets larger than the MTU onto a wire.
-func isSegmentation(feature string) bool {
-	return strings.HasPrefix(feature, "tx-") && (strings.Contains(feature, "segmentation") || strings.Contains(feature, "gso"))
-}
-
-// linkFeatures returns the names of a link's features in one set: ETHTOOL_A_FEATURES_HW (those that can be changed)
+// Features returns the names of a link's features in one set: ETHTOOL_A_FEATURES_HW (those that can be changed)
 // or ETHTOOL_A_FEATURES_ACTIVE. The message is documented in the kernel's networking/ethtool-netlink, FEATURES_GET.
-func linkFeatures(link int, set uint16) ([]string, error) {
-	req, err := featuresRequest(unix.ETHTOOL_MSG_FEATURES_GET, link)
+func Features(link int, set uint16) ([]string, error) {
+	req, err := request(unix.ETHTOOL_MSG_FEATURES_GET, link)
 	if err != nil {
 		return nil, err
 	}
@@ -83,9 +63,10 @@ func eachAttr(data []byte, kind uint16, f func([]byte)) {
 	}
 }
 
-// changeFeatures switches features of a link; want: feature -> on.
-func changeFeatures(link int, want map[string]bool) error {
-	req, err := featuresRequest(unix.ETHTOOL_MSG_FEATURES_SET, link)
+// Change switches features of a link, by the names that ethtool -k shows; want maps
+// feature -> on. Names that the kernel does not know are an error.
+func Change(link int, want map[string]bool) error {
+	req, err := request(unix.ETHTOOL_MSG_FEATURES_SET, link)
 	if err != nil {
 		return err
 	}
@@ -105,7 +86,7 @@ func changeFeatures(link int, want map[string]bool) error {
 	return nil
 }
 
-func featuresRequest(command uint8, link int) (*nl.NetlinkRequest, error) {
+func request(command uint8, link int) (*nl.NetlinkRequest, error) {
 	family, err := netlink.GenlFamilyGet("ethtool")
 	if err != nil {
 		return nil, fmt.Errorf("find the kernel's ethtool netlink family (5.7 or later): %w", err)
