@@ -129,6 +129,7 @@ func TestStrictlyDirect(t *testing.T) {
 	api.alive = false
 	api.change(func(a *fakeAPI) { a.network.Transports = []plan.Transport{plan.Direct} })
 	router, nodes := twoKernels(t, api, plan.IPv4)
+	sh(t, router, "nft 'add table ip rwt; add chain ip rwt f { type filter hook forward priority 0; }; add rule ip rwt f ip protocol 4 counter; add rule ip rwt f udp dport 4789 counter'")
 	agents := []*runningAgent{nodes[0].start(), nodes[1].start()}
 	for _, a := range agents {
 		a.waitServing()
@@ -158,6 +159,9 @@ func TestStrictlyDirect(t *testing.T) {
 			}
 			return ""
 		})
+	}
+	if out := sh(t, router, "nft list chain ip rwt f"); strings.Count(out, "counter packets 0 ") != 2 {
+		t.Errorf("something travelled in a tunnel:\n%s", out)
 	}
 }
 

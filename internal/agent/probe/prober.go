@@ -528,6 +528,9 @@ func (p *Prober) answer(to Node, d Datagram, m message) {
 	}
 	m.kind, m.hops = answer, d.Hops
 	for _, way := range ways {
+		if way != m.transport && way != plain && !slices.Contains(p.view.Transports, way) {
+			continue // where only direct is allowed, nothing travels in a tunnel
+		}
 		path, ok := p.wayBack(to, plan.FamilyOf(d.From), way)
 		if !ok {
 			continue
