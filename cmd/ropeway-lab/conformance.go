@@ -11,6 +11,7 @@ import (
 
 	"ropeway.dev/ropeway/internal/lab"
 	"ropeway.dev/ropeway/internal/lab/conformance"
+	"ropeway.dev/ropeway/internal/lab/product"
 )
 
 // conformanceLab is the lab that is booted for the specs, unless --name says another.
@@ -56,9 +57,11 @@ func playSpecs(ctx context.Context, g *global, o conformance.Options, out io.Wri
 	}
 	options := lab.DefaultOptions()
 	options.Name, options.Cache, options.Progress = g.name, g.cache, o.Progress
-	if options.Install, err = installer(g.cache, o.Progress); err != nil {
+	ropeway, err := g.ropeway(o.Progress)
+	if err != nil {
 		return err
 	}
+	options.Install = product.Installer(ropeway)
 	if l, err = lab.Up(ctx, options); err != nil {
 		return err
 	}

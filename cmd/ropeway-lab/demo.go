@@ -22,9 +22,8 @@ var version = "v0.1.0-dev"
 // downLimit bounds taking the lab down after a Ctrl-C.
 const downLimit = 2 * time.Minute
 
-// demoScenarios are what `demo` plays, in order: the reference scenario's
-// "install" and "tunnel mode" rows.
-var demoScenarios = []string{"install", "tunnel-ipip", "tunnel-vxlan"}
+// demoScenarios are what `demo` plays, in order: the reference scenario's rows.
+var demoScenarios = []string{"install", "tunnel-ipip", "tunnel-vxlan", "routed-host-local"}
 
 func newDemo(g *global) *cobra.Command {
 	var keep bool
@@ -48,11 +47,11 @@ func demo(ctx context.Context, g *global, out io.Writer, keep bool) (err error) 
 	if _, err := lab.Open(g.name); err == nil {
 		return fmt.Errorf("a lab %q is up: take it down (ropeway-lab --name %s down), or give the demo another --name", g.name, g.name)
 	}
-	install, err := installer(g.cache, o.Progress)
+	ropeway, err := g.ropeway(o.Progress)
 	if err != nil {
 		return err
 	}
-	o.Install = install
+	o.Install = product.Installer(ropeway)
 	l, err := lab.Up(ctx, o)
 	if err != nil {
 		return err
@@ -73,7 +72,7 @@ func demo(ctx context.Context, g *global, out io.Writer, keep bool) (err error) 
 			return err
 		}
 		report.Title(s.Name + ": " + s.Doc)
-		if stopped = s.Run(ctx, l, report); stopped != nil {
+		if stopped = s.Run(ctx, scenario.Bed{Lab: l, Product: ropeway}, report); stopped != nil {
 			break
 		}
 	}
@@ -106,17 +105,17 @@ func outcome(err error) string {
 	return "all passed"
 }
 
-// installer puts Ropeway on a lab that `up` or `demo` has booted: the program
-// beside this one, in an image built from this checkout.
-func installer(cache string, progress func(string)) (lab.Installer, error) {
+// ropeway is the product as `up` and `demo` put it on a lab: the program beside
+// this one, in an image built from this checkout.
+func (g *global) ropeway(progress func(string)) (product.Config, error) {
 	self, err := os.Executable()
 	if err != nil {
-		return nil, fmt.Errorf("find this program: %w", err)
+		return product.Config{}, fmt.Errorf("find this program: %w", err)
 	}
-	return product.Installer(product.Config{
+	return product.Config{
 		Program:  filepath.Join(filepath.Dir(self), "ropeway"),
 		Version:  version,
-		Cache:    filepath.Join(cache, "image"),
+		Cache:    filepath.Join(g.cache, "image"),
 		Progress: progress,
-	}), nil
+	}, nil
 }

@@ -9,6 +9,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"ropeway.dev/ropeway/internal/lab"
+	"ropeway.dev/ropeway/internal/lab/product"
 )
 
 func newUp(g *global) *cobra.Command {
@@ -30,9 +31,11 @@ func newUp(g *global) *cobra.Command {
 				return err
 			}
 			o.Progress = elapsed(cmd.OutOrStdout(), time.Now)
-			if o.Install, err = installer(g.cache, o.Progress); err != nil {
+			ropeway, err := g.ropeway(o.Progress)
+			if err != nil {
 				return err
 			}
+			o.Install = product.Installer(ropeway)
 			l, err := lab.Up(cmd.Context(), o)
 			if err != nil {
 				return err

@@ -182,12 +182,16 @@ func newScenario(g *global) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return scenario.Play(cmd.Context(), s, l, scenario.NewReport(cmd.OutOrStdout()))
+			ropeway, err := g.ropeway(func(string) {})
+			if err != nil {
+				return err
+			}
+			return scenario.Play(cmd.Context(), s, scenario.Bed{Lab: l, Product: ropeway}, scenario.NewReport(cmd.OutOrStdout()))
 		},
 	}
 	cmd.Long = "scenario plays one of:\n"
 	for _, s := range scenario.All() {
-		cmd.Long += fmt.Sprintf("  %-12s %s\n", s.Name, s.Doc)
+		cmd.Long += fmt.Sprintf("  %-18s %s\n", s.Name, s.Doc)
 	}
 	return cmd
 }

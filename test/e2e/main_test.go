@@ -109,7 +109,11 @@ func play(t *testing.T, l *lab.Lab, names ...string) {
 				t.Fatal(err)
 			}
 			var out bytes.Buffer
-			if err := scenario.Play(t.Context(), s, l, scenario.NewReport(&out)); err != nil {
+			p, err := installation(lab.DefaultCache(os.Getenv), func(line string) { t.Log(line) })
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := scenario.Play(t.Context(), s, scenario.Bed{Lab: l, Product: p}, scenario.NewReport(&out)); err != nil {
 				t.Fatalf("%v\n%s", err, out.String())
 			}
 		})

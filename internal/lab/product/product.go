@@ -67,18 +67,33 @@ func (c Config) Image(ctx context.Context) (string, error) {
 
 // Apply runs `ropeway install --apply` in the control plane's network.
 func (c Config) Apply(ctx context.Context, l *lab.Lab) error {
-	if _, err := os.Stat(c.Program); err != nil {
-		return fmt.Errorf("the ropeway program is not beside ropeway-lab: %w: run `make build`", err)
-	}
-	argv := []string{c.Program, "install", "--apply", "--kubeconfig", l.Kubeconfig(), "--version", c.Version}
+	args := []string{"install", "--apply", "--version", c.Version}
 	for _, cidr := range l.PodCIDRs() {
-		argv = append(argv, "--pod-cidr", cidr.String())
+		args = append(args, "--pod-cidr", cidr.String())
 	}
-	cmd, err := l.HostCommand(ctx, "control-plane", append(argv, c.Args...)...)
+	cmd, err := c.command(ctx, l, append(args, c.Args...))
 	if err != nil {
 		return err
 	}
 	return c.run(cmd)
+}
+
+// Run runs the ropeway program in the control plane's network, as the lab's
+// administrator, and returns what it prints.
+func (c Config) Run(ctx context.Context, l *lab.Lab, args ...string) ([]byte, error) {
+	cmd, err := c.command(ctx, l, args)
+	if err != nil {
+		return nil, err
+	}
+	return cmd.CombinedOutput()
+}
+
+func (c Config) command(ctx context.Context, l *lab.Lab, args []string) (*exec.Cmd, error) {
+	if _, err := os.Stat(c.Program); err != nil {
+		return nil, fmt.Errorf("the ropeway program is not beside ropeway-lab: %w: run `make build`", err)
+	}
+	argv := append([]string{c.Program}, args...)
+	return l.HostCommand(ctx, "control-plane", append(argv, "--kubeconfig", l.Kubeconfig())...)
 }
 
 // run passes on what the command prints, line by line.

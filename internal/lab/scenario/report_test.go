@@ -6,8 +6,6 @@ import (
 	"strings"
 	"testing"
 	"time"
-
-	"ropeway.dev/ropeway/internal/lab"
 )
 
 // clock goes on by a step whenever it is looked at.
@@ -62,22 +60,22 @@ func TestSummaryOfNothingIsAFailure(t *testing.T) {
 func TestPlay(t *testing.T) {
 	for _, c := range []struct {
 		name string
-		run  func(context.Context, *lab.Lab, *Report) error
+		run  func(context.Context, Bed, *Report) error
 		want error
 		text string
 	}{
-		{"all steps pass", func(ctx context.Context, _ *lab.Lab, r *Report) error { return r.Step(ctx, "a", good) }, nil, ""},
-		{"a step fails and the scenario goes on", func(ctx context.Context, _ *lab.Lab, r *Report) error {
+		{"all steps pass", func(ctx context.Context, _ Bed, r *Report) error { return r.Step(ctx, "a", good) }, nil, ""},
+		{"a step fails and the scenario goes on", func(ctx context.Context, _ Bed, r *Report) error {
 			_ = r.Step(ctx, "a", bad)
 			return r.Step(ctx, "b", good)
 		}, ErrFailed, "a"},
-		{"the scenario stops between steps", func(ctx context.Context, _ *lab.Lab, r *Report) error {
+		{"the scenario stops between steps", func(ctx context.Context, _ Bed, r *Report) error {
 			_ = r.Step(ctx, "a", good)
 			return errors.New("no pod to work with")
 		}, nil, "no pod to work with"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			err := Play(t.Context(), Scenario{Name: "x", Doc: "y", Run: c.run}, nil, NewReport(&strings.Builder{}))
+			err := Play(t.Context(), Scenario{Name: "x", Doc: "y", Run: c.run}, Bed{}, NewReport(&strings.Builder{}))
 			switch {
 			case c.want == nil && c.text == "" && err != nil:
 				t.Errorf("Play: %v", err)

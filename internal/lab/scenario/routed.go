@@ -29,44 +29,61 @@ func (s *stage) routed(ctx context.Context) error {
 	return s.r.Step(ctx, "on the wire: bare pod packets, and no tunnelled pod traffic", func(ctx context.Context) error { return s.bareOnTheWire(ctx, before) })
 }
 
-// publish gives Ropeway the cloud's credentials and asks for the direct mode,
-// with the tunnel as its fallback.
-func (s *stage) publish(ctx context.Context) error {
+// access is how Ropeway gets at the lab's cloud.
+type access struct{ region, vpc, endpoint, secret string }
+
+// cloudAccess puts the cloud's credentials into a Secret, as the manual says.
+func (s *stage) cloudAccess(ctx context.Context) (access, error) {
 	cloud, err := s.l.Cloud()
 	if err != nil {
-		return err
+		return access{}, err
 	}
 	snapshot, err := cloud.Snapshot(ctx)
 	if err != nil {
-		return err
+		return access{}, err
 	}
+	a := access{region: snapshot.Spec.Region, vpc: snapshot.Spec.VPC, endpoint: "http://" + s.l.CloudEndpoint(), secret: "ropeway-cloud"}
 	secret := fmt.Sprintf(`apiVersion: v1
 kind: Secret
-metadata: {name: ropeway-cloud, namespace: kube-system}
+metadata: {name: %s, namespace: kube-system}
 stringData: {accessKeyID: %q, accessKeySecret: %q}
-`, snapshot.Spec.Key.ID, snapshot.Spec.Key.Secret)
-	if _, err := s.l.KubectlInput(ctx, strings.NewReader(secret), "apply", "-f", "-"); err != nil {
+`, a.secret, snapshot.Spec.Key.ID, snapshot.Spec.Key.Secret)
+	_, err = s.l.KubectlInput(ctx, strings.NewReader(secret), "apply", "-f", "-")
+	return a, err
+}
+
+// publish gives Ropeway the cloud's credentials and asks for the direct mode,
+// with the tunnel as its fallback.
+func (s *stage) publish(ctx context.Context) error {
+	cloud, err := s.cloudAccess(ctx)
+	if err != nil {
 		return err
 	}
-	patch := fmt.Sprintf(`{"spec":{"transports":["direct","ipip"],"cloud":{"provider":"alibaba","regionID":%q,"vpcID":%q,"endpoint":%q,"credentialsSecret":"ropeway-cloud"}}}`,
-		snapshot.Spec.Region, snapshot.Spec.VPC, "http://"+s.l.CloudEndpoint())
+	patch := fmt.Sprintf(`{"spec":{"transports":["direct","ipip"],"cloud":{"provider":"alibaba","regionID":%q,"vpcID":%q,"endpoint":%q,"credentialsSecret":%q}}}`,
+		cloud.region, cloud.vpc, cloud.endpoint, cloud.secret)
 	if _, err := s.kubectl(ctx, "patch", "clusternetwork", "default", "--type", "merge", "-p", patch); err != nil {
 		return err
 	}
 	if err := s.until(ctx, 60*time.Second, func() error { return s.everyPeerBy(ctx, "direct") }); err != nil {
 		return err
 	}
+	routes, err := s.showVPC(ctx)
+	if err == nil && len(routes) < len(s.nodes()) {
+		err = fmt.Errorf("the VPC has %d routes for %d nodes", len(routes), len(s.nodes()))
+	}
+	return err
+}
+
+// showVPC prints the VPC's own route table.
+func (s *stage) showVPC(ctx context.Context) ([]vpc.Route, error) {
 	routes, err := vpc.Routes(ctx, s.l.Name())
 	if err != nil {
-		return err
+		return nil, err
 	}
 	for _, r := range routes {
 		s.note("the VPC's route table: %s -> %s", r.Dst, r.Host)
 	}
-	if len(routes) < len(s.nodes()) {
-		return fmt.Errorf("the VPC has %d routes for %d nodes", len(routes), len(s.nodes()))
-	}
-	return nil
+	return routes, nil
 }
 
 // bareOnTheWire compares what the VPC has forwarded since before: the probes by

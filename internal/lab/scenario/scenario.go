@@ -6,6 +6,7 @@ import (
 	"strings"
 
 	"ropeway.dev/ropeway/internal/lab"
+	"ropeway.dev/ropeway/internal/lab/product"
 )
 
 // Scenario is one scripted check of a running lab.
@@ -15,7 +16,14 @@ type Scenario struct {
 	Doc string
 	// Run plays it. Steps go through the report; an error that it returns
 	// beside failed steps means that the scenario could not go on.
-	Run func(ctx context.Context, l *lab.Lab, r *Report) error
+	Run func(ctx context.Context, b Bed, r *Report) error
+}
+
+// Bed is what a scenario is played on.
+type Bed struct {
+	Lab *lab.Lab
+	// Product is Ropeway as this lab has it, for scenarios that install anew.
+	Product product.Config
 }
 
 // All lists the scenarios in the order in which they are shown.
@@ -27,6 +35,7 @@ func All() []Scenario {
 		{Name: "tunnel-vxlan", Doc: "the document's tunnel mode, VXLAN", Run: on(func(s *stage, ctx context.Context) error { return s.tunnel(ctx, "vxlan") })},
 		{Name: "routed", Doc: "no tunnel: routes that Ropeway publishes in the VPC", Run: on((*stage).routed)},
 		{Name: "layer2", Doc: "no tunnel and no cloud: host routes on a switch (a lab of --fabric switch)", Run: on((*stage).layer2)},
+		{Name: "routed-host-local", Doc: "the document's non-tunnel mode, host-local: its own ConfigMap and environment", Run: on((*stage).routedHostLocal)},
 		{Name: "services", Doc: "what kube-proxy, kubelet and DNS need of a pod network", Run: on((*stage).services)},
 	}
 }
@@ -45,9 +54,9 @@ func Find(name string) (Scenario, error) {
 
 // Play runs a scenario and prints its summary. The error is ErrFailed when a
 // step failed, or why the scenario could not go on.
-func Play(ctx context.Context, s Scenario, l *lab.Lab, r *Report) error {
+func Play(ctx context.Context, s Scenario, b Bed, r *Report) error {
 	r.Title(s.Name + ": " + s.Doc)
-	stopped := s.Run(ctx, l, r)
+	stopped := s.Run(ctx, b, r)
 	err := r.Summary()
 	if err != nil {
 		return err
@@ -63,7 +72,8 @@ func bare() Scenario {
 	return Scenario{Name: "bare", Doc: "the API server answers and every node has registered", Run: playBare}
 }
 
-func playBare(ctx context.Context, l *lab.Lab, r *Report) error {
+func playBare(ctx context.Context, b Bed, r *Report) error {
+	l := b.Lab
 	err := r.Step(ctx, "the API server is ready", func(ctx context.Context) error {
 		_, err := l.Kubectl(ctx, "get", "--raw", "/readyz")
 		return err
@@ -112,8 +122,8 @@ func registered(ctx context.Context, l *lab.Lab, node lab.Node) error {
 }
 
 // on puts a scenario's script on a stage.
-func on(script func(*stage, context.Context) error) func(context.Context, *lab.Lab, *Report) error {
-	return func(ctx context.Context, l *lab.Lab, r *Report) error {
-		return script(&stage{l: l, r: r}, ctx)
+func on(script func(*stage, context.Context) error) func(context.Context, Bed, *Report) error {
+	return func(ctx context.Context, b Bed, r *Report) error {
+		return script(&stage{l: b.Lab, product: b.Product, r: r}, ctx)
 	}
 }

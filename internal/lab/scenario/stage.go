@@ -7,13 +7,15 @@ import (
 	"time"
 
 	"ropeway.dev/ropeway/internal/lab"
+	"ropeway.dev/ropeway/internal/lab/product"
 )
 
 // stage is where a scenario is played: a lab, and the report that its commands
 // and their output are printed to.
 type stage struct {
-	l *lab.Lab
-	r *Report
+	l       *lab.Lab
+	product product.Config
+	r       *Report
 }
 
 // nodes are the names of the lab's nodes.
@@ -42,6 +44,17 @@ func (s *stage) quiet(ctx context.Context, args ...string) (string, error) {
 		return string(out), fmt.Errorf("kubectl %s: %w: %s", quote(args), err, lastLine(out))
 	}
 	return string(out), nil
+}
+
+// ropeway runs the ropeway program as an operator does, and prints the command
+// and its output.
+func (s *stage) ropeway(ctx context.Context, args ...string) error {
+	out, err := s.product.Run(ctx, s.l, args...)
+	s.r.Command("ropeway "+quote(args), out)
+	if err != nil {
+		return fmt.Errorf("ropeway %s: %w", quote(args), err)
+	}
+	return nil
 }
 
 // until calls check until it returns nil or the time is over, and then returns
