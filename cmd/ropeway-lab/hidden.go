@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"log/slog"
+	"net/netip"
 	"os"
 
 	"github.com/spf13/cobra"
@@ -11,6 +12,7 @@ import (
 	"ropeway.dev/ropeway/internal/lab/launch"
 	"ropeway.dev/ropeway/internal/lab/openapi"
 	"ropeway.dev/ropeway/internal/lab/pidone"
+	"ropeway.dev/ropeway/internal/lab/steady"
 	"ropeway.dev/ropeway/internal/lab/vpc"
 )
 
@@ -44,6 +46,19 @@ func hidden() []*cobra.Command {
 					return fmt.Errorf("serve the world outside the lab: %w", err)
 				}
 				return nil
+			},
+		},
+		{
+			Use: steady.Command, Hidden: true, Args: cobra.RangeArgs(1, 2),
+			RunE: func(cmd *cobra.Command, args []string) error {
+				if len(args) == 1 {
+					return steady.Serve(cmd.Context(), steady.Port)
+				}
+				server, err := netip.ParseAddrPort(args[1])
+				if err != nil {
+					return fmt.Errorf("watch: %w", err)
+				}
+				return steady.Watch(cmd.Context(), server, steady.Shared(5), os.Stdin, os.Stdout)
 			},
 		},
 	}

@@ -105,7 +105,7 @@ func (l *Lab) Kubectl(ctx context.Context, args ...string) ([]byte, error) {
 
 // KubectlInput is Kubectl with something on stdin (`apply -f -`).
 func (l *Lab) KubectlInput(ctx context.Context, stdin io.Reader, args ...string) ([]byte, error) {
-	cmd, err := l.HostCommand(ctx, controlPlaneHost, l.kubectl(args)...)
+	cmd, err := l.KubectlCommand(ctx, args...)
 	if err != nil {
 		return nil, err
 	}
@@ -115,6 +115,12 @@ func (l *Lab) KubectlInput(ctx context.Context, stdin io.Reader, args ...string)
 		return out, fmt.Errorf("kubectl %s: %w", strings.Join(args, " "), err)
 	}
 	return out, nil
+}
+
+// KubectlCommand prepares a kubectl command; the caller sets stdin and the rest
+// and runs it.
+func (l *Lab) KubectlCommand(ctx context.Context, args ...string) (*exec.Cmd, error) {
+	return l.HostCommand(ctx, controlPlaneHost, l.kubectl(args)...)
 }
 
 // KubectlLine is the whole command line that runs kubectl, for a caller that

@@ -21,15 +21,34 @@ const counterFence = "security-group"
 const fenceRules = `table inet rwlab {
 	counter security-group {
 	}
+	chain admitted {
+	}
 	chain out {
 		type filter hook output priority filter; policy accept;
 		oifname != "` + hostLink + `" accept
 		ct state established,related accept
 		icmpv6 type { nd-neighbor-solicit, nd-neighbor-advert, nd-router-solicit, mld-listener-report, mld2-listener-report } accept
+		jump admitted
 		counter name security-group drop
 	}
 }
 `
+
+// AdmitNodePorts switches a rule of the security group that lets the outside reach the nodes' NodePorts, TCP and UDP.
+func AdmitNodePorts(ctx context.Context, lab string, on bool) error {
+	rules := "flush chain inet rwlab admitted\n"
+	if on {
+		rules += "add rule inet rwlab admitted th dport 30000-32767 accept\n"
+	}
+	err := inNetns(OutsideNetns(lab), func() error {
+		_, err := runNft(ctx, rules, "-f", "-")
+		return err
+	})
+	if err != nil {
+		return fmt.Errorf("the security group of lab %q: %w", lab, err)
+	}
+	return nil
+}
 
 func fenceOutside(ctx context.Context, lab string) error {
 	return inNetns(OutsideNetns(lab), func() error {

@@ -173,6 +173,32 @@ func TestNothingComesInUnasked(t *testing.T) {
 	}
 }
 
+// TestNodePortsCanBeAdmitted: the outside reaches the range of NodePorts, and nothing else, while the rule is there.
+func TestNodePortsCanBeAdmitted(t *testing.T) {
+	spec := threeHosts(newLab())
+	bringLabUp(t, spec)
+	refused := func(port string) bool {
+		var said error
+		spec.in(t, OutsideHost, func() error { // a host that hears refuses: nobody listens there
+			_, said = net.DialTimeout("tcp", net.JoinHostPort("192.168.0.1", port), time.Second)
+			return nil
+		})
+		return errors.Is(said, unix.ECONNREFUSED)
+	}
+	for _, step := range []struct {
+		on         bool
+		port       string
+		wantPassed bool
+	}{{false, "30080", false}, {true, "30080", true}, {true, "22", false}, {false, "30080", false}} {
+		if err := AdmitNodePorts(t.Context(), spec.Lab, step.on); err != nil {
+			t.Fatal(err)
+		}
+		if got := refused(step.port); got != step.wantPassed {
+			t.Errorf("admitted %t: port %s was heard: %t, want %t", step.on, step.port, got, step.wantPassed)
+		}
+	}
+}
+
 // TestWireSized: a bulk transfer between sockets that are free to send large packets leaves both the host and the VPC
 // in frames that fit the MTU, though the VPC and the receiver put them together on the way.
 func TestWireSized(t *testing.T) {
