@@ -43,8 +43,11 @@ func (r *relay) connections(l *net.TCPListener, server netip.AddrPort) {
 			return
 		}
 		if r.accept != nil && !r.accept(n) {
-			_ = in.SetLinger(0)
-			in.Close()
+			go func() {
+				defer in.Close()
+				_, _ = in.Read(make([]byte, 1)) // once it is in use, or the client's connect may fail
+				_ = in.SetLinger(0)
+			}()
 			continue
 		}
 		out, err := net.Dial("tcp", server.String())
