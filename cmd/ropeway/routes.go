@@ -46,7 +46,7 @@ func newRoutes(g *global) *cobra.Command {
 		routes.AdoptAnnotation, routes.ReleaseAnnotation),
 		newRoutesMark(g, "release", "Let entries of this cluster go: they stay, and nobody here withdraws them",
 			routes.ReleaseAnnotation, routes.AdoptAnnotation),
-		newRoutesConfirm(g))
+		newRoutesWithdraw(g), newRoutesConfirm(g))
 	return cmd
 }
 
@@ -124,6 +124,34 @@ func put(annotations map[string]string, key string, s routes.Selection) {
 	} else {
 		delete(annotations, key)
 	}
+}
+
+// newRoutesWithdraw only asks: the controller looks whether anybody needs the
+// routes, and wants a second word before it removes the first.
+func newRoutesWithdraw(g *global) *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "withdraw",
+		Short: "Ask for the removal of this cluster's entries, once the configuration needs none",
+		Long: "Ask for the removal of this cluster's entries from the cloud's route tables. Nothing happens while spec.transports\n" +
+			"allows direct or a node still uses it. The controller then names a token, and removes the entries after\n" +
+			"ropeway routes confirm TOKEN. Entries that others made stay.",
+		Args: cobra.NoArgs,
+	}
+	cancel := cmd.Flags().Bool("cancel", false, "take the request back")
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		err := g.annotate(cmd.Context(), func(a map[string]string) {
+			if *cancel {
+				delete(a, routes.WithdrawAnnotation)
+			} else {
+				a[routes.WithdrawAnnotation] = "requested"
+			}
+		})
+		if err == nil && !*cancel {
+			fmt.Fprintln(cmd.OutOrStdout(), "asked for; within some minutes ropeway routes says what stands in the way, or names the token for ropeway routes confirm")
+		}
+		return err
+	}
+	return cmd
 }
 
 func newRoutesConfirm(g *global) *cobra.Command {

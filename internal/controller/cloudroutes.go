@@ -5,11 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"time"
 
-	coordinationv1 "k8s.io/api/coordination/v1"
 	corev1 "k8s.io/api/core/v1"
-	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
@@ -22,14 +19,8 @@ import (
 	"ropeway.dev/ropeway/internal/plan"
 )
 
-// vendor's cloud controller manager: the reasons that its route controller
-// gives for the node condition, and its Lease.
-const (
-	vendorLease     = "ccm"
-	vendorAlive     = time.Minute
-	reasonCreated   = "RouteCreated"
-	reasonNoCreated = "NoRouteCreated"
-)
+// reasonNotWritten is of the event that says why no routes are written.
+const reasonNotWritten = "RoutesNotWritten"
 
 // newPlanner makes the planner of the cloud's routes, which works while this
 // replica leads.
@@ -82,7 +73,7 @@ func (c *controller) liveRoutes(ctx context.Context) (routes.Input, error) {
 // routesInput says what the cloud's tables should hold.
 func routesInput(o *kube.Objects, s plan.Snapshot, spec *v1alpha1.ClusterNetworkSpec) routes.Input {
 	in := routes.Input{Cluster: o.ClusterID, Nodes: len(o.Nodes), Mode: routes.Off}
-	if spec == nil || spec.Cloud == nil || spec.Cloud.Provider == "" || spec.Cloud.Routes == v1alpha1.DutyOff {
+	if spec == nil || spec.Cloud == nil || spec.Cloud.Provider == "" {
 		return in
 	}
 	cl := spec.Cloud
@@ -90,21 +81,58 @@ func routesInput(o *kube.Objects, s plan.Snapshot, spec *v1alpha1.ClusterNetwork
 		Provider: string(cl.Provider), Region: cl.RegionID, VPC: cl.VPCID, Endpoint: cl.Endpoint,
 		Tables: slices.Clone(cl.RouteTableIDs), Secret: cl.CredentialsSecret,
 	}
-	if !slices.Contains(spec.Transports, v1alpha1.TransportDirect) {
-		in.Why = "spec.transports does not allow direct, so no routes are needed; those that are there stay"
-		return in
-	}
-	in.Mode = routes.Write
-	if cl.Routes == v1alpha1.DutyExternal {
-		in.Mode = routes.External
-	}
+	in.PodCIDRs, in.Blocks = slices.Clone(s.Network.PodCIDRs), !s.Network.NodeCIDR
 	if o.Network != nil {
 		a := o.Network.Annotations
 		in.Confirmed = a[routes.ConfirmAnnotation]
 		in.Adopt, in.Release = routes.ParseSelection(a[routes.AdoptAnnotation]), routes.ParseSelection(a[routes.ReleaseAnnotation])
 	}
+	direct := slices.Contains(spec.Transports, v1alpha1.TransportDirect)
+	if !direct || cl.Routes == v1alpha1.DutyOff {
+		return withoutRoutes(in, o, direct)
+	}
+	in.Mode = routes.Write
+	if cl.Routes == v1alpha1.DutyExternal {
+		in.Mode = routes.External
+	}
 	in.Wants = wants(o, s)
 	return in
+}
+
+// withoutRoutes is what becomes of entries that the configuration does not ask
+// for any more: they stay, and the Status says so, until a person asks for
+// their withdrawal and no node needs them.
+func withoutRoutes(in routes.Input, o *kube.Objects, direct bool) routes.Input {
+	switch asked := o.Network != nil && o.Network.Annotations[routes.WithdrawAnnotation] != ""; {
+	case !asked && direct:
+		in.Why = "spec.cloud.routes is off: the route tables are neither read nor changed; entries of this cluster that are there stay, and pods may go on using them " +
+			"(ropeway routes withdraw removes them, once spec.transports has no direct)"
+	case !asked:
+		in.Why = "spec.transports does not allow direct, so no routes are needed: the route tables are neither read nor changed, and entries of this cluster " +
+			"that are there stay until ropeway routes withdraw removes them"
+	case direct:
+		in.Why = "routes are to be withdrawn, but spec.transports allows direct, by which pods use them: nothing is done until direct is taken out of it"
+	default:
+		if node, peers := usesDirect(o); node != "" {
+			in.Why = fmt.Sprintf("routes are to be withdrawn, but node %s still reaches %d others by direct: nothing is done until no node does", node, peers)
+		} else {
+			in.Mode = routes.Withdraw
+		}
+	}
+	return in
+}
+
+// usesDirect returns a node that says that it reaches others by direct. The
+// cache does not keep that: it counts when the planner asks the API server.
+func usesDirect(o *kube.Objects) (node string, peers int32) {
+	for i := range o.NodeNetworks {
+		nn := &o.NodeNetworks[i]
+		there := slices.ContainsFunc(o.Nodes, func(n corev1.Node) bool { return n.Name == nn.Name })
+		if n := nn.Status.Peers[string(v1alpha1.TransportDirect)]; there && n > 0 {
+			return nn.Name, n
+		}
+	}
+	return "", 0
 }
 
 // wants returns every node's destinations, by node and destination.
@@ -126,17 +154,15 @@ func wants(o *kube.Objects, s plan.Snapshot) []routes.Want {
 }
 
 // planRoutes tells the planner what this pass has found.
-func (c *controller) planRoutes(ctx context.Context, o *observed, m *memory) error {
+func (c *controller) planRoutes(o *observed, m *memory) {
 	if m.newlyFailing(o.snapshot.Probes) {
 		c.planner.Look()
 	}
 	in := routesInput(o.objects, o.snapshot, o.inForce)
-	rival, err := c.rival(ctx, o.objects.Nodes)
-	if in.Mode == routes.Write && rival != "" {
-		in.Mode, in.Why = routes.External, rival
+	if in.Mode == routes.Write && o.rival.why != "" {
+		in.Mode, in.Why = routes.External, o.rival.why
 	}
 	c.planner.Set(in)
-	return err
 }
 
 // newlyFailing brings m.failing up to date, and says whether a probe finds that
@@ -155,33 +181,6 @@ func (m *memory) newlyFailing(probes []plan.Probe) bool {
 	return fresh
 }
 
-// rival says that a cloud controller manager's route controller works beside
-// ours: it has written the node condition again after us, and its Lease is
-// renewed. Two writers of one table would undo each other's work.
-func (c *controller) rival(ctx context.Context, nodes []corev1.Node) (string, error) {
-	i := slices.IndexFunc(nodes, func(n corev1.Node) bool {
-		by := n.Annotations[kube.WriterAnnotation]
-		return by == reasonCreated || by == reasonNoCreated
-	})
-	if i < 0 {
-		return "", nil
-	}
-	var lease coordinationv1.Lease
-	err := c.api.Get(ctx, client.ObjectKey{Namespace: kube.SystemNamespace, Name: vendorLease}, &lease)
-	if apierrors.IsNotFound(err) {
-		return "", nil
-	}
-	if err == nil && (lease.Spec.RenewTime == nil || c.now().Sub(lease.Spec.RenewTime.Time) > vendorAlive) {
-		return "", nil
-	}
-	sentence := fmt.Sprintf("a cloud controller manager's route controller writes routes too (it set the condition of node %s): Ropeway writes none; "+
-		"start it with --configure-cloud-routes=false, or set spec.cloud.routes to external", nodes[i].Name)
-	if err != nil {
-		return sentence, fmt.Errorf("read the Lease %s/%s, to know whether a cloud controller manager runs: %w", kube.SystemNamespace, vendorLease, err)
-	}
-	return sentence, nil
-}
-
 // setRoutes fills the conditions that speak of the cloud's routes.
 func setRoutes(cn *v1alpha1.ClusterNetwork, s *routes.Status) {
 	if s.Mode == routes.Off {
@@ -196,6 +195,8 @@ func setRoutes(cn *v1alpha1.ClusterNetwork, s *routes.Status) {
 	switch {
 	case len(s.Problems) > 0:
 		cond.Reason = s.Problems[0].Reason
+	case s.Mode == routes.Withdraw && !s.Listed.IsZero():
+		cond.Reason, cond.Message = withdrawal(s)
 	case s.Why != "":
 		cond.Reason, cond.Message = "Withheld", s.Why+"; "+cond.Message
 	case s.Listed.IsZero():
@@ -214,10 +215,22 @@ func setRoutes(cn *v1alpha1.ClusterNetwork, s *routes.Status) {
 	})
 }
 
+// withdrawal says how far a withdrawal has come.
+func withdrawal(s *routes.Status) (reason, message string) {
+	if left := s.Ours(); left > 0 {
+		return routes.ReasonWithdrawing, fmt.Sprintf("%d entries of this cluster are still in the route tables; they are being withdrawn", left)
+	}
+	return routes.ReasonWithdrawn, "no entry of this cluster is left in the route tables"
+}
+
 // tellRoutes records an event for each problem that a person must act on: at
 // the node where it is about one, else at the ClusterNetwork.
 func (c *controller) tellRoutes(cn *v1alpha1.ClusterNetwork, s *routes.Status, m *memory) {
 	now := map[told]bool{}
+	if s.Why != "" {
+		now[told{"routes", reasonNotWritten}] = true
+		c.tellIn(m.routesTold, networkReference(cn), "routes", s.Mode == routes.External, reasonNotWritten, s.Why)
+	}
 	for _, p := range s.Problems {
 		object, ref := "routes", networkReference(cn)
 		if p.Node != "" {

@@ -8,7 +8,6 @@ import (
 	"testing"
 	"time"
 
-	coordinationv1 "k8s.io/api/coordination/v1"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -55,7 +54,7 @@ func TestRoutesInput(t *testing.T) {
 	}{
 		"ropeway":   {func(*v1alpha1.ClusterNetworkSpec) {}, routes.Write, 2, ""},
 		"external":  {func(s *v1alpha1.ClusterNetworkSpec) { s.Cloud.Routes = v1alpha1.DutyExternal }, routes.External, 2, ""},
-		"off":       {func(s *v1alpha1.ClusterNetworkSpec) { s.Cloud.Routes = v1alpha1.DutyOff }, routes.Off, 0, ""},
+		"off":       {func(s *v1alpha1.ClusterNetworkSpec) { s.Cloud.Routes = v1alpha1.DutyOff }, routes.Off, 0, "spec.cloud.routes is off"},
 		"no cloud":  {func(s *v1alpha1.ClusterNetworkSpec) { s.Cloud = nil }, routes.Off, 0, ""},
 		"no direct": {func(s *v1alpha1.ClusterNetworkSpec) { s.Transports = s.Transports[1:] }, routes.Off, 0, "does not allow direct"},
 	} {
@@ -75,6 +74,34 @@ func TestRoutesInput(t *testing.T) {
 		in := inputFor(cn, a)
 		if in.Confirmed != "abc" || !in.Adopt.All || len(in.Release.Dsts) != 1 {
 			t.Errorf("%+v", in)
+		}
+	})
+	t.Run("withdrawal", func(t *testing.T) {
+		network := func(change func(*v1alpha1.ClusterNetworkSpec)) *kube.Objects {
+			cn := directNetwork(change)
+			cn.Annotations = map[string]string{routes.WithdrawAnnotation: "yes"}
+			return &kube.Objects{ClusterID: "c-1", Network: cn, Nodes: []corev1.Node{a, b}}
+		}
+		input := func(o *kube.Objects) routes.Input {
+			s, _ := o.Snapshot("")
+			spec, _ := kube.InForce(o.Network)
+			return routesInput(o, s, spec)
+		}
+		tunnels := func(s *v1alpha1.ClusterNetworkSpec) { s.Transports = s.Transports[1:] }
+		if in := input(network(func(*v1alpha1.ClusterNetworkSpec) {})); in.Mode != routes.Write || len(in.Wants) != 2 {
+			t.Errorf("while routes are needed: %+v", in)
+		}
+		if in := input(network(func(s *v1alpha1.ClusterNetworkSpec) { s.Cloud.Routes = v1alpha1.DutyOff })); in.Mode != routes.Off || !strings.Contains(in.Why, "allows direct") {
+			t.Errorf("while direct is allowed: %+v", in)
+		}
+		busy := network(tunnels)
+		busy.NodeNetworks = []v1alpha1.NodeNetwork{{ObjectMeta: metav1.ObjectMeta{Name: "b"}, Status: v1alpha1.NodeNetworkStatus{Peers: map[string]int32{"direct": 1}}}}
+		if in := input(busy); in.Mode != routes.Off || !strings.Contains(in.Why, "node b still reaches 1 others by direct") {
+			t.Errorf("while a node uses them: %+v", in)
+		}
+		busy.NodeNetworks[0].Name = "gone"
+		if in := input(busy); in.Mode != routes.Withdraw || len(in.Wants) != 0 {
+			t.Errorf("when nobody uses them: %+v", in)
 		}
 	})
 	t.Run("no network in force", func(t *testing.T) {
@@ -97,13 +124,15 @@ func TestRoutesConditions(t *testing.T) {
 		published, reason, message string
 		withheld                   bool
 	}{
-		"off":        {routes.Status{Mode: routes.Off}, "", "", "", false},
-		"unread":     {routes.Status{Mode: routes.Write}, "False", "Publishing", "not been read", false},
-		"publishing": {routes.Status{Mode: routes.Write, Listed: listed, Tables: []routes.Table{some}}, "False", "Publishing", "1 of 2", false},
-		"published":  {routes.Status{Mode: routes.Write, Listed: listed, Tables: []routes.Table{table}}, "True", "Published", "2 of 2", false},
-		"full":       {routes.Status{Mode: routes.Write, Listed: listed, Tables: []routes.Table{some}, Problems: problem(routes.ReasonTableFull)}, "False", "RouteTableFull", "what and where", false},
-		"rival":      {routes.Status{Mode: routes.External, Why: "another writes", Listed: listed, Tables: []routes.Table{table}}, "False", "Withheld", "another writes", false},
-		"withheld":   {routes.Status{Mode: routes.Write, Listed: listed, Tables: []routes.Table{table}, Problems: problem(routes.ReasonWithheld)}, "False", "RoutesWithheld", "what", true},
+		"off":         {routes.Status{Mode: routes.Off}, "", "", "", false},
+		"unread":      {routes.Status{Mode: routes.Write}, "False", "Publishing", "not been read", false},
+		"publishing":  {routes.Status{Mode: routes.Write, Listed: listed, Tables: []routes.Table{some}}, "False", "Publishing", "1 of 2", false},
+		"published":   {routes.Status{Mode: routes.Write, Listed: listed, Tables: []routes.Table{table}}, "True", "Published", "2 of 2", false},
+		"full":        {routes.Status{Mode: routes.Write, Listed: listed, Tables: []routes.Table{some}, Problems: problem(routes.ReasonTableFull)}, "False", "RouteTableFull", "what and where", false},
+		"rival":       {routes.Status{Mode: routes.External, Why: "another writes", Listed: listed, Tables: []routes.Table{table}}, "False", "Withheld", "another writes", false},
+		"withdrawing": {routes.Status{Mode: routes.Withdraw, Listed: listed, Tables: []routes.Table{{ID: "vtb-1", Ours: 3}}}, "False", "Withdrawing", "3 entries", false},
+		"withdrawn":   {routes.Status{Mode: routes.Withdraw, Listed: listed, Tables: []routes.Table{{ID: "vtb-1"}}}, "False", "Withdrawn", "no entry of this cluster", false},
+		"withheld":    {routes.Status{Mode: routes.Write, Listed: listed, Tables: []routes.Table{table}, Problems: problem(routes.ReasonWithheld)}, "False", "RoutesWithheld", "what", true},
 	} {
 		t.Run(name, func(t *testing.T) {
 			cn := directNetwork()
@@ -201,37 +230,5 @@ func entriesAre(f *cloud.Fake, want string) func() string {
 			return "entries are " + text
 		}
 		return ""
-	}
-}
-
-// TestVendorsRouteController: while a cloud controller manager's route
-// controller lives beside us, we write nothing and name its flag.
-func TestVendorsRouteController(t *testing.T) {
-	api := admin(t)
-	c := &controller{api: api, log: quiet(), now: time.Now}
-	marked := node("a", "192.0.2.1")
-	marked.Annotations = map[string]string{kube.WriterAnnotation: "RouteCreated"}
-	by := func(nodes ...corev1.Node) string {
-		t.Helper()
-		sentence, err := c.rival(t.Context(), nodes)
-		if err != nil {
-			t.Fatal(err)
-		}
-		return sentence
-	}
-	if s := by(marked); s != "" {
-		t.Errorf("without its Lease: %s", s)
-	}
-	now := metav1.NewMicroTime(time.Now())
-	create(t, api, &coordinationv1.Lease{ObjectMeta: metav1.ObjectMeta{Namespace: "kube-system", Name: "ccm"}, Spec: coordinationv1.LeaseSpec{RenewTime: &now}})
-	if s := by(node("b", "192.0.2.2")); s != "" {
-		t.Errorf("with its Lease only, which it has with other controllers too: %s", s)
-	}
-	if s := by(marked); !strings.Contains(s, "--configure-cloud-routes=false") {
-		t.Errorf("with both: %q", s)
-	}
-	c.now = func() time.Time { return time.Now().Add(time.Hour) }
-	if s := by(marked); s != "" {
-		t.Errorf("after it has stopped: %s", s)
 	}
 }

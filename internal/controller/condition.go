@@ -30,7 +30,8 @@ import (
 // each other for ever. A word of somebody else's is replaced once, when there
 // is something better to say. If it comes back, its writer is alive: the Node
 // gets an annotation with the other's reason, an event names it, and the
-// condition is left alone until the other's word is gone.
+// condition is left alone until the other's word is gone, or its writer is known
+// to be (rival.go): then it is ours again.
 
 const (
 	// settle is how long after a write a cache may still show the state before.
@@ -58,8 +59,8 @@ type wanted struct {
 func (w wanted) nothing() bool { return w.status == "" && w.writer == nil }
 
 // decide says what to write to a Node, given whether it is proven and what was
-// done to it before.
-func decide(node *corev1.Node, proven bool, message string, m nodeMemory, now time.Time) wanted {
+// done to it before; othersGone says that no route controller writes it.
+func decide(node *corev1.Node, proven bool, message string, m nodeMemory, othersGone bool, now time.Time) wanted {
 	cond := kube.NetworkUnavailable(node)
 	writer, yielded := node.Annotations[kube.WriterAnnotation]
 	var w wanted
@@ -67,6 +68,11 @@ func decide(node *corev1.Node, proven bool, message string, m nodeMemory, now ti
 	case cond == nil || kube.IsOurs(cond):
 		w = decideOurs(cond, proven, message, m, now)
 		if yielded {
+			gone := ""
+			w.writer = &gone
+		}
+	case yielded && othersGone && writtenByRoutes(cond.Reason) && now.Sub(m.wrote) >= settle:
+		if w = decideAfterOther(cond, proven, message); !w.nothing() {
 			gone := ""
 			w.writer = &gone
 		}
@@ -78,6 +84,18 @@ func decide(node *corev1.Node, proven bool, message string, m nodeMemory, now ti
 		w.status, w.message = corev1.ConditionFalse, message
 	}
 	return w
+}
+
+// decideAfterOther is decide where the other writer has stopped. A node that it
+// has made available stays so: that is not taken back, only said anew.
+func decideAfterOther(cond *corev1.NodeCondition, proven bool, message string) wanted {
+	switch {
+	case proven:
+		return wanted{status: corev1.ConditionFalse, message: message}
+	case cond.Status != corev1.ConditionFalse:
+		return wanted{status: corev1.ConditionTrue, message: message}
+	}
+	return wanted{}
 }
 
 // decideOurs is decide where nobody else has spoken.
@@ -108,7 +126,7 @@ func (c *controller) writeConditions(ctx context.Context, o *observed, m *memory
 	for i := range o.objects.Nodes {
 		node := &o.objects.Nodes[i]
 		nm := m.node(node.UID)
-		w := decide(node, o.verdicts[node.Name].Reachable && o.noNet == "", conditionMessage(o, node.Name), *nm, now)
+		w := decide(node, o.verdicts[node.Name].Reachable && o.noNet == "", conditionMessage(o, node.Name), *nm, o.rival.gone, now)
 		if cond := kube.NetworkUnavailable(node); cond != nil && !kube.IsOurs(cond) {
 			taken++
 		}
@@ -126,6 +144,9 @@ func (c *controller) writeConditions(ctx context.Context, o *observed, m *memory
 			nm.version, nm.acted = node.ResourceVersion, now
 			if w.status != "" {
 				nm.wrote = now
+			}
+			if w.writer != nil {
+				m.rivalAgain = true
 			}
 			return nil
 		})

@@ -162,11 +162,12 @@ func TestDecide(t *testing.T) {
 		return &corev1.NodeCondition{Type: corev1.NodeNetworkUnavailable, Status: corev1.ConditionFalse, Reason: reason, Message: "old"}
 	}
 	for name, tc := range map[string]struct {
-		cond   *corev1.NodeCondition
-		writer string
-		proven bool
-		memory nodeMemory
-		want   wanted
+		cond       *corev1.NodeCondition
+		writer     string
+		proven     bool
+		memory     nodeMemory
+		othersGone bool
+		want       wanted
 	}{
 		"a new node":                               {want: wanted{status: corev1.ConditionTrue, message: "m"}},
 		"a new node, proven at once":               {proven: true, want: wanted{status: corev1.ConditionFalse, message: "m"}},
@@ -185,6 +186,10 @@ func TestDecide(t *testing.T) {
 		"left to the other by a former leader":     {cond: unavailable(other, ""), writer: other, proven: true},
 		"the other gives another reason":           {cond: unavailable(other, ""), writer: "Older", want: wanted{writer: &other}},
 		"the other's word is gone":                 {writer: other, proven: true, want: wanted{status: corev1.ConditionFalse, message: "m", writer: &gone}},
+		"the other has stopped":                    {cond: unavailable(other, ""), writer: other, proven: true, othersGone: true, want: wanted{status: corev1.ConditionFalse, message: "m", writer: &gone}},
+		"the other has stopped, not proven":        {cond: unavailable(other, ""), writer: other, othersGone: true, want: wanted{status: corev1.ConditionTrue, message: "m", writer: &gone}},
+		"it had made the node available":           {cond: available("RouteCreated"), writer: "RouteCreated", othersGone: true},
+		"that one was a pod network":               {cond: unavailable("CalicoIsDown", ""), writer: "CalicoIsDown", proven: true, othersGone: true},
 	} {
 		n := node("a", "192.0.2.1")
 		if tc.cond != nil {
@@ -193,7 +198,7 @@ func TestDecide(t *testing.T) {
 		if tc.writer != "" {
 			n.Annotations = map[string]string{kube.WriterAnnotation: tc.writer}
 		}
-		if got := decide(&n, tc.proven, "m", tc.memory, now); !reflect.DeepEqual(got, tc.want) {
+		if got := decide(&n, tc.proven, "m", tc.memory, tc.othersGone, now); !reflect.DeepEqual(got, tc.want) {
 			t.Errorf("%s: %+v, want %+v", name, got, tc.want)
 		}
 	}
@@ -206,7 +211,7 @@ func TestTwoWritersDoNotFlipFlop(t *testing.T) {
 	n, m, writes := node("a", "192.0.2.1"), nodeMemory{}, 0
 	for range 100 {
 		n.Status.Conditions = []corev1.NodeCondition{{Type: corev1.NodeNetworkUnavailable, Status: corev1.ConditionTrue, Reason: "NoRouteCreated"}}
-		w := decide(&n, true, "m", m, now)
+		w := decide(&n, true, "m", m, false, now)
 		if w.status != "" {
 			writes++
 			m.wrote = now

@@ -29,6 +29,8 @@ type observed struct {
 	wrong    map[string][]string     // node -> their sentences
 	noNet    string                  // why no network is in force, if so
 	inForce  *v1alpha1.ClusterNetworkSpec
+
+	rival rival // another writer of routes and of the node condition
 }
 
 type serviceRange struct {
@@ -57,6 +59,10 @@ type memory struct {
 	faultsTold map[told]string
 	toldAt     time.Time     // when the ClusterNetwork's status was written
 	untold     time.Duration // how long progress stays unsaid in it; 0: nothing is
+	// rival is what was found out at rivalAt; rivalAgain has it looked for anew.
+	rival      rival
+	rivalAt    time.Time
+	rivalAgain bool
 }
 
 // told identifies an event that is recorded when its message changes.
@@ -140,10 +146,13 @@ func (c *controller) pass(ctx context.Context, m *memory) error {
 	o.reason(j)
 	c.count(o)
 	c.tellProblems(o, m)
+	if o.rival, err = c.lookForRival(ctx, o.objects.Nodes, m); err != nil {
+		c.log.Warn("another writer of routes may be there; what was known last stands", "error", err)
+	}
+	// First, since it only says what is wanted: the conditions of thousands of
+	// nodes take a while, which the cloud's routes do not wait for.
+	c.planRoutes(o, m)
 	return errors.Join(
-		// First, since it only says what is wanted: the conditions of thousands
-		// of nodes take a while, which the cloud's routes do not wait for.
-		c.planRoutes(ctx, o, m),
 		c.writeConditions(ctx, o, m),
 		c.writeNetworkStatus(ctx, o, j, m),
 		c.collect(ctx, o, m),

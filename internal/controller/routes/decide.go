@@ -17,6 +17,7 @@ type facts struct {
 	hops   map[string]hop                 // node -> its instance
 	held   map[cloud.Key]held             // entries that the cloud has refused
 	full   map[string]fullMark            // tables that were found full
+	absent map[cloud.Key]time.Time        // wanted entries that were not listed -> since when
 	now    time.Time
 }
 
@@ -40,41 +41,74 @@ type fullMark struct {
 type decision struct {
 	rows    []Row
 	tables  []Table
-	add     []cloud.RouteChange // new entries, and marks: these take nothing away
-	replace []cloud.RouteChange // own entries that lead elsewhere
-	stale   []cloud.RouteEntry  // own entries that nobody wants
+	add     []cloud.RouteChange            // new entries, and marks: these take nothing away
+	replace []cloud.RouteChange            // own entries that lead elsewhere
+	stale   []cloud.RouteEntry             // own entries that nobody wants
+	foreign []cloud.RouteEntry             // those of others in the pod network that nobody wants
+	shadows map[cloud.Key]cloud.RouteEntry // wanted entry -> a narrower one that leads elsewhere
 }
 
 // decide compares what is wanted with what is there.
 func decide(f facts) decision {
-	var d decision
+	d := decision{shadows: map[cloud.Key]cloud.RouteEntry{}}
 	wants := sorted(f.in.Wants)
-	wanted := make(map[netip.Prefix]bool, len(wants))
-	for _, w := range wants {
-		wanted[w.Dst] = true
-	}
+	d.sortUnwanted(f, wants)
 	for _, t := range f.tables {
 		d.decideTable(f, t, wants)
 	}
-	for key, e := range f.real {
-		if e.Owner != f.in.Cluster || wanted[key.Dst] || e.State == cloud.Deleting {
-			continue
-		}
-		if f.in.Release.Has(key.Dst) && e.NextHop != "" {
-			d.add = append(d.add, cloud.RouteChange{Table: e.Table, Dst: e.Dst, NextHop: e.NextHop, Replaces: &e})
-			continue
-		}
-		d.stale = append(d.stale, e)
-	}
-	slices.SortFunc(d.stale, func(a, b cloud.RouteEntry) int { return compareKeys(a.Key(), b.Key()) })
 	for _, e := range d.stale {
-		d.rows = append(d.rows, Row{Table: e.Table, Dst: e.Dst.String(), NextHop: e.NextHop, Owner: e.Owner, State: Stale, Cloud: e.State,
-			Message: "no node owns it any more"})
+		d.rows = append(d.rows, unwantedRow(e, Stale, "no node owns it any more"))
+	}
+	for _, e := range d.foreign {
+		d.rows = append(d.rows, unwantedRow(e, Foreign, "it is somebody else's, and no node owns its destination: see whether it was forgotten"))
 	}
 	if f.in.Mode != Write {
 		d.add, d.replace = nil, nil
 	}
 	return d
+}
+
+// sortUnwanted finds the entries that nobody wants: ours, which are stale or
+// to be let go, those of others, and those of either that lead a part of what
+// is wanted elsewhere.
+func (d *decision) sortUnwanted(f facts, wants []Want) {
+	wanted := newWantTree(wants)
+	for key, e := range f.real {
+		if wanted.has(key.Dst) || e.State == cloud.Deleting {
+			continue
+		}
+		if w, inside := wanted.around(key.Dst); inside && f.hops[w.Node].instance != e.NextHop {
+			d.shadow(cloud.Key{Table: key.Table, Dst: w.Dst}, e)
+		}
+		switch {
+		case e.Owner != f.in.Cluster:
+			if within(key.Dst, f.in.PodCIDRs) {
+				d.foreign = append(d.foreign, e)
+			}
+		case f.in.Release.Has(key.Dst) && e.NextHop != "":
+			d.add = append(d.add, cloud.RouteChange{Table: e.Table, Dst: e.Dst, NextHop: e.NextHop, Replaces: &e})
+		default:
+			d.stale = append(d.stale, e)
+		}
+	}
+	byKey := func(a, b cloud.RouteEntry) int { return compareKeys(a.Key(), b.Key()) }
+	slices.SortFunc(d.stale, byKey)
+	slices.SortFunc(d.foreign, byKey)
+}
+
+func within(dst netip.Prefix, ranges []netip.Prefix) bool {
+	return slices.ContainsFunc(ranges, func(r netip.Prefix) bool { return r.Bits() <= dst.Bits() && r.Overlaps(dst) })
+}
+
+// shadow keeps the first of several entries that shadow one.
+func (d *decision) shadow(under cloud.Key, e cloud.RouteEntry) {
+	if other, known := d.shadows[under]; !known || compareKeys(e.Key(), other.Key()) < 0 {
+		d.shadows[under] = e
+	}
+}
+
+func unwantedRow(e cloud.RouteEntry, state State, message string) Row {
+	return Row{key: e.Key(), Table: e.Table, Dst: e.Dst.String(), NextHop: e.NextHop, Owner: e.Owner, State: state, Cloud: e.State, Message: message}
 }
 
 func (d *decision) decideTable(f facts, t cloud.Table, wants []Want) {
@@ -117,17 +151,19 @@ func (d *decision) decideOne(f facts, table string, w Want) (row Row, wanting bo
 	key := cloud.Key{Table: table, Dst: w.Dst}
 	h := f.hops[w.Node]
 	e, there := f.real[key]
-	row = Row{Table: table, Dst: w.Dst.String(), Node: w.Node, Instance: h.instance, NextHop: e.NextHop, Owner: e.Owner, Cloud: e.State}
+	row = Row{key: key, Table: table, Dst: w.Dst.String(), Node: w.Node, Instance: h.instance, NextHop: e.NextHop, Owner: e.Owner, Cloud: e.State}
 	refused, isHeld := f.held[key]
 	waits := isHeld && f.now.Before(refused.until)
 	switch {
 	case h.instance == "":
 		row.State, row.Message = NoInstance, h.problem
 	case !there && isHeld:
-		row.State, row.Message = Failed, refused.err.Error()
+		row.fail(refused.err)
 		return row, !waits
 	case !there:
 		row.State = Missing
+		since, known := f.absent[key]
+		row.late = known && f.now.Sub(since) >= externalPatience
 		return row, true
 	case e.State == cloud.Deleting:
 		row.State, row.Message = Pending, "the entry that was there is being removed"
@@ -136,7 +172,7 @@ func (d *decision) decideOne(f facts, table string, w Want) (row Row, wanting bo
 	case e.Owner == f.in.Cluster:
 		row.State, row.Message = Wrong, "its node is another instance now"
 		if isHeld {
-			row.State, row.Message = Failed, refused.err.Error()
+			row.fail(refused.err)
 		}
 		if e.State == cloud.Available && !waits {
 			d.replace = append(d.replace, cloud.RouteChange{Table: table, Dst: w.Dst, NextHop: h.instance, Owner: f.in.Cluster, Replaces: &e})
@@ -144,7 +180,38 @@ func (d *decision) decideOne(f facts, table string, w Want) (row Row, wanting bo
 	default:
 		row.State, row.Message = Conflict, foreign(e, h.instance)
 	}
+	if e, shadowed := d.shadows[key]; shadowed && row.State.Good() {
+		row.State, row.Message = Shadowed, shadowing(f.in, e, w)
+		row.mends = e.Owner == f.in.Cluster
+	}
 	return row, false
+}
+
+// externalPatience is how long another program may take for an entry before a
+// person is told. The vendor's route controller answers events within seconds.
+const externalPatience = time.Minute
+
+func (r *Row) fail(err error) {
+	r.State, r.Message = Failed, err.Error()
+	r.denied = cloud.Is(err, cloud.Forbidden, cloud.Unauthenticated)
+}
+
+// shadowing says what leads a part of a destination elsewhere.
+func shadowing(in Input, e cloud.RouteEntry, w Want) string {
+	text := fmt.Sprintf("route table %s also has an entry for %s, which is a part of %s and leads to %s instead of to node %s", e.Table, e.Dst, w.Dst,
+		hopOf(e), w.Node)
+	if e.Owner == in.Cluster {
+		return text + "; it is this cluster's own, and is withdrawn once that is confirmed"
+	}
+	return text + "; it is not this cluster's and is left alone: delete it if nobody needs it"
+}
+
+// hopOf is where an entry leads, for a sentence.
+func hopOf(e cloud.RouteEntry) string {
+	if e.NextHop == "" {
+		return "a next hop of type " + e.HopType
+	}
+	return e.NextHop
 }
 
 // decideRight is decideOne for an entry that leads to the right instance.
@@ -173,15 +240,12 @@ func (d *decision) decideRight(f facts, e cloud.RouteEntry, row *Row, waits bool
 
 // foreign says whose an entry is that leads elsewhere, and what to do.
 func foreign(e cloud.RouteEntry, instance string) string {
-	where, whose := "to "+e.NextHop, "has no mark of ours"
-	if e.NextHop == "" {
-		where = "to a next hop of type " + e.HopType
-	}
+	whose := "has no mark of ours"
 	if e.Owner != "" {
 		whose = "is marked as cluster " + e.Owner + "'s"
 	}
-	return fmt.Sprintf("route table %s has an entry for %s that leads %s instead of to %s and %s; it is left alone: "+
-		"delete it or correct it if nobody needs it, or give the node another range", e.Table, e.Dst, where, instance, whose)
+	return fmt.Sprintf("route table %s has an entry for %s that leads to %s instead of to %s and %s; it is left alone: "+
+		"delete it or correct it if nobody needs it, or give the node another range", e.Table, e.Dst, hopOf(e), instance, whose)
 }
 
 func compareKeys(a, b cloud.Key) int {

@@ -17,7 +17,8 @@ import (
 //     look unwanted at once.
 //
 // What would take away or repoint more than a tenth of our entries, and more
-// than two, waits for a person's word. The word is a token made of exactly
+// than two, waits for a person's word; in the mode Withdraw everything does.
+// The word is a token made of exactly
 // those entries, so that it never means more than what the person has seen.
 
 const (
@@ -98,7 +99,7 @@ type withheld struct {
 // allow returns the removals and replacements that may be done, given how many
 // entries are ours, and what is withheld. Entries that are stale but not yet
 // confirmed count too: what is wrong in bulk comes to light in bulk.
-func (g *guard) allow(d decision, ours int, word string) (remove []cloud.RouteEntry, replace []cloud.RouteChange, w withheld) {
+func (g *guard) allow(d decision, ours int, in Input) (remove []cloud.RouteEntry, replace []cloud.RouteChange, w withheld) {
 	count := len(d.stale) + len(d.replace)
 	names := make([]string, 0, count)
 	for _, e := range d.stale {
@@ -107,11 +108,12 @@ func (g *guard) allow(d decision, ours int, word string) (remove []cloud.RouteEn
 	for _, c := range d.replace {
 		names = append(names, replacement(c))
 	}
-	if count <= bulkFew || count*bulkPortion <= ours {
+	few := count <= bulkFew || count*bulkPortion <= ours
+	if few && in.Mode != Withdraw {
 		return d.stale, d.replace, withheld{}
 	}
 	token := tokenOf(names)
-	if word == token {
+	if in.Confirmed == token {
 		for _, name := range names {
 			g.approved[name] = true
 		}

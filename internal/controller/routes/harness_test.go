@@ -62,6 +62,34 @@ func (b *bench) start() {
 	b.p.Set(b.in)
 }
 
+// maker makes a Planner see a cloud through something in between.
+func (b *bench) maker(p cloud.Provider) func(context.Context, Setup) (cloud.Provider, error) {
+	return func(context.Context, Setup) (cloud.Provider, error) { return p, nil }
+}
+
+// noMarks is a cloud whose policy lacks the right to change entries.
+type noMarks struct{ *cloud.Fake }
+
+func (n noMarks) Routes() cloud.Routes { return n }
+
+func (n noMarks) Apply(ctx context.Context, changes []cloud.RouteChange) ([]cloud.RouteResult, error) {
+	var out []cloud.RouteResult
+	var allowed []cloud.RouteChange
+	for _, c := range changes {
+		if c.Replaces != nil {
+			out = append(out, cloud.RouteResult{Table: c.Table, Dst: c.Dst, Err: &cloud.Error{Class: cloud.Forbidden, Action: "ModifyRouteEntry", Code: "Forbidden.RAM"}})
+			continue
+		}
+		allowed = append(allowed, c)
+		out = append(out, cloud.RouteResult{Table: c.Table, Dst: c.Dst})
+	}
+	if len(allowed) == 0 {
+		return out, nil
+	}
+	_, err := n.Fake.Apply(ctx, allowed)
+	return out, err
+}
+
 func (b *bench) set() { b.p.Set(b.in) }
 
 func want(i int) Want {

@@ -17,6 +17,9 @@ const (
 	Off      Mode = "off"      // nothing, not even look
 	External Mode = "external" // look, and say what is wrong; another writes
 	Write    Mode = "ropeway"  // make the tables right
+	// Withdraw takes this cluster's entries out of the tables: nobody needs
+	// them any more, and a person has asked for it.
+	Withdraw Mode = "withdraw"
 )
 
 // Input is what the cluster says. It is a value: nobody changes it later.
@@ -31,6 +34,12 @@ type Input struct {
 	// that is an empty or wrong cache rather than a cluster.
 	Nodes int
 	Wants []Want
+	// PodCIDRs are the pod network. Entries for parts of it that nobody wants
+	// are shown, whoever made them.
+	PodCIDRs []netip.Prefix
+	// Blocks says that destinations are leased blocks, which only Ropeway
+	// knows of: other programs make entries for podCIDRs.
+	Blocks bool
 	// Confirmed is the person's word that a bulk withdrawal is meant: the
 	// token that Status.Token asked for.
 	Confirmed string

@@ -12,6 +12,7 @@ import (
 type Metrics struct {
 	wanted   *prometheus.GaugeVec
 	entries  *prometheus.GaugeVec
+	held     *prometheus.GaugeVec
 	left     *prometheus.GaugeVec
 	withheld prometheus.Gauge
 	problems *prometheus.GaugeVec
@@ -27,8 +28,9 @@ func NewMetrics() *Metrics {
 	}
 	return &Metrics{
 		wanted:   gauge("ropeway_cloud_routes_wanted", "Destinations that should have an entry, by route table.", "table"),
-		entries:  gauge("ropeway_cloud_routes", "Destinations by route table and state (Published, Used, Pending, Missing, OverQuota, Failed, Wrong, Conflict, NoInstance, Stale).", "table", "state"),
-		left:     gauge("ropeway_cloud_routes_quota_left", "Entries that a route table still takes.", "table"),
+		entries:  gauge("ropeway_cloud_routes", "Destinations by route table and state (Published, Used, Pending, Missing, OverQuota, Failed, Wrong, Conflict, Shadowed, NoInstance, Stale, Foreign).", "table", "state"),
+		held:     gauge("ropeway_cloud_route_entries", "Custom entries that a route table holds, by owner (ours, foreign), whatever they are for.", "table", "owner"),
+		left:     gauge("ropeway_cloud_routes_quota_left", "Entries that a route table still takes, where that is known: the quota is told by the cloud, or has been found out by filling the table.", "table"),
 		withheld: prometheus.NewGauge(prometheus.GaugeOpts{Name: "ropeway_cloud_routes_withheld", Help: "Withdrawals and changes that wait for a person's word."}),
 		problems: gauge("ropeway_cloud_route_problems", "Problems that need a person, by reason.", "reason"),
 		changes: prometheus.NewCounterVec(prometheus.CounterOpts{
@@ -45,7 +47,7 @@ func NewMetrics() *Metrics {
 
 // Collectors returns what a registry takes.
 func (m *Metrics) Collectors() []prometheus.Collector {
-	return []prometheus.Collector{m.wanted, m.entries, m.left, m.withheld, m.problems, m.changes, m.calls, m.seconds}
+	return []prometheus.Collector{m.wanted, m.entries, m.held, m.left, m.withheld, m.problems, m.changes, m.calls, m.seconds}
 }
 
 // Called counts one call of the cloud's API; it is cloud.Settings.Called.
@@ -71,6 +73,8 @@ func (m *Metrics) set(s *Status) {
 	m.resign()
 	for _, t := range s.Tables {
 		m.wanted.WithLabelValues(t.ID).Set(float64(t.Wanted))
+		m.held.WithLabelValues(t.ID, "ours").Set(float64(t.Ours))
+		m.held.WithLabelValues(t.ID, "foreign").Set(float64(t.Entries - t.Ours))
 		if left := t.Left(); left >= 0 {
 			m.left.WithLabelValues(t.ID).Set(float64(left))
 		}
@@ -86,7 +90,7 @@ func (m *Metrics) set(s *Status) {
 
 // resign clears what only a leader knows.
 func (m *Metrics) resign() {
-	for _, v := range []*prometheus.GaugeVec{m.wanted, m.entries, m.left, m.problems} {
+	for _, v := range []*prometheus.GaugeVec{m.wanted, m.entries, m.held, m.left, m.problems} {
 		v.Reset()
 	}
 	m.withheld.Set(0)

@@ -79,16 +79,34 @@ type Planner struct {
 	real      map[cloud.Key]cloud.RouteEntry // nil before the first listing
 	held      map[cloud.Key]held
 	full      map[string]fullMark
+	absent    map[cloud.Key]time.Time // wanted entries that are not there -> since when
 	guard     *guard
+	kept      withheld  // what the guard keeps from being done
 	listed    time.Time // when the last listing was made
 	look      bool      // list before anything else
 	lookAt    time.Time // list then at the latest; zero: nothing is awaited
 	looks     int       // listings in a row that found changes still under way
 	pace      pace
-	call      backoff // after calls that failed as a whole
-	batch     int     // entries in the next batch
-	sending   bool    // there are more to send than the last batch took
-	trouble   error   // why calls fail now
+	batch     int  // entries in the next batch
+	sending   bool // there are more to send than the last batch took
+	// What fails as a whole, each by itself: a right that is missing for one
+	// kind of call must not hold the others up.
+	reading, adding, removing trouble
+	inUse                     string // why the API server has a withdrawal wait
+	busy                      busySpell
+}
+
+// trouble is why calls of one kind fail now, and when to try again.
+type trouble struct {
+	backoff
+	err error
+}
+
+// busySpell is since when the VPC has taken no change because of another one.
+type busySpell struct {
+	since time.Time
+	tries int
+	err   error
 }
 
 // New makes a Planner.
@@ -104,11 +122,12 @@ func New(cfg Config) *Planner {
 func (p *Planner) reset() {
 	p.provider, p.tables, p.real = nil, nil, nil
 	p.instances = resolver{}
-	p.held, p.full = map[cloud.Key]held{}, map[string]fullMark{}
-	p.guard = newGuard()
+	p.held, p.full, p.absent = map[cloud.Key]held{}, map[string]fullMark{}, map[cloud.Key]time.Time{}
+	p.guard, p.kept = newGuard(), withheld{}
 	p.listed, p.look, p.lookAt, p.looks = time.Time{}, true, time.Time{}, 0
 	p.pace = pace{settle: p.cfg.Settle}
-	p.call, p.batch, p.sending, p.trouble = backoff{}, cloud.MaxBatch, false, nil
+	p.batch, p.sending = cloud.MaxBatch, false
+	p.reading, p.adding, p.removing, p.busy, p.inUse = trouble{}, trouble{}, trouble{}, busySpell{}, ""
 }
 
 // Set says what is wanted from now on.
@@ -196,24 +215,31 @@ func (p *Planner) step(ctx context.Context) time.Duration {
 		p.reset()
 		p.setup = in.Setup
 	}
-	if wait := p.call.wait(now); wait > 0 {
-		p.publish(in, p.compare(in), withheld{})
+	if wait := p.reading.wait(now); wait > 0 {
+		p.publish(in, p.compare(in))
 		return wait
 	}
+	if err := p.read(ctx, in, now); err != nil {
+		return p.failed(&p.reading, in, err)
+	}
+	p.reading = trouble{}
+	return p.act(ctx, in)
+}
+
+// read brings up to date what is known of the cloud.
+func (p *Planner) read(ctx context.Context, in Input, now time.Time) error {
 	if p.provider == nil {
 		if err := p.make(ctx); err != nil {
-			return p.failed(in, err)
+			return err
 		}
 	}
 	if err := p.resolve(ctx, in); err != nil {
-		return p.failed(in, err)
+		return err
 	}
 	if p.mustList(now) {
-		if err := p.list(ctx, in); err != nil {
-			return p.failed(in, err)
-		}
+		return p.list(ctx, in)
 	}
-	return p.act(ctx, in)
+	return nil
 }
 
 // idle publishes that nothing is done.
@@ -265,7 +291,6 @@ func (p *Planner) list(ctx context.Context, in Input) error {
 	if err != nil {
 		return fmt.Errorf("list the route tables: %w", err)
 	}
-	p.call, p.trouble = backoff{}, nil
 	p.tables = listing.Tables
 	p.real = make(map[cloud.Key]cloud.RouteEntry, len(listing.Entries))
 	moving := false
@@ -282,8 +307,24 @@ func (p *Planner) list(ctx context.Context, in Input) error {
 		p.looks = 0
 	}
 	p.forget(now)
-	p.guard.note(p.compare(in).stale, now)
+	d := p.compare(in)
+	p.guard.note(d.stale, now)
+	p.noteAbsent(d, now)
 	return nil
+}
+
+// noteAbsent takes in which wanted entries a new listing did not have.
+func (p *Planner) noteAbsent(d decision, now time.Time) {
+	next := map[cloud.Key]time.Time{}
+	for i := range d.rows {
+		if key := d.rows[i].key; d.rows[i].State == Missing {
+			next[key] = now
+			if since, known := p.absent[key]; known {
+				next[key] = since
+			}
+		}
+	}
+	p.absent = next
 }
 
 // forget gives a table that was found full another chance once it holds fewer
@@ -304,7 +345,7 @@ func (p *Planner) forget(now time.Time) {
 // compare decides from what is known now.
 func (p *Planner) compare(in Input) decision {
 	return decide(facts{
-		in: in, tables: p.tables, real: p.real, hops: p.instances.hops, held: p.held, full: p.full, now: p.cfg.Now(),
+		in: in, tables: p.tables, real: p.real, hops: p.instances.hops, held: p.held, full: p.full, absent: p.absent, now: p.cfg.Now(),
 	})
 }
 
@@ -318,22 +359,39 @@ func (p *Planner) act(ctx context.Context, in Input) time.Duration {
 	for _, t := range d.tables {
 		ours += t.Ours
 	}
-	remove, replace, kept := p.guard.allow(d, ours, in.Confirmed)
-	p.publish(in, d, kept)
-	if in.Mode != Write {
+	remove, replace, kept := p.guard.allow(d, ours, in)
+	p.kept = kept
+	changes := append(d.add, replace...)
+	gone := p.guard.confirmed(remove, p.cfg.StaleAfter, now)
+	p.drop(len(changes), len(remove))
+	p.publish(in, d)
+	if in.Mode != Write && in.Mode != Withdraw {
 		return p.rest(in, now)
 	}
-	if wait := p.pace.wait(now); wait > 0 && len(d.add)+len(replace)+len(remove) > 0 {
+	if wait := p.pace.wait(now); wait > 0 && len(changes)+len(remove) > 0 {
 		return wait
 	}
-	if changes := append(d.add, replace...); len(changes) > 0 {
+	if len(changes) > 0 && p.adding.wait(now) == 0 {
 		return p.apply(ctx, in, changes)
 	}
 	p.sending = false
-	if gone := p.guard.confirmed(remove, p.cfg.StaleAfter, now); len(gone) > 0 {
+	if len(gone) > 0 && p.removing.wait(now) == 0 {
 		return p.withdraw(ctx, in, gone)
 	}
 	return p.rest(in, now)
+}
+
+// drop forgets troubles of changes that nobody wants to make any more.
+func (p *Planner) drop(changes, removals int) {
+	if changes == 0 {
+		p.adding = trouble{}
+	}
+	if removals == 0 {
+		p.removing, p.inUse = trouble{}, ""
+	}
+	if changes+removals == 0 {
+		p.busy = busySpell{}
+	}
 }
 
 // rest returns how long there is nothing to do.
@@ -356,6 +414,11 @@ func (p *Planner) rest(in Input, now time.Time) time.Duration {
 	for _, mark := range p.full {
 		if now.Before(mark.until) {
 			earlier(mark.until)
+		}
+	}
+	for _, t := range []trouble{p.adding, p.removing} {
+		if t.wait(now) > 0 {
+			earlier(t.until)
 		}
 	}
 	if p.hinted() {

@@ -325,7 +325,7 @@ func TestExternalRoutesAreVerified(t *testing.T) {
 	wrong := entry(1, "")
 	wrong.NextHop = "i-other"
 	b.cloud.Put(entry(0, ""), wrong)
-	b.run(time.Minute)
+	b.run(2 * time.Minute)
 	b.counts(map[State]int{Used: 1, Conflict: 1, Missing: 1})
 	if b.problem(ReasonMissing) == nil || b.problem(ReasonConflict) == nil || b.writes() != 0 {
 		t.Errorf("problems %+v, %d writes", b.p.Status().Problems, b.writes())

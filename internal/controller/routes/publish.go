@@ -2,23 +2,55 @@ package routes
 
 import (
 	"fmt"
+	"maps"
 	"reflect"
+	"slices"
 	"strings"
+	"time"
 
 	"ropeway.dev/ropeway/internal/cloud"
 )
 
 // publish makes the Status say what was decided.
-func (p *Planner) publish(in Input, d decision, kept withheld) {
+func (p *Planner) publish(in Input, d decision) {
 	s := &Status{
 		Mode: in.Mode, Provider: in.Setup.Provider, Why: in.Why, Listed: p.listed, Tables: d.tables, Rows: d.rows,
-		Withheld: kept.count, Token: kept.token,
+		Withheld: p.kept.count, Token: p.kept.token,
 	}
-	if p.trouble != nil {
-		s.Problems = append(s.Problems, troubleOf(p.trouble))
-	}
-	s.Problems = append(s.Problems, problemsOf(s)...)
+	s.Problems = append(p.troubles(in), problemsOf(s, in)...)
 	p.store(s)
+}
+
+// troubles are why calls fail, one for each kind of call or action.
+func (p *Planner) troubles(in Input) []Problem {
+	var out []Problem
+	seen := map[Problem]bool{}
+	add := func(problem Problem) {
+		if !seen[problem] {
+			seen[problem] = true
+			out = append(out, problem)
+		}
+	}
+	for _, t := range []trouble{p.reading, p.adding, p.removing} {
+		if t.err != nil {
+			add(troubleOf(t.err, in))
+		}
+	}
+	denied := map[string]error{} // action -> one of its refusals
+	for _, key := range slices.SortedFunc(maps.Keys(p.held), compareKeys) {
+		if err := p.held[key].err; cloud.Is(err, cloud.Forbidden, cloud.Unauthenticated) && denied[cloud.ActionOf(err)] == nil {
+			denied[cloud.ActionOf(err)] = err
+			add(troubleOf(err, in))
+		}
+	}
+	if p.inUse != "" {
+		add(Problem{Reason: ReasonInUse, Message: p.inUse})
+	}
+	if b := p.busy; !b.since.IsZero() && p.cfg.Now().Sub(b.since) >= busyFor {
+		add(Problem{Reason: ReasonBusy, Message: fmt.Sprintf("the VPC has refused every change since %s because another one is under way: "+
+			"see whether another program keeps writing routes there; it is tried again (%v)", b.since.UTC().Format(time.RFC3339), b.err)})
+	}
+	return out
 }
 
 // store publishes a Status and tells of it if more than the time has changed.
@@ -33,17 +65,24 @@ func (p *Planner) store(s *Status) {
 }
 
 // troubleOf says why calls fail, and what to do.
-func troubleOf(err error) Problem {
+func troubleOf(err error, in Input) Problem {
 	text := err.Error()
 	switch cloud.ClassOf(err) {
 	case cloud.Forbidden:
 		return Problem{Reason: ReasonForbidden, Message: fmt.Sprintf("%s; give the role or user of the controller the action %s", text, orSome(cloud.ActionOf(err)))}
 	case cloud.Unauthenticated:
-		return Problem{Reason: ReasonCredentials, Message: text + "; put working keys into the Secret that spec.cloud.credentialsSecret names"}
+		return Problem{Reason: ReasonCredentials, Message: text + "; " + mendKeys(in.Setup.Secret)}
 	case cloud.Permanent, cloud.BadNextHop:
 		return Problem{Reason: ReasonSetup, Message: text + "; correct spec.cloud"}
 	}
 	return Problem{Reason: ReasonNoAnswer, Message: text + "; it is tried again"}
+}
+
+func mendKeys(secret string) string {
+	if secret == "" {
+		return "see the RAM role of the instances that the controller runs on, or name a Secret in spec.cloud.credentialsSecret"
+	}
+	return "put working keys into the Secret " + secret + " that spec.cloud.credentialsSecret names"
 }
 
 func orSome(action string) string {
@@ -55,9 +94,12 @@ func orSome(action string) string {
 
 // problemsOf names what a person must act on, the most urgent first. Problems
 // of nodes are one each; those of a table are one for the table.
-func problemsOf(s *Status) []Problem {
+func problemsOf(s *Status, in Input) []Problem {
 	var out []Problem
-	if s.Withheld > 0 {
+	if s.Withheld > 0 && s.Mode == Withdraw {
+		out = append(out, Problem{Reason: ReasonWithheld, Message: fmt.Sprintf(
+			"%d routes of ours are to be withdrawn as asked for: see ropeway routes, then say ropeway routes confirm %s", s.Withheld, s.Token)})
+	} else if s.Withheld > 0 {
 		out = append(out, Problem{Reason: ReasonWithheld, Message: fmt.Sprintf(
 			"%d routes of ours would be withdrawn or changed at once, which is more than a tenth: nothing is done until a person says that it is meant: "+
 				"see ropeway routes, then say ropeway routes confirm %s (the annotation %s of the ClusterNetwork)", s.Withheld, s.Token, ConfirmAnnotation)})
@@ -70,30 +112,38 @@ func problemsOf(s *Status) []Problem {
 		}
 	}
 	for i := range s.Rows {
-		if p, bad := problemOf(&s.Rows[i], s.Mode); bad {
+		if p, bad := problemOf(&s.Rows[i], in); bad {
 			out = append(out, p)
 		}
 	}
 	return out
 }
 
-func problemOf(r *Row, mode Mode) (Problem, bool) {
+func problemOf(r *Row, in Input) (Problem, bool) {
 	p := Problem{Node: r.Node, Message: r.Message}
 	switch {
-	case r.State == Conflict:
+	case r.State == Conflict, r.State == Shadowed && !r.mends:
 		p.Reason = ReasonConflict
 	case r.State == NoInstance:
 		p.Reason = ReasonNoInstance
-	case r.State == Failed:
+	case r.State == Failed && !r.denied:
 		p.Reason = ReasonRefused
 		p.Message = fmt.Sprintf("the route for %s to %s in table %s: %s", r.Dst, r.Instance, r.Table, r.Message)
-	case r.State == Missing && mode == External:
+	case r.State == Missing && r.late:
 		p.Reason = ReasonMissing
-		p.Message = fmt.Sprintf("route table %s has no entry for %s to %s, and spec.cloud.routes is external: see what should have made it", r.Table, r.Dst, r.Instance)
+		p.Message = fmt.Sprintf("route table %s has no entry for %s to %s, and Ropeway makes none: %s", r.Table, r.Dst, r.Instance, makerOf(in))
 	default:
 		return Problem{}, false
 	}
 	return p, true
+}
+
+// makerOf says who should have made an entry that is missing.
+func makerOf(in Input) string {
+	if in.Blocks {
+		return "other programs make entries for nodes' podCIDRs, and this is a block of spec.addressSource Blocks: set that to NodeCIDR, or spec.cloud.routes to ropeway"
+	}
+	return "see the log of the cloud controller manager that should have made it, and whether it knows the node's instance"
 }
 
 func countRows(s *Status, table string, state State) int {
@@ -114,6 +164,9 @@ const (
 	// mark as this cluster's, and entries to take the mark from.
 	AdoptAnnotation   = "ropeway.dev/adopt-routes"
 	ReleaseAnnotation = "ropeway.dev/release-routes"
+	// WithdrawAnnotation, whatever it says, asks for the removal of this
+	// cluster's entries once the configuration needs none.
+	WithdrawAnnotation = "ropeway.dev/withdraw-routes"
 )
 
 // Sentence sums the Status up, for a condition's message.

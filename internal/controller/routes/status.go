@@ -19,8 +19,10 @@ const (
 	Failed     State = "Failed"     // the cloud refuses it
 	Wrong      State = "Wrong"      // ours, leads to another instance, to be changed
 	Conflict   State = "Conflict"   // somebody else's, leads elsewhere
+	Shadowed   State = "Shadowed"   // right, but a narrower entry leads a part elsewhere
 	NoInstance State = "NoInstance" // the node is no instance of the cloud
 	Stale      State = "Stale"      // ours, and nobody wants it
+	Foreign    State = "Foreign"    // somebody else's, in the pod network, and nobody wants it
 )
 
 // Good says that packets to the destination follow an entry that is right.
@@ -47,7 +49,7 @@ type Table struct {
 	ID      string `json:"id"`
 	Quota   int    `json:"quota,omitempty"` // 0: the cloud does not say
 	Entries int    `json:"entries"`         // custom ones, whoever made them
-	Ours    int    `json:"ours"`
+	Ours    int    `json:"ours"`            // of those entries
 	Wanted  int    `json:"wanted"`
 	Good    int    `json:"good"` // of those wanted
 }
@@ -71,6 +73,11 @@ type Row struct {
 	State    State            `json:"state"`
 	Cloud    cloud.RouteState `json:"cloudState,omitempty"`
 	Message  string           `json:"message,omitempty"`
+
+	key    cloud.Key
+	late   bool // external: it should have been there by now
+	mends  bool // shadowed by an own entry, which goes
+	denied bool // refused for lack of rights, which is one Problem for all
 }
 
 // Reasons of Problems.
@@ -85,11 +92,19 @@ const (
 	ReasonRefused     = "RouteRefused"
 	ReasonNoInstance  = "NoInstance"
 	ReasonMissing     = "RouteMissing" // external: its writer has not made it
+	ReasonInUse       = "RoutesInUse"  // they are to be withdrawn, and pods use them
+	ReasonBusy        = "CloudBusy"    // somebody else keeps changing the VPC's routes
 )
 
 // ReasonPublishing is why ConditionPublished is False when nothing is wrong:
 // it takes time.
 const ReasonPublishing = "Publishing"
+
+// Reasons of ConditionPublished in the mode Withdraw.
+const (
+	ReasonWithdrawing = "Withdrawing"
+	ReasonWithdrawn   = "Withdrawn"
+)
 
 // Conditions of the ClusterNetwork.
 const (
@@ -116,6 +131,15 @@ func (s *Status) Count(state State) int {
 		if s.Rows[i].State == state {
 			n++
 		}
+	}
+	return n
+}
+
+// Ours counts this cluster's entries in all tables.
+func (s *Status) Ours() int {
+	n := 0
+	for _, t := range s.Tables {
+		n += t.Ours
 	}
 	return n
 }

@@ -16,8 +16,9 @@ func (p *Planner) apply(ctx context.Context, in Input, all []cloud.RouteChange) 
 	defer cancel()
 	results, err := p.provider.Routes().Apply(call, changes)
 	if err = checkResults(err, len(results), len(changes)); err != nil {
-		return p.refused(in, changes[0].Key(), len(changes), err)
+		return p.refused(&p.adding, in, changes[0].Key(), len(changes), err)
 	}
+	p.adding = trouble{}
 	p.taken(len(all) > len(changes))
 	for i, r := range results {
 		key := changes[i].Key()
@@ -51,9 +52,13 @@ func (p *Planner) withdraw(ctx context.Context, in Input, stale []cloud.RouteEnt
 	defer cancel()
 	live, err := p.cfg.Confirm(call)
 	if err != nil {
-		return p.failed(in, fmt.Errorf("ask the API server whether routes are unwanted, before they are withdrawn: %w", err))
+		return p.failed(&p.removing, in, fmt.Errorf("ask the API server whether routes are unwanted, before they are withdrawn: %w", err))
 	}
-	if live.Cluster != in.Cluster || live.Nodes == 0 || live.Mode != Write {
+	p.inUse = ""
+	if in.Mode == Withdraw {
+		p.inUse = live.Why
+	}
+	if live.Cluster != in.Cluster || live.Nodes == 0 || live.Mode != in.Mode {
 		p.cfg.Log.Warn("no route is withdrawn: the API server says otherwise than the cache", "cluster", live.Cluster, "nodes", live.Nodes, "mode", live.Mode)
 		p.guard.forget(nil)
 		return p.rest(in, p.cfg.Now())
@@ -67,8 +72,9 @@ func (p *Planner) withdraw(ctx context.Context, in Input, stale []cloud.RouteEnt
 	stale = stale[:min(all, p.batch)]
 	results, err := p.provider.Routes().Withdraw(call, stale)
 	if err = checkResults(err, len(results), len(stale)); err != nil {
-		return p.refused(in, stale[0].Key(), len(stale), err)
+		return p.refused(&p.removing, in, stale[0].Key(), len(stale), err)
 	}
+	p.removing = trouble{}
 	p.taken(all > len(stale))
 	for i, r := range results {
 		e := stale[i]
@@ -116,7 +122,7 @@ func countErrors(results []cloud.RouteResult) int {
 func (p *Planner) taken(more bool) {
 	now := p.cfg.Now()
 	p.pace.took(now)
-	p.call, p.trouble, p.batch = backoff{}, nil, min(2*p.batch, cloud.MaxBatch)
+	p.busy, p.batch = busySpell{}, min(2*p.batch, cloud.MaxBatch)
 	p.lookAt, p.looks, p.sending = time.Time{}, 0, more
 	if !more {
 		p.lookAt = now.Add(p.pace.settle)
@@ -134,10 +140,6 @@ func (p *Planner) blame(key cloud.Key, err error) {
 	h.times++
 	h.err = err
 	switch cloud.ClassOf(err) {
-	case cloud.Forbidden, cloud.Unauthenticated:
-		p.trouble = err
-		p.call.fail(now, 30*time.Second, 5*time.Minute, 0)
-		return
 	case cloud.Quota:
 		p.full[key.Table] = fullMark{entries: p.countIn(key.Table), until: now.Add(longestHold)}
 		return
@@ -167,13 +169,14 @@ func (p *Planner) countIn(table string) int {
 
 // refused is what to do after a batch of count entries that failed as a whole;
 // first is one of them.
-func (p *Planner) refused(in Input, first cloud.Key, count int, err error) time.Duration {
+func (p *Planner) refused(t *trouble, in Input, first cloud.Key, count int, err error) time.Duration {
 	now := p.cfg.Now()
 	switch cloud.ClassOf(err) {
 	case cloud.Passing:
 		// Nothing was done. It is our own batch before, or another writer,
 		// who makes what was listed worth another look.
 		p.pace.early(now)
+		p.busy.note(now, err)
 		p.look = p.look || p.pace.refusals%4 == 3
 		return p.pace.wait(now)
 	case cloud.Quota, cloud.Conflict, cloud.BadNextHop, cloud.Permanent:
@@ -185,12 +188,23 @@ func (p *Planner) refused(in Input, first cloud.Key, count int, err error) time.
 		}
 		return 0
 	}
-	return p.failed(in, err)
+	return p.failed(t, in, err)
+}
+
+// busyFor is how long the VPC may refuse changes for another one's sake before
+// a person is told: our own batches take seconds.
+const busyFor = 2 * time.Minute
+
+func (b *busySpell) note(now time.Time, err error) {
+	if b.since.IsZero() {
+		b.since = now
+	}
+	b.tries, b.err = b.tries+1, err
 }
 
 // failed is what to do after a call that failed: wait, longer each time, and
 // say why.
-func (p *Planner) failed(in Input, err error) time.Duration {
+func (p *Planner) failed(t *trouble, in Input, err error) time.Duration {
 	now := p.cfg.Now()
 	first, most := time.Second, time.Minute
 	switch cloud.ClassOf(err) {
@@ -202,11 +216,14 @@ func (p *Planner) failed(in Input, err error) time.Duration {
 	case cloud.Lost:
 		p.look = true
 	}
-	if p.trouble == nil || p.trouble.Error() != err.Error() {
+	if t.err == nil || t.err.Error() != err.Error() {
 		p.cfg.Log.Warn("the cloud's routes could not be read or written; trying again", "error", err)
 	}
-	p.trouble = err
-	p.call.fail(now, first, most, cloud.AfterOf(err))
-	p.publish(in, p.compare(in), withheld{})
-	return p.call.wait(now)
+	t.err = err
+	t.fail(now, first, most, cloud.AfterOf(err))
+	p.publish(in, p.compare(in))
+	if t == &p.reading {
+		return t.wait(now)
+	}
+	return p.rest(in, now)
 }

@@ -163,7 +163,9 @@ func (d *Diagnosis) cloudRoutes(c *kube.Objects) {
 	switch {
 	case published.Status == metav1.ConditionTrue:
 		d.add(name, OK, "", "%s", published.Message)
-	case published.Reason == routes.ReasonTableFull, published.Reason == routes.ReasonPublishing:
+	case published.Reason == routes.ReasonWithdrawn:
+		d.add(name, OK, "", "%s", published.Message)
+	case published.Reason == routes.ReasonTableFull, published.Reason == routes.ReasonPublishing, published.Reason == routes.ReasonWithdrawing:
 		d.add(name, Warn, "ropeway routes shows each", "%s", published.Message)
 	default:
 		d.add(name, Fail, "ropeway routes shows each", "%s", published.Message)

@@ -66,16 +66,28 @@ func readV1(q *request) (proof, error) {
 			signed.Set(name, value)
 		}
 	}
-	toSign := q.http.Method + "&" + escape("/") + "&" + escape(canonicalQuery(signed))
+	toSign := toSignV1(q.http.Method, signed)
 	return proof{
 		keyID: keyID, token: q.params["SecurityToken"], nonce: q.params["SignatureNonce"], time: q.params["Timestamp"],
 		signature: q.params["Signature"], toSign: toSign,
-		expected: func(secret string) string {
-			mac := hmac.New(sha1.New, []byte(secret+"&"))
-			mac.Write([]byte(toSign))
-			return base64.StdEncoding.EncodeToString(mac.Sum(nil))
-		},
+		expected: func(secret string) string { return hmacV1(toSign, secret) },
 	}, nil
+}
+
+// SignV1 returns the signature, version 1, of a call with these parameters and
+// no other, for the lab's stand-ins of the vendor's programs.
+func SignV1(method string, parameters url.Values, secret string) string {
+	return hmacV1(toSignV1(method, parameters), secret)
+}
+
+func toSignV1(method string, parameters url.Values) string {
+	return method + "&" + escape("/") + "&" + escape(canonicalQuery(parameters))
+}
+
+func hmacV1(text, secret string) string {
+	mac := hmac.New(sha1.New, []byte(secret+"&"))
+	mac.Write([]byte(text))
+	return base64.StdEncoding.EncodeToString(mac.Sum(nil))
 }
 
 // readV3 follows the page "Request body and signature method V3".
