@@ -131,8 +131,9 @@ func register(t *testing.T, c client.Client, name, address string, cidrs ...stri
 	n.UID = ""
 	status := n.Status
 	create(t, c, &n)
-	n.Status = status
-	if err := c.Status().Update(t.Context(), &n); err != nil {
+	before := n.DeepCopy()
+	n.Status = status // a patch: a controller that runs may have written the condition already
+	if err := c.Status().Patch(t.Context(), &n, client.MergeFrom(before)); err != nil {
 		t.Fatal(err)
 	}
 	return &n
