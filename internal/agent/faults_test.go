@@ -128,6 +128,7 @@ func TestFaultsOnRealKernels(t *testing.T) {
 		{"wrong next hop", wrongNextHop},
 		{"MTU 1400 in the path", narrowPath},
 		{"rp_filter strict", strictFilter},
+		{"checksum offload", badOffload},
 		{"everything fails at once", allFails},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -215,6 +216,39 @@ func strictFilter(t *testing.T, l *faultLab) func() {
 		t.Errorf("rp_filter is %s", got)
 	}
 	return func() {}
+}
+
+// badOffload: where the interface does not compute the checksum inside a vxlan
+// packet, the node does.
+func badOffload(t *testing.T, l *faultLab) func() {
+	// What the sum over the pseudo header is, which stands in for the checksum.
+	const length = 8 + 48
+	src, dst := l.agents[0].node.look().State.Sources[0].As4(), l.agents[1].node.look().State.Sources[0].As4()
+	sum := uint32(17 + length)
+	for i := 0; i < 4; i += 2 {
+		sum += uint32(src[i])<<8 + uint32(src[i+1]) + uint32(dst[i])<<8 + uint32(dst[i+1])
+	}
+	for sum > 0xffff {
+		sum = sum>>16 + sum&0xffff
+	}
+	// It lies behind UDP (8), VXLAN (8), Ethernet (14), IPv4 (20), and 6 bytes of UDP.
+	undo := l.drop(fmt.Sprintf("oifname n1 udp dport 4789 @th,448,16 %#x", sum))
+	l.await(func() string {
+		if l.api.status("node-0").Faults[plan.ChecksumOffload] == "" {
+			return fmt.Sprintf("%s, not %+v", plan.ChecksumOffload, l.probe(0, 1, plan.VXLAN))
+		}
+		return ""
+	})
+	l.await(func() string {
+		if p := l.probe(0, 1, plan.VXLAN); p.Fault != "" || !p.Reachable {
+			return fmt.Sprintf("the node to compute checksums itself: %+v", p)
+		}
+		return ""
+	})
+	if out := sh(t, l.nodes[0].ns, "ethtool -k rw-vxlan"); !strings.Contains(out, "tx-checksum-ip-generic: off") {
+		t.Errorf("the device leaves checksums to the interface:\n%s", out)
+	}
+	return undo
 }
 
 // allFails: an alarm, and nothing else.

@@ -230,11 +230,24 @@ func (n *node) overlay(v kube.View) plan.Snapshot {
 	s.Now = n.last.Plan.Routes
 	s.Pods = localPods(n.book)
 	latest := n.prober.Results()
+	n.learnOffload(latest)
+	s.BadOffload = n.last.BadOffload != ""
 	if n.seeded {
 		s.Probes = slices.DeleteFunc(slices.Clone(s.Probes), func(p plan.Probe) bool { return p.From == s.Self })
 		s.Probes = append(s.Probes, latest...)
 	}
 	return s
+}
+
+// learnOffload remembers that the interface gets checksums wrong. Once the node
+// computes them itself nothing is to be seen of it, so it stays until the next
+// boot.
+func (n *node) learnOffload(results []plan.Probe) {
+	for _, p := range results {
+		if p.Fault == plan.ChecksumOffload && n.last.BadOffload == "" {
+			n.last.BadOffload = p.Reason
+		}
+	}
 }
 
 // chooseSources keeps the node's own addresses while they are the node's, and

@@ -71,7 +71,7 @@ func probeView(s plan.Snapshot, want plan.State, mtus map[netip.Addr]int) probe.
 
 // bareProbes is how the dataplane is told that a probe is to leave bare.
 func bareProbes() probe.Bare {
-	return probe.Bare{Protocol: dataplane.BareProtocol, Mark: dataplane.BareMark}
+	return probe.Bare{Protocol: dataplane.BareProtocol, Mark: dataplane.BareMark, Device: dataplane.VXLANDeviceName}
 }
 
 // joinMessages puts problems into one sentence.

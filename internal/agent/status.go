@@ -67,6 +67,9 @@ func (n *node) faults() map[plan.Fault]string {
 	out := map[plan.Fault]string{}
 	maps.Copy(out, n.prober.Faults())
 	maps.Copy(out, n.report.Faults)
+	if n.last.BadOffload != "" {
+		out[plan.ChecksumOffload] = n.last.BadOffload + "; the node computes them itself, until its next boot"
+	}
 	return out
 }
 

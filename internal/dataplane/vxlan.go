@@ -53,6 +53,11 @@ func (p *pass) setVXLAN() error {
 	if err := p.k.adjustVXLAN(dev, want); err != nil {
 		return err
 	}
+	if p.want.VXLAN.Checksums {
+		if err := p.k.computeChecksums(VXLANDeviceName); err != nil {
+			return err
+		}
+	}
 	p.vxlanIndex = dev.Attrs().Index
 	p.devices[p.vxlanIndex] = dev
 	if err := p.vxlanSysctls(); err != nil {

@@ -20,7 +20,7 @@ func Compute(s Snapshot) State {
 		Self:       s.Self,
 		PodCIDRs:   c.net.PodCIDRs,
 		Transports: c.carriers(),
-		VXLAN:      VXLANDevice{VNI: c.net.VXLANVNI, Port: c.net.VXLANPort},
+		VXLAN:      VXLANDevice{VNI: c.net.VXLANVNI, Port: c.net.VXLANPort, Checksums: s.BadOffload},
 		MTU:        c.net.MTU,
 		Masquerade: c.net.Masquerade,
 		Metadata:   c.metadata(s.Pods),

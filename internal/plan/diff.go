@@ -177,6 +177,7 @@ func settingItems(s State) []item {
 		setting("vxlan vni", fmt.Sprint(s.VXLAN.VNI)),
 		setting("vxlan port", fmt.Sprint(s.VXLAN.Port)),
 		setting("vxlan mac", s.VXLAN.MAC.String()),
+		setting("vxlan checksums", map[bool]string{false: "left to the interface", true: "computed"}[s.VXLAN.Checksums]),
 	}
 }
 

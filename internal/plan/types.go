@@ -125,6 +125,9 @@ type Snapshot struct {
 	Now []Route
 	// Pods are Self's own.
 	Pods []LocalPod
+	// BadOffload is true once Self's interface was found to get the checksums of
+	// packets inside vxlan wrong.
+	BadOffload bool
 }
 
 // State is what one node's kernel should hold. It is plain data: two equal
@@ -163,6 +166,9 @@ type VXLANDevice struct {
 	VNI  uint32
 	Port uint16
 	MAC  MAC
+	// Checksums is true where the node computes those of the packets inside,
+	// since its interface gets them wrong.
+	Checksums bool
 }
 
 // Peer is another node: whom to accept encapsulated packets from, and which

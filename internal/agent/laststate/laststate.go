@@ -46,6 +46,9 @@ type State struct {
 	Refuses map[plan.Transport]string
 	// ProvenUID is the UID of the Node object that was proven reachable.
 	ProvenUID string
+	// BadOffload is to whom packets by vxlan did not arrive whose inner checksum
+	// the interface was to compute, as a sentence; "" if they do.
+	BadOffload string
 }
 
 // ErrUnusable is returned for a file that cannot be trusted: cut off, changed,

@@ -40,6 +40,9 @@ type observation struct {
 	detour int
 	// pathMTU is the largest packet in bytes that passes, 0 if all do.
 	pathMTU int
+	// badChecksum is true where packets do not arrive whose inner checksum is
+	// left to the interface, and others do.
+	badChecksum bool
 }
 
 // diagnose names what is wrong with a path, and says what was seen. Without a
@@ -64,6 +67,9 @@ func (o observation) flaw() (plan.Fault, string) {
 	case o.detour > 0:
 		return plan.WrongNextHop, fmt.Sprintf("bare packets to %s take more hops (by %d) than those to the node's own address %s: another node gets them first, and forwards them",
 			o.path.InnerDst, o.detour, o.path.OuterDst)
+	case o.badChecksum:
+		return plan.ChecksumOffload, fmt.Sprintf("packets by vxlan from %s to %s whose inner checksum is left to the interface do not arrive, others do",
+			o.path.OuterSrc, o.path.OuterDst)
 	case o.pathMTU > 0:
 		return plan.MTUBlackHole, fmt.Sprintf("packets of more than %d bytes by %s from %s to %s get lost, where %d may be sent",
 			o.pathMTU, o.path.Transport, o.path.OuterSrc, o.path.OuterDst, o.path.Full)

@@ -16,7 +16,7 @@ var rewrite = flag.Bool("rewrite", false, "write the scenarios' output as it is 
 // TestDiagnose plays testdata/faults.txt: a line is an observation, and the lines
 // behind it that begin with "|" are what follows from it.
 //
-//	TRANSPORT works|fails came settled others=T,.. underlay=F source=F destination=F stray=NODE detour=HOPS mtu=BYTES
+//	TRANSPORT works|fails came settled badsum others=T,.. underlay=F source=F destination=F stray=NODE detour=HOPS mtu=BYTES
 //
 // where F is arrives or lost. Rewrite the answers with -rewrite, and read the
 // difference.
@@ -63,6 +63,8 @@ func observed(t *testing.T, words []string) observation {
 		number, _ := strconv.Atoi(value)
 		found := map[string]finding{"arrives": arrives, "lost": lost}[value]
 		switch name {
+		case "badsum":
+			o.badChecksum = true
 		case "came":
 			o.came = true
 		case "settled":

@@ -19,6 +19,8 @@ type FakeFabric struct {
 	failing error                         // of Send
 	drop    func(p Path, message []byte) bool
 	stray   func(p Path) netip.Addr
+	routers byte       // between any two nodes
+	detour  netip.Addr // that one router more lies on the way to
 	mangle  func(message []byte) []byte
 	ports   map[netip.Addr]*fakeWire // pod-network address -> who listens on it
 }
@@ -89,6 +91,20 @@ func (f *FakeFabric) Stray(stray func(p Path) netip.Addr) {
 	f.stray = stray
 }
 
+// Routers says how many routers packets pass.
+func (f *FakeFabric) Routers(n byte) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.routers = n
+}
+
+// Detour makes packets to one address pass a router more.
+func (f *FakeFabric) Detour(a netip.Addr) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.detour = a
+}
+
 // Mangle makes the fabric change every message that passes.
 func (f *FakeFabric) Mangle(change func(message []byte) []byte) {
 	f.mu.Lock()
@@ -152,8 +168,21 @@ func (w *fakeWire) Send(p Path, message []byte) error {
 		message = f.mangle(message)
 	}
 	f.carried[kind]++
-	deliver(to, Datagram{From: p.InnerSrc, Message: message, Hops: cmp.Or(p.Hops, fullHops)})
+	deliver(to, Datagram{From: p.InnerSrc, Message: message, Hops: cmp.Or(p.Hops, fullHops) - f.passed(p)})
 	return nil
+}
+
+// passed counts the routers that see a packet's own header. The caller holds the
+// lock.
+func (f *FakeFabric) passed(p Path) byte {
+	switch {
+	case p.Transport != plan.Direct:
+		return 0
+	case p.InnerDst == f.detour:
+		return f.routers + 1
+	default:
+		return f.routers
+	}
 }
 
 func deliver(to *fakeWire, d Datagram) {

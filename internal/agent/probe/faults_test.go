@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -49,13 +50,14 @@ func TestFaultsGetTheirNames(t *testing.T) {
 		inject    func(*pair)
 		transport plan.Transport
 		want      plan.Fault
+		says      string
 	}{
-		{"protocol 4", func(p *pair) { p.fabric.Block(plan.IPIP, true) }, plan.IPIP, plan.Protocol4Blocked},
-		{"vxlan", func(p *pair) { p.fabric.Block(plan.VXLAN, true) }, plan.VXLAN, plan.VXLANBlocked},
-		{"vxlan, answers only", func(p *pair) { p.fabric.BlockTo(p.nodeA.Sources[0], plan.VXLAN) }, plan.VXLAN, plan.VXLANBlocked},
-		{"route missing", bare(func(path Path) bool { return path.InnerDst == netip.MustParseAddr("10.244.1.1") }), plan.Direct, plan.RouteMissing},
-		{"pod CIDR not allowed", bare(func(path Path) bool { return pods(path.InnerSrc) }), plan.Direct, plan.PodCIDRNotAllowed},
-		{"both", bare(func(path Path) bool { return pods(path.InnerSrc) || pods(path.InnerDst) }), plan.Direct, plan.DirectBlocked},
+		{"protocol 4", func(p *pair) { p.fabric.Block(plan.IPIP, true) }, plan.IPIP, plan.Protocol4Blocked, "does not arrive at 192.168.1.10"},
+		{"vxlan", func(p *pair) { p.fabric.Block(plan.VXLAN, true) }, plan.VXLAN, plan.VXLANBlocked, "does not arrive at 192.168.1.10"},
+		{"vxlan, answers only", func(p *pair) { p.fabric.BlockTo(p.nodeA.Sources[0], plan.VXLAN) }, plan.VXLAN, plan.VXLANBlocked, "answers inside UDP 4789 do not come back"},
+		{"route missing", bare(func(path Path) bool { return path.InnerDst == netip.MustParseAddr("10.244.1.1") }), plan.Direct, plan.RouteMissing, "10.244.1.1"},
+		{"pod CIDR not allowed", bare(func(path Path) bool { return pods(path.InnerSrc) }), plan.Direct, plan.PodCIDRNotAllowed, "from 10.244.0.1 do not"},
+		{"both", bare(func(path Path) bool { return pods(path.InnerSrc) || pods(path.InnerDst) }), plan.Direct, plan.DirectBlocked, "neither from 10.244.0.1 nor at 10.244.1.1"},
 		{"wrong next hop", func(p *pair) {
 			p.fabric.Stray(func(path Path) netip.Addr {
 				if pods(path.InnerDst) {
@@ -64,8 +66,8 @@ func TestFaultsGetTheirNames(t *testing.T) {
 				return netip.Addr{}
 			})
 			bare(func(path Path) bool { return pods(path.InnerDst) })(p)
-		}, plan.Direct, plan.WrongNextHop},
-		{"silent", func(p *pair) { p.fabric.Drop(func(Path, []byte) bool { return true }) }, plan.IPIP, plan.NodeSilent},
+		}, plan.Direct, plan.WrongNextHop, "arrive at node c (10.244.2.1)"},
+		{"silent", func(p *pair) { p.fabric.Drop(func(Path, []byte) bool { return true }) }, plan.IPIP, plan.NodeSilent, "192.168.1.10"},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
@@ -88,6 +90,11 @@ func TestFaultsGetTheirNames(t *testing.T) {
 				p.named(t, tt.transport, tt.want)
 				if took := time.Since(failed); took > 5*time.Second {
 					t.Errorf("it took %v until it had its name, after %v until it was seen", took, failed.Sub(start))
+				}
+				for _, r := range p.a.Results() {
+					if r.Transport == tt.transport && !strings.Contains(r.Reason, tt.says) {
+						t.Errorf("the sentence does not say %q: %s", tt.says, r.Reason)
+					}
 				}
 				p.fabric.Block(tt.transport, false)
 				p.fabric.BlockTo(p.nodeA.Sources[0], "")
@@ -139,26 +146,87 @@ func TestSizeOfThePath(t *testing.T) {
 	}
 }
 
-// TestLossIsNoSize: a path that loses half of everything has no size.
+// TestLossIsNoSize: where small packets of a burst are lost too, nothing is
+// concluded from the large ones, nor from those without their checksum.
 func TestLossIsNoSize(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p := newDirectPair(t, false)
 		defer p.cancel()
+		p.viewA.Transports = []plan.Transport{plan.Direct, plan.VXLAN}
 		p.viewA.MTU, p.viewA.UplinkMTUs = plan.MTUPolicy{Mode: plan.MTUPerRoute}, map[netip.Addr]int{p.nodeB.Outer[0]: 1500}
 		p.a.Set(p.viewA)
-		time.Sleep(5 * time.Second)
-		p.fabric.Drop(func(path Path, message []byte) bool { return len(message) > messageSize })
-		for range 400 { // everything is lost for a moment, again and again
-			time.Sleep(time.Second)
-			p.fabric.Drop(func(Path, []byte) bool { return true })
-			time.Sleep(800 * time.Millisecond)
-			p.fabric.Drop(nil)
-		}
+		dropped := 0
+		p.fabric.Drop(func(_ Path, text []byte) bool {
+			m, err := parseMessage(text)
+			lose := err == nil && (m.leg == legSize || m.leg == legChecksum)
+			if lose {
+				dropped++
+			}
+			return lose
+		})
+		time.Sleep(5 * time.Minute)
 		synctest.Wait()
+		if dropped == 0 || len(p.a.Results()) != 2 {
+			t.Fatalf("%d dropped, results %v", dropped, p.a.Results())
+		}
 		for _, r := range p.a.Results() {
-			if r.PathMTU != 0 {
+			if !r.Reachable || r.PathMTU != 0 || r.Fault != "" {
 				t.Errorf("%+v", r)
 			}
+		}
+	})
+}
+
+// TestLegsAreTriedAnew: what legs found of a fault that is over says nothing of
+// the next, also where they go on because a router lies between the nodes.
+func TestLegsAreTriedAnew(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := newDirectPair(t, false)
+		defer p.cancel()
+		p.fabric.Routers(1)
+		p.fabric.Drop(func(path Path, _ []byte) bool {
+			return path.Transport == plan.Direct && path.InnerDst == p.nodeB.Sources[0]
+		})
+		p.named(t, plan.Direct, plan.RouteMissing)
+		p.fabric.Drop(nil)
+		p.named(t, plan.Direct, "")
+		time.Sleep(time.Minute)
+		p.fabric.Drop(func(path Path, _ []byte) bool {
+			return path.Transport == plan.Direct && path.InnerSrc == p.nodeA.Sources[0]
+		})
+		for p.reachable(plan.Direct) != "no" {
+			time.Sleep(10 * time.Millisecond)
+		}
+		for end := time.Now().Add(5 * time.Second); p.fault(plan.Direct) != plan.PodCIDRNotAllowed; {
+			if f := p.fault(plan.Direct); f != "" || time.Now().After(end) {
+				t.Fatalf("the next fault is %q", f)
+			}
+			time.Sleep(10 * time.Millisecond)
+		}
+		p.fabric.Drop(func(path Path, _ []byte) bool {
+			return path.Transport == plan.Direct && path.InnerDst == p.nodeB.Sources[0]
+		})
+		changed := time.Now()
+		p.named(t, plan.Direct, plan.RouteMissing)
+		if took := time.Since(changed); took > 15*time.Second {
+			t.Errorf("it took %v until a fault that became another had its name", took)
+		}
+	})
+}
+
+// TestDetour: bare packets that take more hops than those to the node itself have
+// been elsewhere.
+func TestDetour(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := newDirectPair(t, false)
+		defer p.cancel()
+		p.fabric.Routers(1)
+		time.Sleep(20 * time.Second)
+		p.named(t, plan.Direct, "")
+		p.fabric.Detour(p.nodeB.Sources[0])
+		p.named(t, plan.Direct, plan.WrongNextHop)
+		if p.reachable(plan.Direct) != "yes" {
+			t.Error("a detour counts as failing")
 		}
 	})
 }
@@ -238,5 +306,34 @@ func TestPacketsAreFew(t *testing.T) {
 		if n := count(func(path Path) bool { return path.Transport == plan.Direct && path.InnerDst != path.OuterDst }); n < 200 || n > 350 {
 			t.Errorf("%d packets in 100 s where direct fails, want about 320", n)
 		}
+	})
+}
+
+// TestBadOffload: packets whose checksum is left to the interface are found not to
+// arrive, and a path that fails altogether says nothing of them.
+func TestBadOffload(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := newPair(t)
+		defer p.cancel()
+		time.Sleep(30 * time.Second)
+		synctest.Wait()
+		if f := p.fault(plan.VXLAN); f != "" {
+			t.Errorf("a sound path has the fault %s", f)
+		}
+		p.fabric.Drop(func(path Path, _ []byte) bool { return path.Transport == plan.VXLAN })
+		time.Sleep(30 * time.Second)
+		p.fabric.Drop(nil)
+		time.Sleep(30 * time.Second)
+		synctest.Wait()
+		if f := p.fault(plan.VXLAN); f != "" {
+			t.Errorf("after all was lost for a while, the path has the fault %s", f)
+		}
+		p.fabric.Drop(func(path Path, _ []byte) bool { return path.Offload })
+		p.named(t, plan.VXLAN, plan.ChecksumOffload)
+		if p.reachable(plan.VXLAN) != "yes" {
+			t.Error("the path counts as failing")
+		}
+		p.fabric.Drop(nil)
+		p.named(t, plan.VXLAN, "")
 	})
 }

@@ -46,6 +46,7 @@ const (
 	legDestination            // bare, from the node's address in the fabric to the pod-network address
 	legShort                  // as legPath of direct, with a hop limit that only just reaches the node
 	legSize                   // as legPath, padded
+	legChecksum               // as legPath of vxlan; size 1 if the inner checksum is left to the interface
 	legsEnd
 )
 

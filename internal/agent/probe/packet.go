@@ -15,11 +15,12 @@ const (
 	etherTypeIPv4 = 0x0800
 	etherTypeIPv6 = 0x86dd
 
-	fullHops   = 64 // the hop limit of what is to arrive wherever the node is
-	dontFrag   = 0x4000
-	ipv4Header = 20
-	ipv6Header = 40
-	udpHeader  = 8
+	fullHops       = 64 // the hop limit of what is to arrive wherever the node is
+	dontFrag       = 0x4000
+	ipv4Header     = 20
+	ethernetHeader = 14
+	ipv6Header     = 40
+	udpHeader      = 8
 )
 
 // udpPacket returns an IP packet of the addresses' family (RFC 791, RFC 8200)
@@ -49,6 +50,18 @@ func udpPacket(src, dst netip.AddrPort, hops byte, payload []byte) []byte {
 	return p
 }
 
+// leaveChecksum makes the UDP checksum of a packet as the kernel hands it to a
+// device that is to compute it: the sum over the pseudo header alone. It returns
+// where the checksum's range begins.
+func leaveChecksum(packet []byte, src, dst netip.Addr) (start int) {
+	start = ipv4Header
+	if src.Is6() {
+		start = ipv6Header
+	}
+	binary.BigEndian.PutUint16(packet[start+6:], ^fold(pseudoSum(src, dst, len(packet)-start)))
+	return start
+}
+
 // encapsulate returns inner behind an IPv4 header of protocol 4 (RFC 2003).
 func encapsulate(src, dst netip.Addr, inner []byte) []byte {
 	p := make([]byte, ipv4Header+len(inner))
@@ -60,18 +73,24 @@ func encapsulate(src, dst netip.Addr, inner []byte) []byte {
 // vxlanFrame returns the payload of a VXLAN datagram (RFC 7348, section 5): the
 // VXLAN header, an Ethernet header and the inner packet.
 func vxlanFrame(vni uint32, src, dst plan.MAC, inner []byte) []byte {
-	p := make([]byte, 8+14+len(inner))
+	p := make([]byte, 8, 8+ethernetHeader+len(inner))
 	p[0] = 0x08 // the I flag: the VNI is valid
 	binary.BigEndian.PutUint32(p[4:], vni<<8)
-	copy(p[8:], dst[:])
-	copy(p[14:], src[:])
+	return append(p, ethernetFrame(src, dst, inner)...)
+}
+
+// ethernetFrame returns a packet behind its Ethernet header.
+func ethernetFrame(src, dst plan.MAC, packet []byte) []byte {
+	f := make([]byte, ethernetHeader+len(packet))
+	copy(f, dst[:])
+	copy(f[6:], src[:])
 	etherType := uint16(etherTypeIPv4)
-	if inner[0]>>4 == 6 {
+	if packet[0]>>4 == 6 {
 		etherType = etherTypeIPv6
 	}
-	binary.BigEndian.PutUint16(p[20:], etherType)
-	copy(p[22:], inner)
-	return p
+	binary.BigEndian.PutUint16(f[12:], etherType)
+	copy(f[ethernetHeader:], packet)
+	return f
 }
 
 // putIPv4 writes the header of the packet that p is the whole of. The

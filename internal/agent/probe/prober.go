@@ -115,6 +115,7 @@ type state struct {
 	came      bool      // a request arrived whose answer by the same way did not
 	hops      byte      // the hop limit that the last request arrived with
 	sizes     sizes
+	offload   offload
 
 	fault plan.Fault // what follows from all that
 	said  string
@@ -170,7 +171,7 @@ func (p *Prober) want(k key, uid string, path Path) {
 		return
 	}
 	if s.path != path {
-		s.path, s.waiting, s.next, s.sizes = path, false, time.Time{}, sizes{}
+		s.path, s.waiting, s.next, s.sizes, s.offload = path, false, time.Time{}, sizes{}, offload{}
 	}
 }
 
@@ -286,7 +287,7 @@ func (p *Prober) tick(now time.Time) time.Duration {
 		if s.waiting {
 			due = s.deadline
 		}
-		next = earlier(next, earlier(due, p.tickSizes(k, s, now)))
+		next = earlier(next, earlier(due, earlier(p.tickSizes(k, s, now), p.tickOffload(k, s, now))))
 	}
 	next = p.tickLegs(now, next)
 	p.judge()
@@ -422,7 +423,7 @@ func (p *Prober) judge() {
 
 // observe gathers what is known of a path.
 func (p *Prober) observe(k key, s *state) observation {
-	o := observation{to: k.node, path: s.path, known: s.known, reachable: s.reachable, came: s.came, others: p.others(k), pathMTU: s.sizes.found}
+	o := observation{to: k.node, path: s.path, known: s.known, reachable: s.reachable, came: s.came, others: p.others(k), pathMTU: s.sizes.found, badChecksum: s.offload.broken}
 	l := p.legs[place{k.node, k.family}]
 	if l == nil {
 		node, _ := p.view.node(k.node)
@@ -480,6 +481,9 @@ func (p *Prober) take(from Node, source netip.Addr, m message) {
 	case legPath:
 	case legSize:
 		p.hitSize(k, m)
+		return
+	case legChecksum:
+		p.hitOffload(k, m)
 		return
 	default:
 		p.hitLeg(place{k.node, k.family}, m)

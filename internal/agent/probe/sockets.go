@@ -30,13 +30,17 @@ type Sockets struct {
 	senders   map[netip.Addr]net.PacketConn // own fabric address -> socket for VXLAN
 	wrapped   map[plan.Family]int           // family -> socket for what is to leave bare
 	headed    map[plan.Family]int           // family -> socket for what has a header already, and is to leave bare
+	frames    int                           // sends whole frames; -1 before it is open
 	closed    bool
 }
 
 // Bare says how a packet is made to leave an uplink bare, by the next hop of
 // another address than its own: the kernel sends it behind a header of that
 // address, with this IP protocol and mark, and the dataplane takes the header off.
-type Bare struct{ Protocol, Mark int }
+type Bare struct {
+	Protocol, Mark int
+	Device         string // name of the vxlan device, for probes without their checksum
+}
 
 // NewSockets opens what probing needs. It needs CAP_NET_RAW, for protocol 4, and
 // CAP_NET_ADMIN, for marks.
@@ -45,7 +49,7 @@ func NewSockets(bare Bare, log *slog.Logger) (*Sockets, error) {
 	if err != nil {
 		return nil, fmt.Errorf("opening a raw socket for probes by protocol 4 (it needs root, or the capability NET_RAW): %w", err)
 	}
-	return &Sockets{log: log, raw: raw, bare: bare, received: make(chan Datagram, 64), wrapped: map[plan.Family]int{}, headed: map[plan.Family]int{},
+	return &Sockets{log: log, raw: raw, bare: bare, frames: -1, received: make(chan Datagram, 64), wrapped: map[plan.Family]int{}, headed: map[plan.Family]int{},
 		listeners: map[netip.Addr]*net.UDPConn{}, senders: map[netip.Addr]net.PacketConn{}}, nil
 }
 
@@ -212,6 +216,9 @@ func (s *Sockets) Send(p Path, message []byte) error {
 	case plan.IPIP:
 		return s.sendRaw(p.OuterDst, packet)
 	}
+	if p.Offload {
+		return s.sendOffloaded(p, message)
+	}
 	conn, err := s.sender(p.OuterSrc)
 	if err != nil {
 		return err
@@ -252,6 +259,50 @@ func (s *Sockets) sendAsIs(via netip.Addr, packet []byte) error {
 	}
 	if err := unix.Sendto(fd, packet, unix.MSG_DONTWAIT, sockaddr(via)); err != nil {
 		return fmt.Errorf("%d bytes bare by way of %s: %w", len(packet), via, err)
+	}
+	return nil
+}
+
+// virtioHeader is the length of what precedes a frame on a socket that says which
+// checksum is to be computed (struct virtio_net_hdr of the kernel), and
+// needsChecksum the flag for it there.
+const (
+	virtioHeader  = 10
+	needsChecksum = 1
+)
+
+// sendOffloaded sends by the vxlan device a packet whose checksum is to be computed
+// further down, where pods' packets get theirs.
+func (s *Sockets) sendOffloaded(p Path, message []byte) error {
+	device, err := net.InterfaceByName(s.bare.Device)
+	if err != nil {
+		return fmt.Errorf("looking for the vxlan device %s: %w", s.bare.Device, err)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed {
+		return net.ErrClosed
+	}
+	if s.frames < 0 {
+		fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, 0)
+		if err != nil {
+			return fmt.Errorf("opening a packet socket (it needs root, or the capability NET_RAW): %w", err)
+		}
+		if err := unix.SetsockoptInt(fd, unix.SOL_PACKET, unix.PACKET_VNET_HDR, 1); err != nil {
+			return errors.Join(fmt.Errorf("preparing a packet socket: %w", err), unix.Close(fd))
+		}
+		s.frames = fd
+	}
+	packet := p.inner(message)
+	start := leaveChecksum(packet, p.InnerSrc, p.InnerDst)
+	header := make([]byte, virtioHeader)
+	header[0] = needsChecksum
+	binary.NativeEndian.PutUint16(header[6:], uint16(ethernetHeader+start))
+	binary.NativeEndian.PutUint16(header[8:], 6) // of the checksum in a UDP header
+	frame := ethernetFrame(p.SrcMAC, p.DstMAC, packet)
+	to := &unix.SockaddrLinklayer{Ifindex: device.Index, Protocol: binary.NativeEndian.Uint16(frame[12:14])}
+	if err := unix.Sendto(s.frames, append(header, frame...), unix.MSG_DONTWAIT, to); err != nil {
+		return fmt.Errorf("by %s: %w", s.bare.Device, err)
 	}
 	return nil
 }
@@ -356,6 +407,9 @@ func (s *Sockets) Close() error {
 	}
 	s.closed = true
 	errs := []error{unix.Close(s.raw)}
+	if s.frames >= 0 {
+		errs = append(errs, unix.Close(s.frames))
+	}
 	for _, sockets := range []map[plan.Family]int{s.wrapped, s.headed} {
 		for _, fd := range sockets {
 			errs = append(errs, unix.Close(fd))

@@ -43,6 +43,9 @@ type Path struct {
 	Port               uint16   // for vxlan: the outer destination port
 	VNI                uint32   // for vxlan
 	Hops               byte     // hop limit of the inner packet; 0 for the usual one
+	// Offload leaves the inner checksum of a packet by vxlan to whatever it leaves
+	// by, as the kernel does with pods' packets.
+	Offload bool
 	// Full is the largest inner packet in bytes that routes by this path take;
 	// 0 if it is not known.
 	Full int
@@ -52,7 +55,7 @@ type Path struct {
 // ipip a whole IP packet, for vxlan the payload of a UDP datagram to OuterDst and
 // Port.
 func (p Path) Packet(message []byte) []byte {
-	inner := udpPacket(netip.AddrPortFrom(p.InnerSrc, Port), netip.AddrPortFrom(p.InnerDst, Port), cmp.Or(p.Hops, fullHops), message)
+	inner := p.inner(message)
 	switch p.Transport {
 	case plan.Direct:
 		return inner
@@ -61,6 +64,11 @@ func (p Path) Packet(message []byte) []byte {
 	default:
 		return vxlanFrame(p.VNI, p.SrcMAC, p.DstMAC, inner)
 	}
+}
+
+// inner returns the packet as it arrives.
+func (p Path) inner(message []byte) []byte {
+	return udpPacket(netip.AddrPortFrom(p.InnerSrc, Port), netip.AddrPortFrom(p.InnerDst, Port), cmp.Or(p.Hops, fullHops), message)
 }
 
 // headers returns the bytes of the inner packet that are not the message.
