@@ -99,6 +99,24 @@ func TestDirectIsProvenOneWay(t *testing.T) {
 	})
 }
 
+// TestDirectAloneIsProvenOneWay: also where no tunnel is allowed, by plain UDP
+// between the nodes' own addresses.
+func TestDirectAloneIsProvenOneWay(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := newDirectPair(t, false)
+		defer p.cancel()
+		p.viewA.Transports = []plan.Transport{plan.Direct}
+		p.viewB.Transports = p.viewA.Transports
+		p.a.Set(p.viewA)
+		p.b.Set(p.viewB)
+		p.fabric.BlockTo(p.nodeA.Sources[0], plan.Direct)
+		p.within(t, "yes", 3*time.Second)
+		if n := p.fabric.Carried(plan.IPIP) + p.fabric.Carried(plan.VXLAN); n > 4 { // from before
+			t.Errorf("%d packets in tunnels", n)
+		}
+	})
+}
+
 // TestDirectOfAnotherAddress: what is known of one address of a node says
 // nothing of another.
 func TestDirectOfAnotherAddress(t *testing.T) {

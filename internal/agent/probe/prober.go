@@ -527,8 +527,10 @@ func (p *Prober) answer(to Node, d Datagram, m message) {
 	switch {
 	case m.everyWay, m.transport == plan.Direct && m.leg != legPath && m.leg != legSize:
 		ways = []plan.Transport{plan.Direct, plan.IPIP, plan.VXLAN, plain}
-	case m.transport == plan.Direct:
+	case m.transport == plan.Direct && p.view.tunnels():
 		ways = []plan.Transport{plan.Direct, plan.IPIP, plan.VXLAN}
+	case m.transport == plan.Direct:
+		ways = []plan.Transport{plan.Direct, plain}
 	}
 	m.kind, m.hops = answer, d.Hops
 	for _, way := range ways {

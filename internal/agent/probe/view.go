@@ -34,6 +34,11 @@ type View struct {
 	UplinkMTUs map[netip.Addr]int
 }
 
+// tunnels reports whether any tunnel is allowed.
+func (v View) tunnels() bool {
+	return slices.Contains(v.Transports, plan.IPIP) || slices.Contains(v.Transports, plan.VXLAN)
+}
+
 // Path is one way to one node: where a message is sent, and in what.
 type Path struct {
 	Transport          plan.Transport
