@@ -186,11 +186,11 @@ func (r ruleset) write(tx *knftables.Transaction) {
 		s.add(tx)
 	}
 	for _, c := range r.Chains {
-		chain := &knftables.Chain{
-			Name:     c.Name,
-			Type:     knftables.PtrTo(knftables.BaseChainType(c.Type)),
-			Hook:     knftables.PtrTo(knftables.BaseChainHook(c.Hook)),
-			Priority: knftables.PtrTo(knftables.BaseChainPriority(strconv.Itoa(c.Priority))),
+		chain := &knftables.Chain{Name: c.Name}
+		if c.Hook != "" {
+			chain.Type = knftables.PtrTo(knftables.BaseChainType(c.Type))
+			chain.Hook = knftables.PtrTo(knftables.BaseChainHook(c.Hook))
+			chain.Priority = knftables.PtrTo(knftables.BaseChainPriority(strconv.Itoa(c.Priority)))
 		}
 		if c.Comment != "" {
 			chain.Comment = knftables.PtrTo(c.Comment)
@@ -238,7 +238,10 @@ func (r ruleset) String() string {
 		b.WriteString("\t}\n")
 	}
 	for _, c := range r.Chains {
-		fmt.Fprintf(&b, "\tchain %s {\n\t\ttype %s hook %s priority %d;\n", c.Name, c.Type, c.Hook, c.Priority)
+		fmt.Fprintf(&b, "\tchain %s {\n", c.Name)
+		if c.Hook != "" {
+			fmt.Fprintf(&b, "\t\ttype %s hook %s priority %d;\n", c.Type, c.Hook, c.Priority)
+		}
 		for _, rule := range c.Rules {
 			b.WriteString("\t\t" + rule.Text)
 			if rule.Comment != "" {

@@ -61,7 +61,7 @@ type ruleSet struct {
 	Elements []string // in order
 }
 
-// ruleChain is a base chain if Hook is set.
+// ruleChain is a base chain if Hook is set. Others come before what jumps there.
 type ruleChain struct {
 	Name, Type, Hook string
 	Priority         int
@@ -135,28 +135,36 @@ func (s ruleSet) sorted() ruleSet {
 
 // podChains hold what pods may not send. Sources are checked by the route back:
 // it must lead to the very device that the packet came from, so an address is a
-// pod's own exactly as long as its route is there. Destinations are checked
-// where services have been resolved already, since a Service may have any
-// address as its endpoint.
+// pod's own exactly as long as its route is there. That is asked of every packet,
+// established or not: a flow that is known belongs to addresses, not to a pod.
+// Destinations are checked where services have been resolved already, since a
+// Service may have any address as its endpoint.
+//
+// All chains are passed by every packet that is forwarded, so each asks first
+// what most packets answer with no, and what costs a look-up last.
 func podChains(port uint16) []ruleChain {
 	return []ruleChain{
 		{
-			Name: "from_pods", Type: "filter", Hook: "prerouting", Priority: -300,
-			Comment: "pods send from their own addresses only",
+			Name: "from_pods",
 			Rules: []rule{
-				{Text: "iifname != " + podLinks + " return"},
 				{Text: "ip6 saddr { ::, fe80::/10 } icmpv6 type { 130-133, 135, 136, 143 } return", Comment: "neighbour and listener discovery"},
 				{Text: "fib saddr . iif oif 0 counter drop", Comment: "not the pod's address"},
 			},
 		},
 		{
+			Name: "pods_tunnels",
+			Rules: []rule{
+				{Text: "ip protocol 4 ip daddr @" + setNodes4 + " counter drop", Comment: "ipip to a node"},
+				{Text: fmt.Sprintf("udp dport %d ip daddr @%s counter drop", port, setNodes4), Comment: "vxlan to a node"},
+				{Text: fmt.Sprintf("udp dport %d ip6 daddr @%s counter drop", port, setNodes6), Comment: "vxlan to a node"},
+			},
+		},
+		{
 			Name: "pods_forward", Type: "filter", Hook: "forward", Priority: -10,
-			Comment: "pods do not speak the nodes' tunnels",
+			Comment: "pods do not speak the nodes' tunnels, nor to the cloud's metadata",
 			Rules: []rule{
 				{Text: "iifname != " + podLinks + " return"},
-				{Text: "ip daddr @" + setNodes4 + " ip protocol 4 counter drop", Comment: "ipip to a node"},
-				{Text: fmt.Sprintf("ip daddr @%s udp dport %d counter drop", setNodes4, port), Comment: "vxlan to a node"},
-				{Text: fmt.Sprintf("ip6 daddr @%s udp dport %d counter drop", setNodes6, port), Comment: "vxlan to a node"},
+				{Text: "meta l4proto != 6 jump pods_tunnels"},
 				// An answer spares the many programs that ask it at their start, to
 				// see where they are, from waiting for none.
 				{Text: "ip daddr @" + setDenied4 + " iifname != @" + setExempt + refused, Comment: "the cloud's metadata"},
@@ -168,18 +176,22 @@ func podChains(port uint16) []ruleChain {
 
 // vxlanChains accept vxlan packets from nodes only, and keep them out of
 // connection tracking: every one of them has another source port. The device's
-// socket listens on all addresses, the pod network's included.
+// socket listens on all addresses, the pod network's included. What comes from
+// pods is told apart here too, which spares a hook.
 func vxlanChains(port uint16) []ruleChain {
 	untracked := func(from4, to4, from6, to6 string) []rule {
 		return []rule{
-			{Text: fmt.Sprintf("ip saddr @%s ip daddr @%s udp dport %d notrack", from4, to4, port)},
-			{Text: fmt.Sprintf("ip6 saddr @%s ip6 daddr @%s udp dport %d notrack", from6, to6, port)},
+			{Text: "meta l4proto != 17 return"},
+			{Text: fmt.Sprintf("udp dport %d ip saddr @%s ip daddr @%s notrack", port, from4, to4)},
+			{Text: fmt.Sprintf("udp dport %d ip6 saddr @%s ip6 daddr @%s notrack", port, from6, to6)},
 		}
 	}
 	return []ruleChain{
 		{
-			Name: "vxlan_in", Type: "filter", Hook: "prerouting", Priority: -300,
-			Rules: untracked(setNodes4, setOwn4, setNodes6, setOwn6),
+			Name: "arriving", Type: "filter", Hook: "prerouting", Priority: -300,
+			Comment: "pods send from their own addresses only; nodes' vxlan is not tracked",
+			Rules: append([]rule{{Text: "iifname " + podLinks + " goto from_pods"}},
+				untracked(setNodes4, setOwn4, setNodes6, setOwn6)...),
 		},
 		{
 			Name: "vxlan_out", Type: "filter", Hook: "output", Priority: -300,
@@ -205,10 +217,14 @@ func clampChain(c clamps) ruleChain {
 	chain := ruleChain{
 		Name: "clamp", Type: "filter", Hook: "postrouting", Priority: -150,
 		Comment: "TCP fits the smallest allowed transport",
+		Rules: []rule{
+			{Text: "meta l4proto != 6 return"},
+			{Text: "tcp flags & (syn | rst) != syn return"},
+		},
 	}
 	add := func(family, set string, size int) {
 		if size > 0 {
-			chain.Rules = append(chain.Rules, rule{Text: fmt.Sprintf("%s daddr @%s %s tcp flags & (syn | rst) == syn "+
+			chain.Rules = append(chain.Rules, rule{Text: fmt.Sprintf("%s daddr @%s %s "+
 				"tcp option maxseg size > %d tcp option maxseg size set %d", family, set, leaving, size, size)})
 		}
 	}

@@ -108,12 +108,12 @@ func (s *stage) bareOnTheWire(ctx context.Context, before map[string]uint64) err
 		return err
 	}
 	bare, tunnelled := now["pod-cidr-bare"]-before["pod-cidr-bare"], now["proto-4"]-before["proto-4"]
-	s.note("the VPC forwarded since the change: bare pod packets: %d, protocol 4: %d", bare, tunnelled)
+	s.note("the fabric forwarded since the change: bare pod packets: %d, protocol 4: %d", bare, tunnelled)
 	if bare < 2*packets {
-		return fmt.Errorf("only %d bare pod packets crossed the VPC", bare)
+		return fmt.Errorf("only %d bare pod packets crossed the fabric", bare)
 	}
 	if tunnelled >= packets {
-		return fmt.Errorf("%d packets crossed the VPC in a tunnel", tunnelled)
+		return fmt.Errorf("%d packets crossed the fabric in a tunnel", tunnelled)
 	}
 	return nil
 }
