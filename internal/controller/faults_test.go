@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -86,8 +87,8 @@ func TestInspectIsSeldom(t *testing.T) {
 		fake := cloud.NewFake("r")
 		finding := cloud.Finding{Problem: cloud.SourceDestCheck, Instance: "i-1"}
 		fake.Find(finding)
-		told := 0
-		i := &inspector{make: func(context.Context, routes.Setup) (cloud.Provider, error) { return fake, nil }, changed: func() { told++ }, now: time.Now, log: quiet()}
+		var told atomic.Int64
+		i := &inspector{make: func(context.Context, routes.Setup) (cloud.Provider, error) { return fake, nil }, changed: func() { told.Add(1) }, now: time.Now, log: quiet()}
 		ask := func(instances ...string) string {
 			found, err := i.ask(t.Context(), question{instances: instances})
 			synctest.Wait()
@@ -95,8 +96,8 @@ func TestInspectIsSeldom(t *testing.T) {
 		}
 		calls := func() int { return len(fake.Calls()) }
 		ask("i-1")
-		if got := ask("i-1"); calls() != 1 || told != 1 || got != fmt.Sprint([]cloud.Finding{finding}, nil) {
-			t.Errorf("%d calls, told %d times: %s", calls(), told, got)
+		if got := ask("i-1"); calls() != 1 || told.Load() != 1 || got != fmt.Sprint([]cloud.Finding{finding}, nil) {
+			t.Errorf("%d calls, told %d times: %s", calls(), told.Load(), got)
 		}
 		for range 100 {
 			time.Sleep(time.Second)

@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"net/netip"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -155,19 +156,19 @@ func TestLossIsNoSize(t *testing.T) {
 		p.viewA.Transports = []plan.Transport{plan.Direct, plan.VXLAN}
 		p.viewA.MTU, p.viewA.UplinkMTUs = plan.MTUPolicy{Mode: plan.MTUPerRoute}, map[netip.Addr]int{p.nodeB.Outer[0]: 1500}
 		p.a.Set(p.viewA)
-		dropped := 0
+		var dropped atomic.Int64
 		p.fabric.Drop(func(_ Path, text []byte) bool {
 			m, err := parseMessage(text)
 			lose := err == nil && (m.leg == legSize || m.leg == legChecksum)
 			if lose {
-				dropped++
+				dropped.Add(1)
 			}
 			return lose
 		})
 		time.Sleep(5 * time.Minute)
 		synctest.Wait()
-		if dropped == 0 || len(p.a.Results()) != 2 {
-			t.Fatalf("%d dropped, results %v", dropped, p.a.Results())
+		if dropped.Load() == 0 || len(p.a.Results()) != 2 {
+			t.Fatalf("%d dropped, results %v", dropped.Load(), p.a.Results())
 		}
 		for _, r := range p.a.Results() {
 			if !r.Reachable || r.PathMTU != 0 || r.Fault != "" {
@@ -283,20 +284,20 @@ func TestPacketsAreFew(t *testing.T) {
 		defer p.cancel()
 		p.viewA.MTU, p.viewA.UplinkMTUs = plan.MTUPolicy{Mode: plan.MTUPerRoute}, map[netip.Addr]int{p.nodeB.Outer[0]: 1500}
 		p.a.Set(p.viewA)
-		sent := 0
+		var sent atomic.Int64
 		count := func(lose func(Path) bool) int {
 			p.fabric.Drop(func(path Path, _ []byte) bool {
 				if path.OuterDst == p.nodeB.Outer[0] {
-					sent++
+					sent.Add(1)
 				}
 				return lose(path)
 			})
 			time.Sleep(10 * time.Second)
 			synctest.Wait()
-			before := sent
+			before := sent.Load()
 			time.Sleep(100 * time.Second)
 			synctest.Wait()
-			return sent - before
+			return int(sent.Load() - before)
 		}
 		// Direct each second, ipip each 5 s, a large packet by each in 10 s.
 		if n := count(func(Path) bool { return false }); n < 110 || n > 170 {
