@@ -116,10 +116,14 @@ func (w *watch) matters(m syscall.NetlinkMessage) bool {
 	return false
 }
 
-// netconfReversePath is NETCONFA_RP_FILTER of the kernel's linux/netconf.h.
-const netconfReversePath = 3
+// Attributes of the kernel's linux/netconf.h.
+const (
+	netconfForwarding  = 2
+	netconfReversePath = 3
+)
 
-// filterMatters reports whether somebody set an rp_filter to strict.
+// filterMatters reports whether somebody set an rp_filter to strict. What a new
+// device comes with, which tells its forwarding too, is none of that.
 func filterMatters(m syscall.NetlinkMessage) bool {
 	const header = 4 // struct netconfmsg, padded
 	if len(m.Data) < header {
@@ -129,12 +133,16 @@ func filterMatters(m syscall.NetlinkMessage) bool {
 	if err != nil {
 		return true
 	}
+	strict := false
 	for _, a := range attrs {
-		if a.Attr.Type == netconfReversePath && len(a.Value) == 4 {
-			return nl.NativeEndian().Uint32(a.Value) == 1
+		switch a.Attr.Type {
+		case netconfForwarding:
+			return false
+		case netconfReversePath:
+			strict = len(a.Value) == 4 && nl.NativeEndian().Uint32(a.Value) == 1
 		}
 	}
-	return false
+	return strict
 }
 
 func (w *watch) linkMatters(m syscall.NetlinkMessage) bool {
