@@ -357,3 +357,38 @@ func TestTwoWritersOfTheCondition(t *testing.T) {
 	l.vendors(false) // it stops: the condition is ours, and true again
 	eventually(t, "ours again", conditionIs(t, l.api, name, "False", kube.ReasonProven, ""))
 }
+
+// TestDefect5ReRegisteredNode: a node that comes back while its entry is there
+// is available as soon as it is proven; no entry is made anew for it.
+func TestDefect5ReRegisteredNode(t *testing.T) {
+	l := newVendorLab(t, directNetwork(), 2)
+	l.ours()
+	eventually(t, "published", l.published("True", "Published", "2 of 2"))
+	_, before := l.entries()
+	eventually(t, "available", func() string { return available(t, l.api, "n1") })
+	if err := l.api.Delete(t.Context(), l.nodes[1]); err != nil {
+		t.Fatal(err)
+	}
+	l.nodes = l.nodes[:1]
+	l.join()
+	eventually(t, "available again", func() string { return available(t, l.api, "n1") })
+	if _, after := l.entries(); !slices.Equal(before, after) || l.deletions() != 0 {
+		t.Errorf("entries %v -> %v", before, after)
+	}
+}
+
+// TestNodesJoinWhileTheCloudFails: with credentials that are refused, a node
+// that others reach by tunnel takes pods all the same.
+func TestNodesJoinWhileTheCloudFails(t *testing.T) {
+	l := newVendorLab(t, directNetwork(), 2)
+	startReplica(t, "ours", func(cfg *Config) {
+		cfg.Providers = map[string]cloud.New{"alibaba": func(context.Context, cloud.Settings) (cloud.Provider, error) {
+			return nil, &cloud.Error{Class: cloud.Unauthenticated, Code: "InvalidAccessKeyId.NotFound"}
+		}}
+	})
+	eventually(t, "told", l.published("False", routes.ReasonCredentials, "ropeway-cloud"))
+	l.join()
+	for _, n := range l.nodes {
+		eventually(t, "available", func() string { return available(t, l.api, n.Name) })
+	}
+}

@@ -362,3 +362,19 @@ func TestPolicyIsWhatIsUsed(t *testing.T) {
 		t.Errorf("policy %s, %v", Policy(), err)
 	}
 }
+
+// Defect 10 of the vendor's controller: what failed in a batch was told by the
+// next hop alone.
+func TestDefect10FailuresAreToldByDestination(t *testing.T) {
+	l := newLab(t)
+	l.fault(openapi.Fault{Kind: openapi.FaultEntry, Action: "CreateRouteEntries", Code: "QuotaExceeded", CIDR: prefix("10.244.2.0/24")})
+	results, err := l.provider().Routes().Apply(t.Context(), []cloud.RouteChange{change("10.244.1.0/24", "i-1"), change("10.244.2.0/24", "i-1"), change("10.244.3.0/24", "i-1")})
+	if err != nil || len(results) != 3 {
+		t.Fatalf("%v, %v", results, err)
+	}
+	for i, failed := range []bool{false, true, false} {
+		if (results[i].Err != nil) != failed {
+			t.Errorf("%s: %v", results[i].Dst, results[i].Err)
+		}
+	}
+}

@@ -151,3 +151,17 @@ func TestAgainstTheLabsCloud(t *testing.T) {
 		return good == quota && s.Count(routes.OverQuota) == nodes-quota-3 && s.Count(routes.Stale) == 0
 	})
 }
+
+// Defect 9 of the vendor's controller: a node with an IPv6 podCIDR only was
+// taken for one of IPv4.
+func TestDefect9IPv6(t *testing.T) {
+	c := &calls{count: map[string]int{}}
+	make := labCloud(t, 2, 200, 0, c)
+	in := labInput(2)
+	in.Wants[1].Dst = netip.MustParsePrefix("fd00:10:244:1::/64")
+	lead(t, make, in, func(s *routes.Status) bool { _, good := s.Wanted(); return good == 2 })
+	lead(t, make, in, func(s *routes.Status) bool { _, good := s.Wanted(); return good == 2 && len(s.Problems) == 0 })
+	if n := c.writes(); n != 1 {
+		t.Errorf("%d writes for two entries of two families, want 1", n)
+	}
+}

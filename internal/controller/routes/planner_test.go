@@ -202,7 +202,7 @@ func TestAdoptAndRelease(t *testing.T) {
 	}
 }
 
-func TestStaleEntryOfANodeDeletedWhileNobodyLooked(t *testing.T) {
+func TestDefect4DeletedWhileTheControllerWasDown(t *testing.T) {
 	b := newBench(t, 30)
 	b.cloud.Put(entry(40, cluster), entry(41, "another-cluster"), entry(42, ""))
 	b.run(30 * time.Second)
@@ -334,7 +334,7 @@ func TestExternalRoutesAreVerified(t *testing.T) {
 
 // CCM's defect 1.6.1: with alicloud:// in the providerID it made and deleted
 // the same route for ever.
-func TestBothSpellingsOfAProviderID(t *testing.T) {
+func TestDefect1ProviderIDPrefix(t *testing.T) {
 	b := newBench(t, 2)
 	b.in.Wants[1].ProviderID = "fake://cn-chengdu.i-001"
 	b.set()
