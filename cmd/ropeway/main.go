@@ -28,6 +28,7 @@ type environment struct {
 	stdin             io.Reader
 	stdout, stderr    io.Writer
 	terminal          bool // stdin is one: a person can be asked
+	cloud             cloudKeys
 }
 
 func main() {
@@ -43,6 +44,9 @@ func run() int {
 		nodeName: os.Getenv("NODE_NAME"), podName: os.Getenv("POD_NAME"),
 		stdin: os.Stdin, stdout: os.Stdout, stderr: os.Stderr,
 		terminal: noTerminal == nil,
+		cloud: cloudKeys{
+			id: os.Getenv("ALIBABA_CLOUD_ACCESS_KEY_ID"), secret: os.Getenv("ALIBABA_CLOUD_ACCESS_KEY_SECRET"), token: os.Getenv("ALIBABA_CLOUD_SECURITY_TOKEN"),
+		},
 	}
 	err := secretsStaySecret(os.Getenv("DEBUG"))
 	if err == nil {
@@ -96,7 +100,7 @@ func newRoot(env environment) *cobra.Command {
 	root.PersistentFlags().StringVar(&g.kubeconfig, "kubeconfig", "", "path of the kubeconfig (default: KUBECONFIG, then ~/.kube/config)")
 	root.PersistentFlags().StringVar(&g.context, "context", "", "context of the kubeconfig")
 	root.AddGroup(&cobra.Group{ID: "person", Title: "At a terminal:"}, &cobra.Group{ID: "node", Title: "In the cluster (the manifests run these):"})
-	for _, cmd := range []*cobra.Command{newInstall(env, g), newUninstall(env, g), newStatus(g), newPlan(g), newRoutes(g), newDoctor(g), newVersion()} {
+	for _, cmd := range []*cobra.Command{newInstall(env, g), newUninstall(env, g), newStatus(g), newPlan(g), newRoutes(g), newDoctor(env, g), newVersion()} {
 		cmd.GroupID = "person"
 		root.AddCommand(cmd)
 	}

@@ -86,19 +86,26 @@ func newPlan(g *global) *cobra.Command {
 	return cmd
 }
 
-func newDoctor(g *global) *cobra.Command {
+func newDoctor(env environment, g *global) *cobra.Command {
+	look := doctorCloud{keys: env.cloud}
 	cmd := &cobra.Command{
 		Use:   "doctor",
 		Short: "Say what is wrong, where, and what to do; exit code 1 if anything is",
-		Args:  cobra.NoArgs,
+		Long: "Say what is wrong, where, and what to do; exit code 1 if anything is. It changes nothing. In a cluster without Ropeway it looks\n" +
+			"at what is there: other pod networks, a vendor's route controller, and, with --cloud, the cloud's own side.",
+		Args: cobra.NoArgs,
 	}
+	look.flags(cmd)
 	output := outputFlag(cmd)
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		format, err := report.ParseFormat(*output)
 		if err != nil {
 			return err
 		}
-		d, err := g.diagnose(cmd)
+		if err := look.check(); err != nil {
+			return err
+		}
+		d, err := g.diagnose(cmd, &look)
 		if err != nil {
 			return err
 		}
@@ -113,7 +120,7 @@ func newDoctor(g *global) *cobra.Command {
 	return cmd
 }
 
-func (g *global) diagnose(cmd *cobra.Command) (report.Diagnosis, error) {
+func (g *global) diagnose(cmd *cobra.Command, look *doctorCloud) (report.Diagnosis, error) {
 	ctx, cancel := context.WithTimeout(cmd.Context(), readLimit)
 	defer cancel()
 	cluster, err := g.connect(cmd.ErrOrStderr())
@@ -124,11 +131,22 @@ func (g *global) diagnose(cmd *cobra.Command) (report.Diagnosis, error) {
 	if err != nil {
 		return report.Diagnosis{}, err
 	}
+	seen, err := look.look(ctx, survey)
+	if err != nil {
+		return report.Diagnosis{}, err
+	}
+	if len(survey.OwnCRDs) == 0 && len(survey.Pods) == 0 {
+		return report.Elsewhere(survey, seen), nil
+	}
 	var view *kube.Objects
 	if len(survey.OwnCRDs) > 0 {
 		if view, err = g.view(ctx); err != nil && len(survey.OwnCRDs) >= 3 {
 			return report.Diagnosis{}, err
 		}
 	}
-	return report.Doctor(survey, view), nil
+	d := report.Doctor(survey, view)
+	if seen != nil {
+		d.Surroundings(seen)
+	}
+	return d, nil
 }

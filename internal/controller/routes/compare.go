@@ -1,0 +1,27 @@
+package routes
+
+import (
+	"net/netip"
+	"time"
+
+	"ropeway.dev/ropeway/internal/cloud"
+)
+
+// Compare says how what a cloud listed meets what is wanted, without a Planner
+// and for looking only. machines are for nodes without a providerID; they may be
+// nil.
+func Compare(in Input, l cloud.Listing, instances cloud.Instances, machines []cloud.Instance) *Status {
+	r := resolver{byAddress: map[netip.Addr]string{}}
+	for _, m := range machines {
+		for _, a := range m.Addresses {
+			r.byAddress[a.Unmap()] = m.ID
+		}
+	}
+	r.known(in, instances)
+	real := make(map[cloud.Key]cloud.RouteEntry, len(l.Entries))
+	for _, e := range l.Entries {
+		real[e.Key()] = e
+	}
+	d := decide(facts{in: in, tables: l.Tables, real: real, hops: r.hops, now: time.Time{}})
+	return &Status{Mode: in.Mode, Provider: in.Setup.Provider, Tables: d.tables, Rows: d.rows}
+}
