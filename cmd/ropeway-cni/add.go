@@ -175,7 +175,16 @@ func decodePrev(raw []byte, conf *types.PluginConf) error {
 	var head struct {
 		PrevResult map[string]any `json:"prevResult"`
 	}
+	var lists struct {
+		PrevResult map[string]json.RawMessage `json:"prevResult"`
+	}
 	err := json.Unmarshal(raw, &head)
+	if err == nil {
+		err = json.Unmarshal(raw, &lists)
+	}
+	if err == nil {
+		err = noNulls(lists.PrevResult)
+	}
 	if err == nil {
 		conf.RawPrevResult = head.PrevResult
 		err = cniversion.ParsePrevResult(conf)

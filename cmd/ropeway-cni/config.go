@@ -55,6 +55,9 @@ type netConf struct {
 		} `json:"cni"`
 	} `json:"args"`
 
+	// Plugins is a conflist's; the runtime gives a plugin its own section.
+	Plugins json.RawMessage `json:"plugins"`
+
 	raw []byte
 }
 
@@ -115,6 +118,13 @@ func readConf(stdin []byte) (*netConf, error) {
 // readConfLeniently reads what DEL needs and nothing else: an attachment that
 // was made must be deletable whatever became of its configuration.
 func readConfLeniently(stdin []byte) *netConf {
+	if c := (&netConf{}); json.Unmarshal(stdin, c) == nil && (c.Socket == "" || filepath.IsAbs(c.Socket)) {
+		if c.Socket == "" {
+			c.Socket = cniwire.SocketPath
+		}
+		c.raw = stdin
+		return c // what ADD reads
+	}
 	var min struct {
 		CNIVersion string          `json:"cniVersion"`
 		Name       string          `json:"name"`
@@ -148,6 +158,8 @@ func (c *netConf) tombstones() string {
 func (c *netConf) validate() error {
 	where := fmt.Sprintf(" in the CNI configuration of network %q", c.Name)
 	switch {
+	case len(c.Plugins) > 0:
+		return invalid("the configuration on standard input is a whole list (it has plugins)" + where + ": the runtime must pass the plugin's own section (CNI specification 1.1.0, section 3)")
 	case !filepath.IsAbs(c.Socket):
 		return invalid(fmt.Sprintf("socket is %q%s: give an absolute path, or leave it out for %s", c.Socket, where, cniwire.SocketPath))
 	case c.MTU < 0:

@@ -104,6 +104,9 @@ func parseResult(printed []byte, version string) (*types100.Result, error) {
 	if err := json.Unmarshal(printed, &fields); err != nil {
 		return nil, err
 	}
+	if err := noNulls(fields); err != nil {
+		return nil, err
+	}
 	var own string
 	if err := json.Unmarshal(fields["cniVersion"], &own); err == nil && own != "" {
 		version = own
@@ -121,6 +124,23 @@ func parseResult(printed []byte, version string) (*types100.Result, error) {
 		return nil, err
 	}
 	return types100.GetResult(parsed)
+}
+
+// noNulls refuses a result with an empty place in one of its lists, which the
+// CNI library takes and then falls over.
+func noNulls(result map[string]json.RawMessage) error {
+	for _, list := range []string{"interfaces", "ips", "routes"} {
+		var entries []json.RawMessage
+		if json.Unmarshal(result[list], &entries) != nil {
+			continue // not a list: the library says so
+		}
+		for i, entry := range entries {
+			if string(bytes.TrimSpace(entry)) == "null" {
+				return fmt.Errorf("%s[%d] of the result is null", list, i)
+			}
+		}
+	}
+	return nil
 }
 
 // delegateConf is the configuration with the node's CIDRs in the places of the

@@ -2,6 +2,8 @@ package main
 
 import (
 	"errors"
+	"strings"
+	"syscall"
 
 	"github.com/containernetworking/cni/pkg/types"
 
@@ -14,12 +16,23 @@ import (
 func coded(err error) *types.Error {
 	var spoken *types.Error
 	if errors.As(err, &spoken) {
-		if spoken.Error() == err.Error() {
+		if spoken.Error() == err.Error() && len(spoken.Msg) <= longest {
 			return spoken
 		}
-		return types.NewError(spoken.Code, err.Error(), "")
+		return types.NewError(spoken.Code, bounded(err.Error()), "")
 	}
-	return types.NewError(codeOf(err), err.Error(), "")
+	return types.NewError(codeOf(err), bounded(err.Error()), "")
+}
+
+// longest is the length in bytes of a message that a runtime can still put into
+// an event: what was wrong may be quoted in it, and may be of any length.
+const longest = 4096
+
+func bounded(message string) string {
+	if len(message) <= longest {
+		return message
+	}
+	return strings.ToValidUTF8(message[:longest/2], "") + " [...] " + strings.ToValidUTF8(message[len(message)-longest/4:], "")
 }
 
 func codeOf(err error) uint {
@@ -27,6 +40,8 @@ func codeOf(err error) uint {
 	var unavailable *cniwire.UnavailableError
 	var taken *podlink.TakenError
 	switch {
+	case errors.Is(err, syscall.ENOSPC), errors.Is(err, syscall.EROFS), errors.Is(err, syscall.EIO):
+		return types.ErrIOFailure
 	case errors.As(err, &answered):
 		return answered.Code
 	case errors.As(err, &unavailable):

@@ -29,10 +29,7 @@ import (
 // binaries builds the plugin as it is shipped, under all its names, and the
 // reference plugins that the tests chain and delegate to. Once per run.
 var binaries = sync.OnceValues(func() (string, error) { //nolint:gochecknoglobals // a test's build cache
-	dir, err := os.MkdirTemp("", "rwt-cni-")
-	if err != nil {
-		return "", err
-	}
+	dir := binDir
 	const plugins = "github.com/containernetworking/plugins/plugins/"
 	for _, args := range [][]string{
 		{"-o", filepath.Join(dir, "ropeway"), "."},
@@ -52,11 +49,17 @@ var binaries = sync.OnceValues(func() (string, error) { //nolint:gochecknoglobal
 	return dir, nil
 })
 
+var binDir string //nolint:gochecknoglobals // of binaries
+
 func TestMain(m *testing.M) {
-	code := m.Run()
-	if dir, err := binaries(); err == nil || dir != "" {
-		os.RemoveAll(dir)
+	dir, err := os.MkdirTemp("", "rwt-cni-")
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
 	}
+	binDir = dir
+	code := m.Run()
+	os.RemoveAll(dir)
 	os.Exit(code)
 }
 

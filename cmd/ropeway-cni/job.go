@@ -93,7 +93,8 @@ func (j *job) release(retired bool) error {
 	}
 	stone := cniwire.Tombstone{Attachment: j.att, Pod: j.pod, IPAM: j.conf.IPAM.Type}
 	if err := cniwire.WriteTombstone(j.conf.tombstones(), stone); err != nil {
-		return errors.Join(asked, err, reaped)
+		return fmt.Errorf("the address of container %s cannot be released, neither by the agent nor by a note for it; make room on, or make writable, %s: %w",
+			j.att.ContainerID, j.conf.tombstones(), errors.Join(asked, err, reaped))
 	}
 	j.warn("a tombstone stands for the release of container %s: %v", j.att.ContainerID, asked)
 	return reaped

@@ -16,6 +16,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/containernetworking/cni/libcni"
 	"github.com/containernetworking/cni/pkg/types"
 	"github.com/vishvananda/netlink"
 
@@ -105,26 +106,33 @@ func TestVersion(t *testing.T) {
 	}
 }
 
-// The life of a pod, as a runtime leads it: STATUS, ADD, CHECK, DEL, DEL.
+// The life of a pod, as a runtime leads it: STATUS, ADD, CHECK, DEL, DEL, GC, in
+// each version of the conflist. The library calls only what the version has:
+// CHECK from 0.4.0 on, STATUS and GC from 1.1.0 on.
 func TestLifeOfAPod(t *testing.T) {
+	dual := []string{"10.88.0.0/24", "fd88::/64"}
+	chain := []string{
+		`{"type": "ropeway"}`, `{"type": "portmap", "snat": true, "capabilities": {"portMappings": true}}`,
+		`{"type": "bandwidth", "capabilities": {"bandwidth": true}}`, `{"type": "tuning"}`,
+	}
 	for _, tt := range []struct {
-		name    string
-		ranges  []string
-		plugins []string
+		name, version string
+		ranges        []string
+		plugins       []string
 	}{
-		{"IPv4", []string{"10.88.0.0/24"}, nil},
-		{"IPv6", []string{"fd88::/64"}, nil},
-		{"dual", []string{"10.88.0.0/24", "fd88::/64"}, nil},
-		{"as calico with calico-ipam", []string{"10.88.0.0/24"}, []string{`{"type": "calico", "ipam": {"type": "calico-ipam"}}`}},
-		{"chained", []string{"10.88.0.0/24"}, []string{
-			`{"type": "ropeway"}`, `{"type": "portmap", "snat": true, "capabilities": {"portMappings": true}}`,
-			`{"type": "bandwidth", "capabilities": {"bandwidth": true}}`, `{"type": "tuning"}`,
-		}},
+		{"IPv4", "1.1.0", dual[:1], nil},
+		{"IPv6", "1.1.0", dual[1:], nil},
+		{"dual", "1.1.0", dual, nil},
+		{"as calico with calico-ipam", "0.3.1", dual[:1], []string{`{"type": "calico", "ipam": {"type": "calico-ipam"}}`}},
+		{"chained 0.3.1", "0.3.1", dual, chain},
+		{"chained 0.4.0", "0.4.0", dual, chain},
+		{"chained 1.0.0", "1.0.0", dual, chain},
+		{"chained 1.1.0", "1.1.0", dual, chain},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			n := newNode(t, tt.ranges...)
 			before := n.state()
-			list := conflist(t, "1.1.0", tt.plugins...)
+			list := conflist(t, tt.version, tt.plugins...)
 			if err := n.cni.GetStatusNetworkList(t.Context(), list); err != nil {
 				t.Errorf("STATUS: %v", err)
 			}
@@ -133,8 +141,14 @@ func TestLifeOfAPod(t *testing.T) {
 			if got := addrs(t, result); len(got) != len(tt.ranges) {
 				t.Errorf("addresses %v", got)
 			}
-			if err := n.cni.CheckNetworkList(t.Context(), list, p.rt); err != nil {
-				t.Errorf("CHECK: %v", err)
+			if tt.version >= "0.4.0" {
+				if err := n.cni.CheckNetworkList(t.Context(), list, p.rt); err != nil {
+					t.Errorf("CHECK: %v", err)
+				}
+			}
+			valid := &libcni.GCArgs{ValidAttachments: []types.GCAttachment{{ContainerID: "c1", IfName: "eth0"}}}
+			if err := n.cni.GCNetworkList(t.Context(), list, valid); err != nil {
+				t.Errorf("GC: %v", err)
 			}
 			held := n.agent.Held()[cniwire.Attachment{Network: "rwt-net", ContainerID: "c1", IfName: "eth0"}]
 			if !slices.Equal(held, addrs(t, result)) {

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -81,6 +82,17 @@ func TestRetiredLinksAreReaped(t *testing.T) {
 	reaped(1)
 	if resp, err := a.call(cniwire.Request{Verb: cniwire.Del, Attachment: attachment("p1")}); err != nil || resp.Reaps {
 		t.Errorf("a DEL that left no link: %+v, %v", resp, err)
+	}
+}
+
+// A disk that is full, or cannot be written, is an I/O failure of the
+// specification's, with what to do about it.
+func TestDiskErrors(t *testing.T) {
+	for _, errno := range []syscall.Errno{syscall.ENOSPC, syscall.EROFS, syscall.EIO} {
+		got := wireError(fmt.Errorf("write to the address journal: %w", &os.PathError{Op: "write", Path: "/run/ropeway/journal", Err: errno}))
+		if got.Code != cniwire.CodeIO || !strings.Contains(got.Msg, "/run/ropeway/journal") || !strings.Contains(got.Msg, "make room on") {
+			t.Errorf("%v: %+v", errno, got)
+		}
 	}
 }
 

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net/netip"
 	"slices"
+	"syscall"
 	"time"
 
 	"ropeway.dev/ropeway/internal/agent/addresses"
@@ -248,11 +249,14 @@ func wireError(err error) *cniwire.Error {
 	if wait, ok := errors.AsType[*later](err); ok {
 		return &cniwire.Error{Code: cniwire.CodeTryAgainLater, Msg: wait.why}
 	}
-	code := uint(cniwire.CodeInternal)
-	if addresses.IsConflict(err) {
-		code = cniwire.CodeNoAddress
+	switch {
+	case addresses.IsConflict(err):
+		return &cniwire.Error{Code: cniwire.CodeNoAddress, Msg: err.Error()}
+	case errors.Is(err, syscall.ENOSPC), errors.Is(err, syscall.EROFS), errors.Is(err, syscall.EIO):
+		return &cniwire.Error{Code: cniwire.CodeIO,
+			Msg: err.Error() + ": the node must be able to write down who holds an address; make room on, or make writable, the file system of " + cniwire.RunDir}
 	}
-	return &cniwire.Error{Code: code, Msg: err.Error()}
+	return &cniwire.Error{Code: cniwire.CodeInternal, Msg: err.Error()}
 }
 
 func keyOf(a cniwire.Attachment) ipam.Key {

@@ -11,8 +11,10 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 )
@@ -530,4 +532,71 @@ func FuzzResponse(f *testing.F) {
 			_ = resp.failure()
 		}
 	})
+}
+
+// A tombstone frees an address: nothing is taken for one that is not, or for
+// another attachment's.
+func FuzzTombstone(f *testing.F) {
+	whole := Tombstone{Version: 1, Attachment: attachment, Pod: Pod{Namespace: "ns", Name: "p", UID: "u"}, IPAM: "host-local"}
+	line, err := json.Marshal(whole)
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(whole.name(), line)
+	f.Add(whole.name(), line[:len(line)-9])
+	f.Add("other.json", line)
+	f.Add("", []byte(`null`))
+	f.Fuzz(func(t *testing.T, name string, data []byte) {
+		stone, err := parseTombstone(name, data)
+		if err != nil {
+			return
+		}
+		if stone.Attachment.ContainerID == "" || stone.name() != name {
+			t.Fatalf("%q with %q is taken for %+v", name, data, stone)
+		}
+	})
+}
+
+// listenAs listens as another user, on a thread that ends with it.
+func listenAs(t *testing.T, uid int) (socket string) {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "rwt-") // t.TempDir's parent is closed to others
+	if err == nil {
+		t.Cleanup(func() { os.RemoveAll(dir) })
+		err = os.Chmod(dir, 0o777)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	socket = filepath.Join(dir, "s")
+	listening := make(chan error)
+	go func() {
+		runtime.LockOSThread() // never unlocked
+		if _, _, errno := syscall.RawSyscall(syscall.SYS_SETRESUID, uintptr(uid), uintptr(uid), uintptr(uid)); errno != 0 {
+			listening <- errno
+			return
+		}
+		fd, err := syscall.Socket(syscall.AF_UNIX, syscall.SOCK_STREAM|syscall.SOCK_CLOEXEC, 0)
+		if err == nil {
+			t.Cleanup(func() { syscall.Close(fd) })
+			err = errors.Join(syscall.Bind(fd, &syscall.SockaddrUnix{Name: socket}), syscall.Listen(fd, 1))
+		}
+		listening <- err
+	}()
+	if err := <-listening; err != nil {
+		t.Fatal(err)
+	}
+	return socket
+}
+
+// What a process of another user says would be done to the network as root.
+func TestCallTrustsNobodyElse(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("only root can be another user")
+	}
+	start := time.Now()
+	_, err := Call(t.Context(), listenAs(t, 65534), Request{Verb: Status})
+	if !errors.Is(err, ErrNotRoot) || !strings.Contains(err.Error(), "user 65534") || time.Since(start) > 5*time.Second {
+		t.Errorf("got %v after %s", err, time.Since(start))
+	}
 }

@@ -104,11 +104,15 @@ func readTombstone(path string) (Tombstone, error) {
 	if err != nil {
 		return Tombstone{}, err
 	}
+	return parseTombstone(filepath.Base(path), data)
+}
+
+func parseTombstone(name string, data []byte) (Tombstone, error) {
 	var t Tombstone
 	if err := json.Unmarshal(bytes.TrimSpace(data), &t); err != nil {
 		return Tombstone{}, fmt.Errorf("not understood: %w", err)
 	}
-	if t.Version < 1 || t.Attachment.ContainerID == "" || t.name() != filepath.Base(path) {
+	if t.Version < 1 || t.Attachment.ContainerID == "" || t.name() != name {
 		return Tombstone{}, errors.New("not understood: its name does not fit its content")
 	}
 	return t, nil

@@ -117,3 +117,26 @@ func TestBootID(t *testing.T) {
 		t.Errorf("got %q, %v, want a UUID", a, err)
 	}
 }
+
+// A state is what was written, or nothing: it decides what the kernel keeps
+// while the API server is away.
+func FuzzParse(f *testing.F) {
+	for _, body := range []string{`{}`, `{"version":1,"node":"n"}`, `null`, `[]`, `{"version":99}`} {
+		f.Add([]byte(header + checksum([]byte(body)) + "\n" + body))
+		f.Add([]byte(body)) // see below
+	}
+	f.Add([]byte(header))
+	f.Fuzz(func(t *testing.T, data []byte) {
+		if s, err := parse(data); (s == nil) == (err == nil) {
+			t.Fatalf("%v, %v", s, err)
+		}
+		// With its checksum, so that what is behind it is tried too.
+		s, err := parse(append([]byte(header+checksum(data)+"\n"), data...))
+		if (s == nil) == (err == nil) {
+			t.Fatalf("%v, %v", s, err)
+		}
+		if s != nil && s.Version > version {
+			t.Fatalf("a state of version %d is taken", s.Version)
+		}
+	})
+}

@@ -159,3 +159,26 @@ func TestConfigValidate(t *testing.T) {
 		})
 	}
 }
+
+// A link's alias is anybody's to write.
+func FuzzParseAlias(f *testing.F) {
+	f.Add("ropeway1 net c1 eth0 u ns/p")
+	f.Add("ropeway1 net c1 eth0 - -")
+	f.Add("ropeway1     ")
+	f.Fuzz(func(t *testing.T, alias string) {
+		a, p, err := ParseAlias(alias)
+		if err != nil {
+			return
+		}
+		if a.Network == "" || a.ContainerID == "" || a.IfName == "" {
+			t.Fatalf("%q reads as %+v", alias, a)
+		}
+		again, err := Alias(a, p)
+		if err != nil {
+			return // longer than an alias can be, or with a tab
+		}
+		if b, _, err := ParseAlias(again); err != nil || b != a {
+			t.Fatalf("%q becomes %q: %+v, %v", alias, again, b, err)
+		}
+	})
+}
