@@ -409,6 +409,7 @@ func TestImportsAreFrozen(t *testing.T) {
 		"ropeway.dev/ropeway/cmd/ropeway-cni", "ropeway.dev/ropeway/internal/cniwire", "ropeway.dev/ropeway/internal/dataplane/podlink", "ropeway.dev/ropeway/internal/dataplane/offload",
 		"github.com/containernetworking/cni/pkg/", // but not invoke, which brings net/http
 		"github.com/vishvananda/netns", "golang.org/x/sys/unix",
+		"github.com/vishvananda/netlink", // of offload, for ethtool
 	}
 	banned := []string{"net/http", "crypto/tls", "github.com/containernetworking/cni/pkg/invoke", "text/template", "html/template", "encoding/xml", "log/slog"}
 	for _, pkg := range strings.Fields(string(out)) {
