@@ -18,6 +18,7 @@ import (
 	"ropeway.dev/ropeway/internal/controller"
 	"ropeway.dev/ropeway/internal/dataplane/podlink"
 	"ropeway.dev/ropeway/internal/kube"
+	"ropeway.dev/ropeway/internal/resident"
 )
 
 // hostFlags are where a node's directories are, as seen from the container.
@@ -44,6 +45,7 @@ func newAgent(env environment, g *global) *cobra.Command {
 			if err := readConfigDir(configDir, &c); err != nil {
 				return err
 			}
+			go resident.Keep(cmd.Context(), env.gogc != "")
 			return agent.Run(cmd.Context(), c)
 		},
 	}
@@ -104,6 +106,7 @@ func newController(env environment, g *global) *cobra.Command {
 			if c.API, err = kube.RESTConfig(g.kubeconfig, g.context); err != nil {
 				return err
 			}
+			go resident.Keep(cmd.Context(), env.gogc != "")
 			return controller.Run(cmd.Context(), c)
 		},
 	}
