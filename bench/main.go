@@ -72,6 +72,7 @@ type bench struct {
 	programs    string // the directory of what `make build` made
 	name        string // of the lab
 	only        []string
+	nodes       []int  // of the two clusters of section scale
 	cache       string // the lab's
 
 	root    string // of the repository
@@ -84,7 +85,7 @@ type bench struct {
 
 // sections are the parts in the order in which they are run. The lab that the
 // last repetition of lab boots is there for those behind it.
-func sections() []string { return []string{"dataplane", "lab", "footprint", "plugin"} }
+func sections() []string { return []string{"dataplane", "scale", "lab", "footprint", "plugin"} }
 
 func newBench(args []string) (*bench, error) {
 	b := &bench{out: os.Stdout, began: time.Now(), samples: map[string]sample{}, whyNot: map[string]string{}}
@@ -94,6 +95,7 @@ func newBench(args []string) (*bench, error) {
 	flags.StringVar(&b.programs, "programs", "", "directory of ropeway, ropeway-cni and ropeway-lab (default bin)")
 	flags.StringVar(&b.name, "name", "bench", "name of the lab that is booted")
 	only := flags.String("only", "", "sections to run, separated by commas: "+strings.Join(sections(), ", "))
+	nodes := flags.String("nodes", fmt.Sprintf("%d,%d", smallNodes, largeNodes), "nodes of the two clusters of section scale; the claims are about the default, less is for a look")
 	if err := flags.Parse(args); err != nil {
 		return nil, err
 	}
@@ -102,6 +104,10 @@ func newBench(args []string) (*bench, error) {
 	}
 	if b.repetitions < 5 {
 		return nil, fmt.Errorf("-repetitions %d: give at least 5", b.repetitions)
+	}
+	var err error
+	if b.nodes, err = parseSizes(*nodes); err != nil {
+		return nil, err
 	}
 	b.only = sections()
 	if *only != "" {
@@ -116,6 +122,15 @@ func newBench(args []string) (*bench, error) {
 		return nil, fmt.Errorf("the bench makes network namespaces: run it as root (sudo)")
 	}
 	return b, b.find()
+}
+
+// parseSizes reads two sizes of cluster.
+func parseSizes(text string) ([]int, error) {
+	var small, large int
+	if n, err := fmt.Sscanf(text, "%d,%d", &small, &large); n != 2 || err != nil || small < 10 || large <= small || large > 50000 {
+		return nil, fmt.Errorf("-nodes %s: give two sizes, such as %d,%d: the first at least 10, the second larger, at most 50000", text, smallNodes, largeNodes)
+	}
+	return []int{small, large}, nil
 }
 
 // find fills in where things are.
@@ -165,6 +180,7 @@ func (b *bench) run(ctx context.Context) error {
 		}
 	}
 	attempt("dataplane", b.dataplane)
+	attempt("scale", b.scale)
 	if b.wants("lab") || b.wants("footprint") || b.wants("plugin") {
 		if err := b.onLab(ctx, attempt); err != nil {
 			b.say("FAILED: %v", err)
