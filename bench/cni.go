@@ -176,10 +176,9 @@ func (d *driver) runtimeConf(id string, i int) *libcni.RuntimeConf {
 	container := fmt.Sprintf("%s-%d", id, i)
 	return &libcni.RuntimeConf{
 		ContainerID: container, NetNS: d.sandboxes[i].Path(), IfName: "eth0",
-		Args: [][2]string{
-			{"IgnoreUnknown", "1"}, {"K8S_POD_NAMESPACE", "default"}, {"K8S_POD_NAME", container},
-			{"K8S_POD_INFRA_CONTAINER_ID", container}, {"K8S_POD_UID", container},
-		},
+		// No pod is named: the agent would wait for one that the API server
+		// does not have, to know which address pools it asks for.
+		Args: [][2]string{{"IgnoreUnknown", "1"}, {"K8S_POD_INFRA_CONTAINER_ID", container}},
 	}
 }
 

@@ -61,6 +61,9 @@ type NodeNetworkStatus struct {
 	Faults []NodeFault `json:"faults,omitempty"`
 	// Pods counts the addresses in use on the node.
 	Pods int32 `json:"pods,omitempty"`
+	// Pools counts the addresses in use on the node, by address pool
+	// (Kind/name).
+	Pools map[string]int32 `json:"pools,omitempty"`
 	// +listType=map
 	// +listMapKey=type
 	Conditions []metav1.Condition `json:"conditions,omitempty"`

@@ -16,6 +16,7 @@ func AddToScheme(s *runtime.Scheme) error {
 		&ClusterNetwork{}, &ClusterNetworkList{},
 		&AddressBlock{}, &AddressBlockList{},
 		&NodeNetwork{}, &NodeNetworkList{},
+		&AddressPool{}, &AddressPoolList{},
 	)
 	metav1.AddToGroupVersion(s, GroupVersion)
 	return nil

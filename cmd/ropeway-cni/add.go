@@ -132,7 +132,13 @@ func (j *job) register(ctx context.Context, delegated []netip.Addr) (cniwire.Res
 	if delegated != nil {
 		families = nil
 	}
-	resp, err := j.ask(ctx, cniwire.Add, func(r *cniwire.Request) { r.Addresses, r.Families = delegated, families })
+	resp, err := j.ask(ctx, cniwire.Add, func(r *cniwire.Request) {
+		r.Addresses, r.Families = delegated, families
+		if delegated == nil {
+			r.IPv4Pools, r.IPv6Pools = j.conf.IPAM.pools()
+			r.Wanted = j.exact
+		}
+	})
 	if err != nil {
 		return resp, err
 	}
@@ -141,6 +147,9 @@ func (j *job) register(ctx context.Context, delegated []netip.Addr) (cniwire.Res
 	}
 	if len(resp.Addresses) == 0 {
 		return resp, errors.Join(errors.New("the agent gave no address, which is a fault of it: see its log"), j.giveBack())
+	}
+	if i := slices.IndexFunc(j.exact, func(a netip.Addr) bool { return !slices.Contains(resp.Addresses, a) }); i >= 0 && delegated == nil {
+		return resp, errors.Join(fmt.Errorf("the address %s is asked for, and the agent gave %v: restart the ropeway agent of this node, so that it is of the plugin's release (%s)", j.exact[i], resp.Addresses, version), j.giveBack())
 	}
 	if err := fits(families, resp.Addresses); err != nil {
 		return resp, errors.Join(err, j.giveBack())

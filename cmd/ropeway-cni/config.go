@@ -71,6 +71,18 @@ type ipamConf struct {
 	IPv6Pools            []string   `json:"ipv6_pools"`
 	Routes               []dstRoute `json:"routes"`
 	IncludeDefaultRoutes bool       `json:"include_default_routes"`
+
+	// Spiderpool's keys. Those that are not here are harmless, since what they
+	// tune does not exist: log_*, ipam_unix_socket_path.
+	DefaultIPv4Pools  []string `json:"default_ipv4_ippool"`
+	DefaultIPv6Pools  []string `json:"default_ipv6_ippool"`
+	CleanGateway      bool     `json:"clean_gateway"`
+	MatchMasterSubnet bool     `json:"match_master_subnet"`
+}
+
+// pools are the address pools that the configuration names, by family.
+func (i ipamConf) pools() (ipv4, ipv6 []string) {
+	return slices.Concat(i.IPv4Pools, i.DefaultIPv4Pools), slices.Concat(i.IPv6Pools, i.DefaultIPv6Pools)
 }
 
 // dstRoute is a route of the pod; its gateway is always the pod's only one.
@@ -96,7 +108,7 @@ func (f *flag) UnmarshalJSON(data []byte) error {
 
 // served reports whether the agent allocates for this ipam.type.
 func served(ipamType string) bool {
-	return ipamType == "" || ipamType == "ropeway-ipam" || ipamType == "calico-ipam"
+	return slices.Contains([]string{"", "ropeway-ipam", "calico-ipam", "spiderpool"}, ipamType)
 }
 
 // readConf reads and validates the configuration of everything but DEL.
@@ -178,20 +190,51 @@ func (c *netConf) validate() error {
 
 func (i ipamConf) validate(c *netConf, where string) error {
 	switch {
-	case i.Type == "spiderpool":
-		return invalid("ipam.type is spiderpool" + where + ": pools are not served by this version, use ropeway-ipam or host-local")
 	case strings.ContainsRune(i.Type, filepath.Separator):
 		return invalid(fmt.Sprintf("ipam.type is %q%s: give the name of a plugin, not a path", i.Type, where))
 	case !served(i.Type):
 		return nil // the delegated plugin judges the rest
-	case len(i.IPv4Pools)+len(i.IPv6Pools) > 0:
-		return invalid("ipam.ipv4_pools or ipam.ipv6_pools is set" + where + ": pools are not served by this version; remove it, addresses then come from the pod CIDRs of the ClusterNetwork")
-	case len(c.RuntimeConfig.IPs)+len(c.Args.CNI.IPs) > 0:
-		return invalid("fixed addresses (capability ips) are asked for" + where + ": they are not served by this version with ipam.type " + i.Type + ", use host-local for them")
+	case slices.ContainsFunc(slices.Concat(i.IPv4Pools, i.IPv6Pools), isCIDR):
+		return invalid("ipam.ipv4_pools or ipam.ipv6_pools has a CIDR" + where + ": name address pools (kubectl get addresspools,spiderippools)")
+	case i.CleanGateway:
+		return invalid("ipam.clean_gateway is set" + where + ": it is not served, remove it")
+	case i.MatchMasterSubnet:
+		return invalid("ipam.match_master_subnet is set" + where + ": it is not served, name pools in default_ipv4_ippool instead")
 	case len(i.families()) == 0 && i.AssignIPv4 != nil:
 		return invalid("ipam.assign_ipv4 is false and ipam.assign_ipv6 is not true" + where + ": no address family is left, set one of them to true")
 	}
 	return nil
+}
+
+func isCIDR(text string) bool {
+	_, err := netip.ParsePrefix(text)
+	return err == nil
+}
+
+// exact returns the addresses that the runtime asks for: CNI_ARGS' IP, the
+// capability ips, or args.cni.ips.
+func (c *netConf) exact(arg string) ([]netip.Addr, error) {
+	asked := slices.Concat(c.RuntimeConfig.IPs, c.Args.CNI.IPs)
+	if arg != "" {
+		asked = append(asked, strings.Split(arg, ",")...)
+	}
+	var out []netip.Addr
+	for _, text := range asked {
+		addr, err := netip.ParseAddr(text)
+		if p, perr := netip.ParsePrefix(text); perr == nil {
+			addr, err = p.Addr(), nil // with the length of its subnet
+		}
+		if err != nil {
+			return nil, invalid(fmt.Sprintf("the address %q is asked for (capability ips, args.cni.ips, or CNI_ARGS' IP) in network %q, and it is none: correct it", text, c.Name))
+		}
+		if slices.ContainsFunc(out, func(o netip.Addr) bool { return o.Is4() == addr.Is4() && o != addr }) {
+			return nil, invalid(fmt.Sprintf("two addresses of one family are asked for in network %q: an interface gets one", c.Name))
+		}
+		if !slices.Contains(out, addr) {
+			out = append(out, addr)
+		}
+	}
+	return out, nil
 }
 
 // families are those that the configuration asks for; nil is what the network

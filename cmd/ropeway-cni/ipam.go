@@ -23,9 +23,6 @@ func (p *plugin) ipamJob(args *skel.CmdArgs) (*job, error) {
 	if err != nil {
 		return nil, err
 	}
-	if !served(p.name) {
-		return nil, invalid("the IPAM plugin " + p.name + " was called: pools are not served by this version, use ropeway-ipam or host-local")
-	}
 	j.conf.IPAM.Type = p.name
 	return j, nil
 }
@@ -72,6 +69,9 @@ func (j *job) lease(ctx context.Context, resp cniwire.Response) (*types100.Resul
 	}
 	for _, dst := range dsts {
 		out.Routes = append(out.Routes, &types.Route{Dst: ipNet(dst)}) // by the gateway
+	}
+	for _, r := range resp.Routes {
+		out.Routes = append(out.Routes, &types.Route{Dst: ipNet(r.Dst), GW: r.Via.AsSlice()})
 	}
 	return out, nil
 }

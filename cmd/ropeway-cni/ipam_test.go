@@ -166,14 +166,15 @@ func TestRefused(t *testing.T) {
 		{`"dataplane_options": {"type": "grpc"}`, "", []string{"dataplane_options", "remove it"}},
 		{`"feature_control": {"floating_ips": true}`, "", []string{"floating_ips", "remove it"}},
 		{`"socket": "cni.sock"`, "", []string{"socket", "absolute"}},
-		{`"ipam": {"type": "spiderpool"}`, "", []string{"spiderpool", "host-local"}},
-		{`"ipam": {"type": "calico-ipam", "ipv4_pools": ["10.0.0.0/24"]}`, "", []string{"ipv4_pools", "ClusterNetwork"}},
+		{`"ipam": {"type": "spiderpool", "clean_gateway": true}`, "", []string{"clean_gateway", "remove it"}},
+		{`"ipam": {"type": "spiderpool", "match_master_subnet": true}`, "", []string{"match_master_subnet", "default_ipv4_ippool"}},
+		{`"ipam": {"type": "calico-ipam", "ipv4_pools": ["10.0.0.0/24"]}`, "", []string{"ipv4_pools", "name address pools"}},
 		{`"ipam": {"type": "calico-ipam", "assign_ipv4": "false"}`, "", []string{"assign_ipv4", "assign_ipv6"}},
 		{`"ipam": {"type": "ropeway-ipam", "routes": [{"gw": "10.0.0.1"}]}`, "", []string{"dst"}},
-		{`"runtimeConfig": {"ips": ["10.0.0.7"]}`, "", []string{"fixed addresses", "host-local"}},
-		{`"args": {"cni": {"ips": ["10.0.0.7"]}}`, "", []string{"fixed addresses", "host-local"}},
+		{`"runtimeConfig": {"ips": ["10.0.0.seven"]}`, "", []string{"10.0.0.seven", "correct it"}},
+		{`"args": {"cni": {"ips": ["10.0.0.7", "10.0.0.8"]}}`, "", []string{"two addresses of one family"}},
 		{`"num_queues": 5000`, "", []string{"queues"}},
-		{`"mtu": 1500`, "IP=10.0.0.7", []string{"10.0.0.7", "host-local"}},
+		{`"mtu": 1500`, "IP=10.0.0.7.7", []string{"10.0.0.7.7", "CNI_ARGS"}},
 	} {
 		conf := `{"cniVersion": "1.0.0", "name": "rwt-net", "type": "ropeway", ` + tt.fields + `}`
 		_, failure := n.run(run{verb: "ADD", netns: p.Path(), args: tt.args, conf: conf})
@@ -200,9 +201,6 @@ func TestRefused(t *testing.T) {
 			t.Errorf("%s: %+v, want code %d", tt.conf, failure, tt.code)
 		}
 	}
-	if _, failure := n.run(run{name: "spiderpool", verb: "ADD", netns: p.Path(), conf: `{"cniVersion": "1.0.0", "name": "rwt-net", "type": "ptp"}`}); failure == nil || failure.Code != 7 {
-		t.Errorf("spiderpool as an IPAM plugin: %+v", failure)
-	}
 	if len(n.agent.Held()) != 0 {
 		t.Errorf("the agent holds %v", n.agent.Held())
 	}
@@ -225,28 +223,15 @@ func TestLeaseOfAnOlderAgent(t *testing.T) {
 // which the installer fills in.
 func TestScenarioConflists(t *testing.T) {
 	fill := strings.NewReplacer("__KUBERNETES_NODE_NAME__", "cn-chengdu.i-2vcxxr", "__CNI_MTU__", "0", "__KUBECONFIG_FILEPATH__", "/etc/cni/net.d/ropeway-kubeconfig-not-needed")
-	for _, tt := range []struct {
-		file    string
-		refused string
-	}{
-		{"calico-config.host-local.yaml", ""},
-		{"calico-config.spiderpool.yaml", "pools are not served"},
-	} {
-		t.Run(tt.file, func(t *testing.T) {
+	for _, file := range []string{"calico-config.host-local.yaml", "calico-config.spiderpool.yaml"} {
+		t.Run(file, func(t *testing.T) {
 			n := newNode(t, "10.244.0.0/24")
-			list, err := libcni.NetworkConfFromBytes([]byte(fill.Replace(scenarioConfig(t, tt.file))))
+			list, err := libcni.NetworkConfFromBytes([]byte(fill.Replace(scenarioConfig(t, file))))
 			if err != nil {
 				t.Fatal(err)
 			}
 			p := n.pod("c1")
 			result, err := n.add(list, p)
-			if tt.refused != "" {
-				if err == nil || !strings.Contains(err.Error(), tt.refused) {
-					t.Errorf("got %v, want %q", err, tt.refused)
-				}
-				n.mustDel(list, p) // and yet it can be deleted
-				return
-			}
 			if err != nil {
 				t.Fatal(err)
 			}

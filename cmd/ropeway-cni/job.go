@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/netip"
 	"time"
 
 	"github.com/containernetworking/cni/pkg/skel"
@@ -32,6 +33,8 @@ type job struct {
 	conf *netConf
 	att  cniwire.Attachment
 	pod  cniwire.Pod
+	// exact are the addresses that the runtime asks for.
+	exact []netip.Addr
 }
 
 // job reads what every verb but DEL needs, strictly.
@@ -44,10 +47,11 @@ func (p *plugin) job(args *skel.CmdArgs) (*job, error) {
 	if err != nil {
 		return nil, err
 	}
-	if ip != "" && served(conf.IPAM.Type) {
-		return nil, invalid(fmt.Sprintf("CNI_ARGS asks for the fixed address %s: fixed addresses are not served by this version, use ipam.type host-local for them", ip))
+	j := p.newJob(args, conf, pod)
+	if served(conf.IPAM.Type) {
+		j.exact, err = conf.exact(ip)
 	}
-	return p.newJob(args, conf, pod), nil
+	return j, err
 }
 
 // delJob reads what DEL needs, and takes what it cannot read as absent.

@@ -26,7 +26,7 @@ func (p *plugin) del(args *skel.CmdArgs) error {
 		return err
 	}
 	var delegated error
-	if !served(j.conf.IPAM.Type) && j.conf.IPAM.Type != "spiderpool" {
+	if !served(j.conf.IPAM.Type) {
 		delegated = j.delegateDel(context.Background())
 	}
 	return errors.Join(delegated, j.release(retired))

@@ -32,7 +32,8 @@ func TestStatus(t *testing.T) {
 		{"the agent is not ready", `{}`, &cniwire.Error{Code: 50, Msg: "no lease"}, 50},
 		{"the agent says later", `{}`, &cniwire.Error{Code: 11, Msg: "no lease"}, 50},
 		{"no such plugin", `{"type": "nowhere"}`, nil, 7},
-		{"refused", `{"type": "spiderpool"}`, nil, 7},
+		{"pools", `{"type": "spiderpool"}`, nil, 0},
+		{"refused", `{"type": "spiderpool", "clean_gateway": true}`, nil, 7},
 	} {
 		if tt.fail != nil {
 			n.agent.FailNext(cniwire.Status, tt.fail)

@@ -64,7 +64,7 @@ func newInstall(env environment, g *global) *cobra.Command {
 	f.StringVar(&o.Version, "version", o.Version, "the image's tag, where --image has none")
 	f.StringVar(&o.Registry, "registry", "", "a registry or mirror in place of docker.io, like docker.m.daocloud.io")
 	f.StringVar(&o.APIServer, "api-server", "", "host:port at which nodes reach the API server (default: the kubeconfig's server)")
-	f.StringArrayVar(&o.TakeOver, "take-over", nil, "answer to this name of another product's plugin too: calico, calico-ipam")
+	f.StringArrayVar(&o.TakeOver, "take-over", nil, "answer to this name of another product's plugin too: calico, calico-ipam, spiderpool")
 	f.StringVar(&o.CNIBinDir, "cni-bin-dir", "", "the nodes' directory of plugins (default /opt/cni/bin)")
 	f.StringVar(&o.CNIConfDir, "cni-conf-dir", "", "the nodes' directory of conflists (default /etc/cni/net.d)")
 	f.StringVar(&o.LogLevel, "log-level", "", "of agents and controllers: debug, info, warn, error (default info)")

@@ -49,6 +49,7 @@ type client interface {
 	cluster
 	leaseAPI
 	publishAPI
+	podAPI
 	Run(ctx context.Context) error
 }
 
@@ -132,7 +133,7 @@ func (n *node) work(ctx context.Context, p parts) error {
 	if err != nil {
 		return errors.Join(err, port.Close())
 	}
-	s := &server{book: n.book, board: n.board, wait: n.config.timing.addWait, more: n.leaser.more,
+	s := &server{book: n.book, pods: p.client, board: n.board, wait: n.config.timing.addWait, more: n.leaser.more,
 		version: n.config.Version, metrics: n.metrics, log: n.log}
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return p.client.Run(ctx) })

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"net/netip"
 	"os"
 	"slices"
 	"testing"
@@ -17,6 +18,7 @@ import (
 
 	"ropeway.dev/ropeway/api/v1alpha1"
 	"ropeway.dev/ropeway/internal/agent/probe"
+	"ropeway.dev/ropeway/internal/cniwire"
 	"ropeway.dev/ropeway/internal/controller"
 	"ropeway.dev/ropeway/internal/kube"
 	"ropeway.dev/ropeway/internal/plan"
@@ -40,7 +42,9 @@ func (m *machine) startOnAPI() *runningAgent {
 	if err != nil {
 		m.t.Fatal(err)
 	}
-	return m.startOn(parts{dataplane: m.dataplane, client: c, kernel: m.kernel, wire: m.fabric.Wire()})
+	a := m.startOn(parts{dataplane: m.dataplane, client: c, kernel: m.kernel, wire: m.fabric.Wire()})
+	a.words = func(p cniwire.Pod) (kube.PodWords, bool) { return c.PodWords(p.Namespace, p.Name, p.UID) }
+	return a
 }
 
 // TestRealAPIServer: two agents and the controller on a real API server. Nodes
@@ -75,8 +79,15 @@ func TestRealAPIServer(t *testing.T) {
 	}
 	for i, m := range machines {
 		eventually(t, func() string { return joined(t, api, m) })
-		agents[i].add("pod")
+		addMade(t, agents[i], podOn(t, api, m.name, "pod-of-"+m.name))
 	}
+	late := podOn(t, api, machines[0].name, "while-frozen")
+	eventually(t, func() string {
+		if _, known := agents[0].words(late); !known {
+			return "the agent does not know the pod yet"
+		}
+		return ""
+	})
 
 	frozen := func(f func()) {
 		if err := server.Suspend(); err != nil {
@@ -91,14 +102,14 @@ func TestRealAPIServer(t *testing.T) {
 	}
 	frozen(func() {
 		start := time.Now()
-		held := agents[0].add("while-frozen")
+		held := addMade(t, agents[0], late)
 		// Waiting for the API server would take the ADD to its own bound of 8 s.
 		if took := time.Since(start); took > 5*time.Second {
 			t.Errorf("ADD took %v while the API server was frozen", took)
 		}
 		agents[0].stop()
 		agents[0] = machines[0].startOnAPI()
-		if again := agents[0].add("while-frozen"); !slices.Equal(again, held) {
+		if again := addMade(t, agents[0], late); !slices.Equal(again, held) {
 			t.Errorf("after a restart the pod has %v, and had %v", again, held)
 		}
 		if machines[0].conflist() == "" {
@@ -118,6 +129,25 @@ func TestRealAPIServer(t *testing.T) {
 	for _, m := range machines {
 		eventually(t, func() string { return transportIs(m, plan.VXLAN) })
 	}
+}
+
+// podOn makes a pod that is scheduled to a node.
+func podOn(t *testing.T, api ctrlclient.Client, node, name string) cniwire.Pod {
+	t.Helper()
+	p := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: name},
+		Spec: corev1.PodSpec{NodeName: node, Containers: []corev1.Container{{Name: "c", Image: "i"}}}}
+	create(t, api, p)
+	return cniwire.Pod{Namespace: p.Namespace, Name: p.Name, UID: string(p.UID)}
+}
+
+// addMade adds a pod that the API server has.
+func addMade(t *testing.T, a *runningAgent, p cniwire.Pod) []netip.Addr {
+	t.Helper()
+	resp, err := a.call(cniwire.Request{Verb: cniwire.Add, Attachment: attachment(p.Name), IPAM: "ropeway-ipam", Pod: p})
+	if err != nil {
+		t.Fatalf("ADD %s: %v", p.Name, err)
+	}
+	return resp.Addresses
 }
 
 func create(t *testing.T, api ctrlclient.Client, obj ctrlclient.Object) {

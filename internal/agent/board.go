@@ -5,6 +5,7 @@ import (
 	"slices"
 	"sync"
 
+	"ropeway.dev/ropeway/internal/ipam/pool"
 	"ropeway.dev/ropeway/internal/plan"
 )
 
@@ -22,6 +23,8 @@ type service struct {
 	// families are those that a pod gets unless its configuration says.
 	families []plan.Family
 	podMTU   int // bytes
+	// pools says which pools serve a pod; nil while they have not been read.
+	pools *pool.Index
 	// leaseProblem says why no block could be leased, in a sentence.
 	leaseProblem string
 }

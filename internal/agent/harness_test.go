@@ -18,6 +18,7 @@ import (
 	"ropeway.dev/ropeway/internal/agent/probe"
 	"ropeway.dev/ropeway/internal/cniwire"
 	"ropeway.dev/ropeway/internal/dataplane"
+	"ropeway.dev/ropeway/internal/ipam/pool"
 	"ropeway.dev/ropeway/internal/kube"
 	"ropeway.dev/ropeway/internal/plan"
 )
@@ -36,7 +37,14 @@ type fakeAPI struct {
 	condition map[string]*kube.NodeCondition
 	alive     bool
 	clients   []*fakeClient
-	log       []string // what was done, in order
+	pools     []*pool.Pool
+	reserved  []netip.Prefix
+	labels    map[string]map[string]string // node -> its labels
+	// words maps pod -> what it says; pods that are not there say nothing,
+	// unless unknown is set.
+	words   map[string]kube.PodWords
+	unknown bool
+	log     []string // what was done, in order
 }
 
 func newFakeAPI() *fakeAPI {
@@ -129,6 +137,17 @@ func (c *fakeClient) NodeEvent(_ bool, reason, message string) {
 	c.events = append(c.events, reason+": "+message)
 }
 
+func (c *fakeClient) PodWords(namespace, name, uid string) (kube.PodWords, bool) {
+	c.api.mu.Lock()
+	defer c.api.mu.Unlock()
+	words, known := c.api.words[namespace+"/"+name]
+	return words, known || !c.api.unknown
+}
+
+func (c *fakeClient) PodEvent(p kube.Pod, warning bool, reason, message string) {
+	c.NodeEvent(warning, p.Namespace+"/"+p.Name+" "+reason, message)
+}
+
 func (c *fakeClient) eventsNow() string {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -153,6 +172,7 @@ func (c *fakeClient) View() (kube.View, error) {
 
 func (a *fakeAPI) view(self string) kube.View {
 	v := kube.View{Condition: a.condition[self], ControllerAlive: a.alive, Leases: slices.Clone(a.leases), Problem: a.problem}
+	v.Pools, v.Reserved, v.PoolsKnown, v.NodeLabels = slices.Clone(a.pools), a.reserved, true, a.labels[self]
 	v.Snapshot = plan.Snapshot{Self: self}
 	if a.problem == "" {
 		v.Snapshot.Network = a.network
@@ -349,6 +369,7 @@ type runningAgent struct {
 	*machine
 	node   *node
 	client *fakeClient
+	words  func(cniwire.Pod) (kube.PodWords, bool) // of a client that is not a fake
 	stop   func()
 }
 

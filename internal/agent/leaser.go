@@ -37,6 +37,7 @@ type leaser struct {
 	mu      sync.Mutex
 	view    *kube.View // nil while there is none to decide on
 	sources []netip.Addr
+	stated  []netip.Prefix // by pools
 	problem string
 }
 
@@ -53,9 +54,9 @@ func (l *leaser) more() {
 }
 
 // see tells the leaser what the cluster and the node are like.
-func (l *leaser) see(v kube.View, sources []netip.Addr) {
+func (l *leaser) see(v kube.View, sources []netip.Addr, stated []netip.Prefix) {
 	l.mu.Lock()
-	l.view, l.sources = &v, sources
+	l.view, l.sources, l.stated = &v, sources, stated
 	l.mu.Unlock()
 	l.more()
 }
@@ -112,12 +113,12 @@ func (l *leaser) settle(ctx context.Context) {
 // decision, on a newer view, names another.
 func (l *leaser) step(ctx context.Context) error {
 	l.mu.Lock()
-	view, sources := l.view, l.sources
+	view, sources, stated := l.view, l.sources, l.stated
 	l.mu.Unlock()
 	if view == nil || view.Problem != "" || view.NodeUID == "" {
 		return nil
 	}
-	decision := lease.Decide(l.input(*view, sources))
+	decision := lease.Decide(l.input(*view, sources, stated))
 	changed := l.setProblem(strings.Join(decision.Problems, "; "))
 	err := l.do(ctx, decision, &changed)
 	if changed {
@@ -192,8 +193,8 @@ func (l *leaser) setProblem(problem string) bool {
 }
 
 // input gathers what the decision depends on.
-func (l *leaser) input(v kube.View, sources []netip.Addr) lease.Input {
-	in := lease.Input{Network: v.Snapshot.Network, Node: v.Snapshot.Self, Sources: sources, Now: time.Now()}
+func (l *leaser) input(v kube.View, sources []netip.Addr, stated []netip.Prefix) lease.Input {
+	in := lease.Input{Network: v.Snapshot.Network, Node: v.Snapshot.Self, Sources: sources, Pooled: stated, Now: time.Now()}
 	var own []netip.Prefix
 	for _, le := range v.Leases {
 		mine := le.Node == v.Snapshot.Self
@@ -209,7 +210,11 @@ func (l *leaser) input(v kube.View, sources []netip.Addr) lease.Input {
 			in.OthersCIDRs = append(in.OthersCIDRs, n.NodeCIDRs...)
 		}
 	}
-	in.Usage = l.book.Usage(own, rangesOf(v.Snapshot, sources))
+	ranges := rangesOf(v.Snapshot, sources)
+	for i := range ranges {
+		ranges[i].Reserved = append(ranges[i].Reserved, stated...) // pools give these
+	}
+	in.Usage = l.book.Usage(own, ranges)
 	covered := own
 	if in.Network.NodeCIDR {
 		covered = slices.Concat(own, in.NodeCIDRs)

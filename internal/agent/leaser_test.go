@@ -55,7 +55,7 @@ func (b *leaserBench) run(ctx context.Context) {
 			if v, err := b.client.View(); err == nil {
 				ranges := rangesOf(v.Snapshot, b.sources(v))
 				b.book.SetRanges(ranges)
-				b.leaser.see(v, b.sources(v))
+				b.leaser.see(v, b.sources(v), nil)
 			}
 			select {
 			case <-ctx.Done():
@@ -78,7 +78,7 @@ func (b *leaserBench) sources(v kube.View) []netip.Addr {
 func (b *leaserBench) pods(from, to int) {
 	b.t.Helper()
 	for i := from; i < to; i++ {
-		if _, err := b.book.Allocate(ipam.Key{Network: "n", ContainerID: fmt.Sprint(i), IfName: "eth0"}, ipam.Owner{}, []plan.Family{plan.IPv4}, ""); err != nil {
+		if _, err := b.book.Allocate(ipam.Key{Network: "n", ContainerID: fmt.Sprint(i), IfName: "eth0"}, ipam.Owner{}, []ipam.Want{{Family: ipam.IPv4}}, ""); err != nil {
 			b.t.Fatalf("pod %d: %v", i, err)
 		}
 		b.leaser.more()
@@ -149,11 +149,11 @@ func TestLeaseRace(t *testing.T) {
 			t.Fatal(err)
 		}
 		// The view is old: what it would choose is another's by now.
-		d := lease.Decide(b.leaser.input(v, nil))
+		d := lease.Decide(b.leaser.input(v, nil, nil))
 		b.api.change(func(a *fakeAPI) {
 			a.leases = append(a.leases, kube.Lease{Prefix: d.Claim[0], Node: "b", NodeUID: "uid-b"})
 		})
-		b.leaser.see(v, nil)
+		b.leaser.see(v, nil, nil)
 		if err := b.leaser.step(t.Context()); !kube.IsTaken(err) {
 			t.Fatalf("got %v, want that it is taken", err)
 		}
@@ -180,7 +180,7 @@ func TestReleaseRace(t *testing.T) {
 		block := netip.MustParsePrefix("10.244.0.0/26")
 		b.api.change(func(a *fakeAPI) { a.leases = []kube.Lease{{Prefix: block, Node: "a", NodeUID: "uid-a"}} })
 		b.book.SetRanges([]ipam.Range{ipam.RangeFor(block, ipam.Block)})
-		if _, err := b.book.Allocate(ipam.Key{Network: "n", ContainerID: "p", IfName: "eth0"}, ipam.Owner{}, []plan.Family{plan.IPv4}, ""); err != nil {
+		if _, err := b.book.Allocate(ipam.Key{Network: "n", ContainerID: "p", IfName: "eth0"}, ipam.Owner{}, []ipam.Want{{Family: ipam.IPv4}}, ""); err != nil {
 			t.Fatal(err)
 		}
 		changed := false

@@ -21,6 +21,7 @@ import (
 	"ropeway.dev/ropeway/internal/ipam"
 	"ropeway.dev/ropeway/internal/kube"
 	"ropeway.dev/ropeway/internal/plan"
+	"ropeway.dev/ropeway/internal/plan/cidr"
 )
 
 // cluster is what the node loop asks of the API server (kube.NodeClient).
@@ -52,6 +53,7 @@ type node struct {
 	more      func()
 
 	// The rest belongs to the goroutine of run.
+	pools       pools
 	last        laststate.State // what was set last, and goes into the state file
 	saved       laststate.State // what the state file has
 	programmed  bool            // the node's own part was set once
@@ -111,6 +113,7 @@ func (n *node) resume(ctx context.Context) {
 	n.kernelDirty = true
 	if n.last.NodeUID != "" {
 		n.programmed = true
+		n.pools.resume(n.last.Node, n.last.Pools)
 		n.serveLast()
 		return
 	}
@@ -159,16 +162,18 @@ func (n *node) pass(ctx context.Context) error {
 		return n.withoutCluster(ctx, "the API server has not answered yet", err.Error())
 	}
 	if why := unusable(view); why != "" {
-		n.leaser.see(view, n.last.Sources)
+		n.leaser.see(view, n.last.Sources, n.pools.stated)
 		return n.withoutCluster(ctx, why, "")
 	}
 	n.hold = ""
+	n.pools.update(view)
+	n.last.Pools = n.pools.usable
 	snapshot := n.overlay(view)
 	want := plan.Compute(snapshot)
 	n.exempt.Store(&exemption{snapshot.Network.Metadata, want.Metadata.Links})
 	n.set(ctx, want, view.NodeUID)
 	n.serve(snapshot, want)
-	n.leaser.see(view, n.last.Sources)
+	n.leaser.see(view, n.last.Sources, n.pools.stated)
 	n.prober.Set(probeView(snapshot, want, n.report.MTUs))
 	if !n.seeded {
 		n.prober.Seed(view.Snapshot.Probes)
@@ -326,10 +331,10 @@ func (n *node) serve(s plan.Snapshot, want plan.State) {
 	own := self(s)
 	n.last.Network = s.Network
 	n.last.NodeCIDRs = own.NodeCIDRs
-	ranges := rangesOf(s, want.Sources)
+	ranges := n.pools.divide(rangesOf(s, want.Sources))
 	if !n.usable {
 		known := prefixesOf(n.last.Ranges)
-		ranges = slices.DeleteFunc(ranges, func(r ipam.Range) bool { return !slices.Contains(known, r.Prefix) })
+		ranges = slices.DeleteFunc(ranges, func(r ipam.Range) bool { return !cidr.CoveredByAny(known, r.Prefix) })
 	}
 	n.last.Ranges = ranges
 	n.book.SetRanges(ranges)
@@ -348,6 +353,7 @@ func (n *node) service(problems []plan.Problem) service {
 		podCIDRs: n.last.Network.PodCIDRs, cidrs: n.last.Plan.CIDRs, sources: n.last.Sources,
 		nodeCIDRs: n.last.NodeCIDRs, nodeCIDRMode: n.last.Network.NodeCIDR, podMTU: n.last.PodMTU,
 		families: lease.Families(n.last.Network.PodCIDRs), leaseProblem: n.leaser.problemNow(),
+		pools: n.pools.index,
 	}
 	usable := lease.Families(prefixesOf(n.last.Ranges))
 	if s.nodeCIDRMode && len(usable) > 0 {

@@ -131,7 +131,8 @@ func TestWrongRequests(t *testing.T) {
 		change(&req)
 		return req
 	}
-	a.refused(add(func(r *cniwire.Request) { r.IPAM = "spiderpool" }), cniwire.CodeInvalidConfig, "pools are not served by this version")
+	a.refused(add(func(r *cniwire.Request) { r.IPv4Pools = []string{"nowhere"} }), cniwire.CodeNoAddress, "there is no pool nowhere")
+	a.refused(add(func(r *cniwire.Request) { r.Wanted = addrs("192.0.2.1") }), cniwire.CodeNoAddress, "this node cannot give it")
 	a.refused(add(func(r *cniwire.Request) { r.Families = []string{"IPv6"} }), cniwire.CodeInvalidConfig, "no such podCIDR")
 	a.refused(add(func(r *cniwire.Request) { r.Attachment.ContainerID = "" }), cniwire.CodeInvalidEnvironment, "")
 }

@@ -15,6 +15,8 @@ import (
 	"ropeway.dev/ropeway/internal/cniwire"
 	"ropeway.dev/ropeway/internal/dataplane/podlink"
 	"ropeway.dev/ropeway/internal/ipam"
+	"ropeway.dev/ropeway/internal/ipam/pool"
+	"ropeway.dev/ropeway/internal/kube"
 	"ropeway.dev/ropeway/internal/plan"
 )
 
@@ -22,6 +24,7 @@ import (
 // it waits for the API server.
 type server struct {
 	book    *addresses.Book
+	pods    podAPI
 	board   *board
 	wait    time.Duration // how long an ADD waits for what it needs
 	more    func()        // asks for another block, without waiting
@@ -33,9 +36,16 @@ type server struct {
 // tryEvery is how often a waiting request looks again though nothing happened.
 const tryEvery = 500 * time.Millisecond
 
+// trySoon is how often for what comes any moment, and wakes nobody.
+const trySoon = 10 * time.Millisecond
+
 // later is an error that time may mend: a lease is on its way, or the API server
 // has not answered yet.
-type later struct{ why string }
+type later struct {
+	why string
+	// soon asks for another look within milliseconds.
+	soon bool
+}
 
 func (e *later) Error() string { return e.why }
 
@@ -45,12 +55,23 @@ func (s *server) handle(ctx context.Context, req cniwire.Request) cniwire.Respon
 	resp, err := s.answer(ctx, req)
 	if err != nil {
 		resp = cniwire.Response{Error: wireError(err)}
+		s.tell(req, resp.Error)
 		s.log.Warn("cannot serve the CNI plugin", "verb", req.Verb, "network", req.Attachment.Network, "container", req.Attachment.ContainerID,
 			"pod", req.Pod.Namespace+"/"+req.Pod.Name, "code", resp.Error.Code, "err", err)
 	}
 	resp.AgentVersion = s.version
 	s.metrics.request(req.Verb, resp.Error, time.Since(start))
 	return resp
+}
+
+// tell records on the pod why it gets no address.
+func (s *server) tell(req cniwire.Request, e *cniwire.Error) {
+	if req.Verb != cniwire.Add || req.Pod.Name == "" {
+		return
+	}
+	if words, known := s.pods.PodWords(req.Pod.Namespace, req.Pod.Name, req.Pod.UID); known {
+		s.pods.PodEvent(kube.Pod{Namespace: req.Pod.Namespace, Name: req.Pod.Name, UID: words.UID}, true, "NoAddress", e.Error())
+	}
 }
 
 func (s *server) answer(ctx context.Context, req cniwire.Request) (cniwire.Response, error) {
@@ -83,12 +104,17 @@ func (s *server) waiting(ctx context.Context, req cniwire.Request, try func(serv
 	for {
 		current, changed := s.board.get()
 		resp, err := try(current, req)
-		if _, ok := errors.AsType[*later](err); !ok {
+		wait, ok := errors.AsType[*later](err)
+		if !ok {
 			return resp, err
+		}
+		again := tryEvery
+		if wait.soon {
+			again = trySoon
 		}
 		select {
 		case <-changed:
-		case <-time.After(tryEvery): // an address has rested for long enough
+		case <-time.After(again): // an address has rested for long enough
 		case <-ctx.Done():
 			return cniwire.Response{}, err
 		}
@@ -99,44 +125,49 @@ func (s *server) waiting(ctx context.Context, req cniwire.Request, try func(serv
 // same attachment gets the same addresses again.
 func (s *server) add(now service, req cniwire.Request) (cniwire.Response, error) {
 	if now.notReady != "" {
-		return cniwire.Response{}, &later{now.notReady}
+		return cniwire.Response{}, &later{why: now.notReady}
 	}
-	if req.IPAM == "spiderpool" && len(req.Addresses) == 0 {
-		return cniwire.Response{}, &cniwire.Error{Code: cniwire.CodeInvalidConfig,
-			Msg: "ipam.type spiderpool: address pools are not served by this version; use host-local or ropeway-ipam"}
-	}
-	addrs, err := s.addressesFor(now, req)
+	addrs, from, err := s.addressesFor(now, req)
 	if err != nil {
 		return cniwire.Response{}, err
 	}
 	a := req.Attachment
 	resp := cniwire.Response{Addresses: addrs, MTU: now.podMTU, HostInterface: podlink.HostLinkName(a.Network, a.ContainerID, a.IfName)}
 	for _, addr := range addrs {
-		cidr, _ := now.owns(addr)
-		resp.Subnets = append(resp.Subnets, cidr)
-		resp.Gateways = append(resp.Gateways, plan.OfFamily(now.sources, plan.FamilyOf(addr)))
+		subnet, gateway := from.answerFor(now, addr)
+		resp.Subnets, resp.Gateways = append(resp.Subnets, subnet), append(resp.Gateways, gateway)
+		if p := from.pool(addr); p != nil {
+			for _, r := range p.Routes {
+				resp.Routes = append(resp.Routes, cniwire.Route{Dst: r.Dst, Via: r.Via})
+			}
+		}
 	}
 	return resp, nil
 }
 
 // addressesFor records what another IPAM plugin gave, or gives addresses itself.
-func (s *server) addressesFor(now service, req cniwire.Request) ([]netip.Addr, error) {
+func (s *server) addressesFor(now service, req cniwire.Request) ([]netip.Addr, wanted, error) {
 	owner := ipam.Owner{Namespace: req.Pod.Namespace, Name: req.Pod.Name, UID: req.Pod.UID}
 	if len(req.Addresses) > 0 {
 		if err := receivable(now, req); err != nil {
-			return nil, err
+			return nil, wanted{}, err
 		}
-		return req.Addresses, s.book.Record(keyOf(req.Attachment), owner, req.Addresses, req.Netns)
+		return req.Addresses, wanted{}, s.book.Record(keyOf(req.Attachment), owner, req.Addresses, req.Netns)
 	}
-	families, err := familiesOf(now, req)
+	// What is held is answered again without asking what it is held for: neither
+	// pools nor the pod's words take an address back.
+	if held, ok := s.book.AddressesOf(keyOf(req.Attachment)); ok && len(held) > 0 {
+		return held, wanted{}, nil
+	}
+	w, err := s.wantsOf(now, req)
 	if err != nil {
-		return nil, err
+		return nil, w, err
 	}
-	addrs, err := s.book.Allocate(keyOf(req.Attachment), owner, families, req.Netns)
+	addrs, err := s.book.Allocate(keyOf(req.Attachment), owner, w.wants, req.Netns)
 	if ipam.IsExhausted(err) {
-		return nil, s.exhausted(now, err)
+		err = s.exhausted(now, w, s.explain(now, w, err))
 	}
-	return addrs, err
+	return addrs, w, err
 }
 
 // receivable refuses an address that another IPAM plugin gave and that no other
@@ -179,7 +210,13 @@ func familiesOf(now service, req cniwire.Request) ([]plan.Family, error) {
 
 // exhausted turns the allocator's error into one that time mends, if a block is
 // on its way.
-func (s *server) exhausted(now service, err error) error {
+func (s *server) exhausted(now service, w wanted, err error) error {
+	if _, spoken := errors.AsType[*cniwire.Error](err); spoken {
+		return err
+	}
+	if len(w.pools) > 0 {
+		return &later{why: err.Error() + ": delete pods, enlarge the pool, or name another beside it"}
+	}
 	if now.nodeCIDRMode {
 		return &cniwire.Error{Code: cniwire.CodeNoAddress,
 			Msg: fmt.Sprintf("the node's podCIDR has no free address: %v; give nodes larger podCIDRs (kube-controller-manager's --node-cidr-mask-size), or set the ClusterNetwork's addressSource to Blocks", err)}
@@ -188,18 +225,18 @@ func (s *server) exhausted(now service, err error) error {
 		return &cniwire.Error{Code: cniwire.CodeNoAddress, Msg: fmt.Sprintf("%v, and %s", err, now.leaseProblem)}
 	}
 	s.more()
-	return &later{fmt.Sprintf("%v; another block is being leased", err)}
+	return &later{why: fmt.Sprintf("%v; another block is being leased", err)}
 }
 
 // node answers what usePodCidr and usePodCidrIPv6 stand for.
 func (s *server) node(now service, _ cniwire.Request) (cniwire.Response, error) {
 	switch {
 	case now.notReady != "":
-		return cniwire.Response{}, &later{now.notReady}
+		return cniwire.Response{}, &later{why: now.notReady}
 	case now.nodeCIDRProblem != "":
 		return cniwire.Response{}, &cniwire.Error{Code: cniwire.CodeInvalidConfig, Msg: now.nodeCIDRProblem}
 	case len(now.nodeCIDRs) == 0:
-		return cniwire.Response{}, &later{"the node has no podCIDR, which usePodCidr stands for: start kube-controller-manager with --allocate-node-cidrs=true, or set ipam.type to ropeway-ipam"}
+		return cniwire.Response{}, &later{why: "the node has no podCIDR, which usePodCidr stands for: start kube-controller-manager with --allocate-node-cidrs=true, or set ipam.type to ropeway-ipam"}
 	}
 	return cniwire.Response{NodeCIDRs: now.nodeCIDRs}, nil
 }
@@ -250,7 +287,7 @@ func wireError(err error) *cniwire.Error {
 		return &cniwire.Error{Code: cniwire.CodeTryAgainLater, Msg: wait.why}
 	}
 	switch {
-	case addresses.IsConflict(err):
+	case addresses.IsConflict(err), pool.IsRefused(err):
 		return &cniwire.Error{Code: cniwire.CodeNoAddress, Msg: err.Error()}
 	case errors.Is(err, syscall.ENOSPC), errors.Is(err, syscall.EROFS), errors.Is(err, syscall.EIO):
 		return &cniwire.Error{Code: cniwire.CodeIO,

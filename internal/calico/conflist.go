@@ -184,7 +184,10 @@ func (r *reader) readIPAM(at string, ipam map[string]any) {
 		f.say(Honoured, "the real host-local, with its own files; the agent records its addresses")
 		r.readHostLocal(at, ipam)
 	case "spiderpool":
-		f.say(Refused, "pools are not served by this version: use host-local with usePodCidr, or calico-ipam")
+		f.say(Honoured, "answered by the agent: from the SpiderIPPools and AddressPools that serve a pod, else from the node's podCIDRs")
+		r.hostLocal = true // its addresses follow the nodes' podCIDRs too
+		r.out.TakeOver = append(r.out.TakeOver, "spiderpool")
+		r.readOwnIPAM(at, ipam)
 	case "":
 		f.say(Honoured, "no ipam: the agent gives addresses, as with ropeway-ipam")
 	default:
@@ -203,9 +206,13 @@ func (r *reader) readOwnIPAM(at string, ipam map[string]any) {
 		case "assign_ipv4", "assign_ipv6":
 			f.say(Translated, "a pod gets one address of each family that spec.podCIDRs has")
 		case "ipv4_pools", "ipv6_pools":
-			f.say(Refused, "pools are not in this version: give the ranges with --pod-cidr")
+			f.say(Honoured, "names of AddressPools or SpiderIPPools; Calico's own IPPools are not read")
+		case "default_ipv4_ippool", "default_ipv6_ippool":
+			f.say(Honoured, "")
+		case "log_level", "log_file_path", "log_file_max_size", "log_file_max_age", "log_file_max_count", "ipam_unix_socket_path":
+			f.say(Harmless, "the plugin's errors go to the runtime, and so to the pod's events; its socket is Ropeway's")
 		default:
-			f.say(Refused, "not a key of calico-ipam that this version knows")
+			f.say(Refused, "not a key of this ipam.type that this version knows")
 		}
 	}
 }

@@ -92,7 +92,11 @@ func (r *reader) readOther(meta metav1.PartialObjectMetadata) {
 	case strings.HasSuffix(group, "projectcalico.org"):
 		f.say(Refused, "Calico's own objects are not read in this version: say the same with --pod-cidr, --transports, --mtu, and leave the object out")
 	case group == "spiderpool.spidernet.io":
-		f.say(Refused, "pools are not served by this version: use host-local with usePodCidr, or calico-ipam")
+		if meta.Kind != "SpiderIPPool" && meta.Kind != "SpiderReservedIP" {
+			f.say(Refused, "of Spiderpool's kinds, SpiderIPPool and SpiderReservedIP are served: say the same with these, and leave the object out")
+			return
+		}
+		f.say(Harmless, "served as it is: apply it by itself, once Ropeway is installed")
 	case meta.Kind == "CustomResourceDefinition":
 		f.say(Harmless, "Ropeway brings its own kinds; CRDs that are there are neither replaced nor deleted")
 	case knownKind(meta.Kind):

@@ -81,6 +81,12 @@ type Request struct {
 	// Retired says, for Del, that the attachment's link is out of use and is left
 	// for the agent to remove, if the agent answers that it does (Reaps).
 	Retired bool `json:"retired,omitempty"`
+	// IPv4Pools and IPv6Pools are the address pools that the configuration
+	// names, and Wanted exact addresses that the runtime asks for, for Add with
+	// an ipam.type of ours.
+	IPv4Pools []string     `json:"ipv4Pools,omitempty"`
+	IPv6Pools []string     `json:"ipv6Pools,omitempty"`
+	Wanted    []netip.Addr `json:"wanted,omitempty"`
 	// Valid are the attachments that the runtime still knows, for GC
 	// (cni.dev/valid-attachments).
 	Valid []Attachment `json:"valid,omitempty"`
@@ -98,6 +104,10 @@ type Response struct {
 	// them where it serves addresses to another main plugin (ptp, bridge).
 	Subnets  []netip.Prefix `json:"subnets,omitempty"`
 	Gateways []netip.Addr   `json:"gateways,omitempty"`
+	// Routes are those that the addresses' pools state, for Add: another main
+	// plugin gives them to the interface that it makes. A pod of ours has one
+	// way out, and all of its packets follow the node's routes.
+	Routes []Route `json:"routes,omitempty"`
 	// HostInterface is the name that the host end of the pod's veth has or gets.
 	HostInterface string `json:"hostInterface,omitempty"`
 	// MTU is the pod interface's, in bytes.
@@ -110,6 +120,12 @@ type Response struct {
 	Reaps bool `json:"reaps,omitempty"`
 	// AgentVersion is the agent's release.
 	AgentVersion string `json:"agentVersion,omitempty"`
+}
+
+// Route is a route of a pod's interface.
+type Route struct {
+	Dst netip.Prefix `json:"dst"`
+	Via netip.Addr   `json:"via"`
 }
 
 // Error is a failure as the CNI specification (1.1.0, section 5) reports it.

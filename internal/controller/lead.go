@@ -63,6 +63,9 @@ type memory struct {
 	rival      rival
 	rivalAt    time.Time
 	rivalAgain bool
+	poolsTold  map[told]string
+	// poolsWritten maps pool -> the version that a write left as it was.
+	poolsWritten map[types.UID]string
 }
 
 // told identifies an event that is recorded when its message changes.
@@ -70,7 +73,8 @@ type told struct{ object, reason string }
 
 func newMemory() *memory {
 	return &memory{missing: map[string]time.Time{}, nodes: map[types.UID]*nodeMemory{}, told: map[told]string{}, routesTold: map[told]string{},
-		faults: map[plan.Fault]seenFault{}, faultsTold: map[told]string{}}
+		faults: map[plan.Fault]seenFault{}, faultsTold: map[told]string{},
+		poolsTold: map[told]string{}, poolsWritten: map[types.UID]string{}}
 }
 
 // planInBackground lets the planner of the cloud's routes work until the
@@ -155,6 +159,7 @@ func (c *controller) pass(ctx context.Context, m *memory) error {
 	return errors.Join(
 		c.writeConditions(ctx, o, m),
 		c.writeNetworkStatus(ctx, o, j, m),
+		c.writePools(ctx, o, m),
 		c.collect(ctx, o, m),
 	)
 }

@@ -5,6 +5,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/collectors"
 
 	"ropeway.dev/ropeway/internal/controller/routes"
+	"ropeway.dev/ropeway/internal/ipam/pool"
 )
 
 // metrics of one replica; those that a leader counts are 0 on the others.
@@ -18,6 +19,7 @@ type metrics struct {
 	foreignConditions prometheus.Gauge
 	problems          *prometheus.GaugeVec
 	faults            *prometheus.GaugeVec
+	pools             *prometheus.GaugeVec
 	conditionWrites   *prometheus.CounterVec
 	blocksCollected   prometheus.Counter
 	passErrors        prometheus.Counter
@@ -49,6 +51,9 @@ func newMetrics() *metrics {
 		faults: prometheus.NewGaugeVec(prometheus.GaugeOpts{
 			Name: "ropeway_faults", Help: "Nodes that a fault of the paths between nodes concerns, by fault.",
 		}, []string{"fault"}),
+		pools: prometheus.NewGaugeVec(prometheus.GaugeOpts{
+			Name: "ropeway_ipam_pool_addresses", Help: "Addresses of address pools, by pool (Kind/name) and state (total, allocated).",
+		}, []string{"pool", "state"}),
 		conditionWrites: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "ropeway_node_condition_writes_total", Help: "Writes of the node condition NetworkUnavailable, by its status.",
 		}, []string{"status"}),
@@ -57,7 +62,7 @@ func newMetrics() *metrics {
 			Buckets: prometheus.ExponentialBuckets(0.001, 4, 8),
 		}),
 	}
-	m.registry.MustRegister(m.leader, m.nodes, m.reachable, m.blocks, m.policies, m.foreignConditions, m.problems, m.faults,
+	m.registry.MustRegister(m.leader, m.nodes, m.reachable, m.blocks, m.policies, m.foreignConditions, m.problems, m.faults, m.pools,
 		m.conditionWrites, m.blocksCollected, m.passErrors, m.passSeconds,
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	m.registry.MustRegister(m.routes.Collectors()...)
@@ -68,6 +73,14 @@ func (m *metrics) setProblems(counts map[string]int) {
 	m.problems.Reset()
 	for reason, n := range counts {
 		m.problems.WithLabelValues(reason).Set(float64(n))
+	}
+}
+
+func (m *metrics) setPools(states map[pool.ID]poolState) {
+	m.pools.Reset()
+	for id, s := range states {
+		m.pools.WithLabelValues(string(id), "total").Set(float64(s.total))
+		m.pools.WithLabelValues(string(id), "allocated").Set(float64(s.allocated))
 	}
 }
 
@@ -90,6 +103,7 @@ func (m *metrics) resign() {
 	for _, g := range []prometheus.Gauge{m.leader, m.nodes, m.reachable, m.blocks, m.policies, m.foreignConditions} {
 		g.Set(0)
 	}
+	m.pools.Reset()
 	m.problems.Reset()
 	m.faults.Reset()
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	apiextensionsv1 "k8s.io/apiextensions-apiserver/pkg/apis/apiextensions/v1"
@@ -11,6 +12,8 @@ import (
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 
 	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"ropeway.dev/ropeway/api/spiderpool/v2beta1"
 )
 
 // fieldOwner is who the API server says wrote our fields (server-side apply).
@@ -35,6 +38,12 @@ func Apply(ctx context.Context, c client.Client, m Manifest, say Progress) error
 		return err
 	}
 	for _, crd := range m.CRDs {
+		if keep, err := isAnothers(ctx, c, crd); err != nil {
+			return err
+		} else if keep {
+			say("%s is another product's, and stays as it is", describe(crd))
+			continue
+		}
 		if err := applyOne(ctx, c, crd, say); err != nil {
 			return err
 		}
@@ -52,6 +61,23 @@ func Apply(ctx context.Context, c client.Client, m Manifest, say Progress) error
 	return nil
 }
 
+// isAnothers reports whether a kind of another product's API is there already:
+// such a CRD is used as it is, neither replaced nor, later, deleted.
+func isAnothers(ctx context.Context, c client.Client, crd *unstructured.Unstructured) (bool, error) {
+	if !strings.HasSuffix(crd.GetName(), "."+v2beta1.GroupVersion.Group) {
+		return false, nil
+	}
+	var have apiextensionsv1.CustomResourceDefinition
+	err := c.Get(ctx, client.ObjectKey{Name: crd.GetName()}, &have)
+	if absent(err) {
+		return false, nil
+	}
+	if err != nil {
+		return false, fmt.Errorf("look at %s: %w", describe(crd), err)
+	}
+	return !ours(&have), nil
+}
+
 // describe names an object as kubectl does.
 func describe(obj client.Object) string {
 	kind := obj.GetObjectKind().GroupVersionKind().Kind
@@ -66,6 +92,10 @@ func describe(obj client.Object) string {
 func refuseForeign(ctx context.Context, c client.Client, m Manifest) error {
 	var errs []error
 	for _, want := range append(append([]*unstructured.Unstructured{}, m.CRDs...), m.Objects...) {
+		if keep, err := isAnothers(ctx, c, want); keep || err != nil {
+			errs = append(errs, err)
+			continue
+		}
 		have := &unstructured.Unstructured{}
 		have.SetGroupVersionKind(want.GroupVersionKind())
 		err := c.Get(ctx, client.ObjectKeyFromObject(want), have)

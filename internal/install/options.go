@@ -161,8 +161,8 @@ func (o *Options) validateHost() []error {
 		}
 	}
 	for _, name := range o.TakeOver {
-		if !slices.Contains([]string{"calico", "calico-ipam"}, name) {
-			errs = append(errs, fmt.Errorf("--take-over: %q cannot be answered to: calico and calico-ipam can", name))
+		if !slices.Contains([]string{"calico", "calico-ipam", "spiderpool"}, name) {
+			errs = append(errs, fmt.Errorf("--take-over: %q cannot be answered to: calico, calico-ipam and spiderpool can", name))
 		}
 	}
 	for flag, dir := range map[string]string{"--cni-bin-dir": o.CNIBinDir, "--cni-conf-dir": o.CNIConfDir} {

@@ -134,7 +134,7 @@ func TestManifestsAreStrictlyValid(t *testing.T) {
 			t.Fatal(err)
 		}
 		objects := decode(t, m)
-		if len(m.CRDs) != 3 || len(objects) != len(m.CRDs)+len(m.Objects) {
+		if len(m.CRDs) != 6 || len(objects) != len(m.CRDs)+len(m.Objects) {
 			t.Errorf("%d CRDs, %d of %d objects decoded", len(m.CRDs), len(objects), len(m.CRDs)+len(m.Objects))
 		}
 		for _, obj := range slices.Concat(m.CRDs, m.Objects) {

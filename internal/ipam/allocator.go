@@ -5,6 +5,7 @@ package ipam
 
 import (
 	"fmt"
+	"maps"
 	"net/netip"
 	"slices"
 	"sync"
@@ -80,12 +81,40 @@ func (a *Allocator) SetRanges(list []Range) {
 	a.ranges = newRanges(list)
 }
 
-// Allocate returns one address of each family, in that order, for the key; the
-// same ones again if it is asked again. Either every family gets one or none
-// does (ExhaustedError). On any error nothing is given. ErrInvalid tells of a key
-// without container or interface, and of families that are not.
+// Want is one address that is asked for.
+type Want struct {
+	Family Family
+	// Pools are whose addresses will do, in the order that they are tried; ""
+	// is what serves by itself, and so is an empty list.
+	Pools []string
+	// Exact is the one address that will do, if it is valid. It must be in one
+	// of Pools.
+	Exact netip.Addr
+}
+
+func (w Want) pools() []string {
+	if len(w.Pools) == 0 {
+		return []string{""}
+	}
+	return w.Pools
+}
+
+// Allocate is AllocateFrom what serves by itself.
 func (a *Allocator) Allocate(key Key, owner Owner, families []Family, now time.Time) ([]netip.Addr, error) {
-	if err := checkRequest(key, families); err != nil {
+	wants := make([]Want, len(families))
+	for i, f := range families {
+		wants[i].Family = f
+	}
+	return a.AllocateFrom(key, owner, wants, now)
+}
+
+// AllocateFrom returns an address for each want, in that order, for the key; the
+// same ones again if it is asked again, whatever the pools then are. Either every
+// want gets one or none does (ExhaustedError, ConflictError for an exact one that
+// is held). On any error nothing is given. ErrInvalid tells of a key without
+// container or interface, and of wants that make no sense.
+func (a *Allocator) AllocateFrom(key Key, owner Owner, wants []Want, now time.Time) ([]netip.Addr, error) {
+	if err := checkRequest(key, wants); err != nil {
 		return nil, err
 	}
 	a.mu.Lock()
@@ -95,7 +124,7 @@ func (a *Allocator) Allocate(key Key, owner Owner, families []Family, now time.T
 	if !known {
 		binding = Binding{Key: key, Owner: owner}
 	}
-	given, fresh, err := a.pickAll(binding.Addresses, families, now)
+	given, fresh, err := a.pickAll(key, binding.Addresses, wants, now)
 	if err != nil {
 		return nil, err
 	}
@@ -109,18 +138,21 @@ func (a *Allocator) Allocate(key Key, owner Owner, families []Family, now time.T
 	return given, nil
 }
 
-// pickAll returns an address for each family: held ones, or fresh ones.
-func (a *Allocator) pickAll(held []netip.Addr, families []Family, now time.Time) (given, fresh []netip.Addr, err error) {
+// pickAll returns an address for each want: held ones, or fresh ones.
+func (a *Allocator) pickAll(key Key, held []netip.Addr, wants []Want, now time.Time) (given, fresh []netip.Addr, err error) {
 	var short []Shortage
-	for _, f := range families {
-		at := slices.IndexFunc(held, func(addr netip.Addr) bool { return FamilyOf(addr) == f })
+	for _, w := range wants {
+		at := slices.IndexFunc(held, func(addr netip.Addr) bool { return FamilyOf(addr) == w.Family })
 		if at >= 0 {
 			given = append(given, held[at])
 			continue
 		}
-		addr, ok := a.pick(f, now)
+		addr, ok := a.pick(w, now)
+		if holder, taken := a.ledger.holders[w.Exact]; taken {
+			return nil, nil, &ConflictError{Address: w.Exact, Wanted: key, Holder: a.ledger.bindings[holder].clone()}
+		}
 		if !ok {
-			short = append(short, Shortage{f, a.usage(f)})
+			short = append(short, Shortage{w.Family, w.Pools, a.usage(w.Family, w.pools()...)})
 			continue
 		}
 		given, fresh = append(given, addr), append(fresh, addr)
@@ -131,26 +163,39 @@ func (a *Allocator) pickAll(held []netip.Addr, families []Family, now time.Time)
 	return given, fresh, nil
 }
 
-// pick returns the next free address of a family. It changes nothing that
-// matters if the address is then not taken.
-func (a *Allocator) pick(f Family, now time.Time) (netip.Addr, bool) {
+// pick returns the next free address of the pools. It changes nothing that
+// matters if the address is then not taken. An address that still cools down is
+// taken only if no pool has another.
+func (a *Allocator) pick(w Want, now time.Time) (netip.Addr, bool) {
+	for _, rest := range []time.Duration{a.cooldown, min(a.cooldown, minCooldown)} {
+		for _, pool := range w.pools() {
+			g := a.ranges.group(pool)
+			if w.Exact.IsValid() {
+				if g.contain(w.Exact) && a.ledger.freed[w.Family].restedFor(w.Exact, rest, now) {
+					return w.Exact, true
+				}
+				continue
+			}
+			if addr, ok := a.pickIn(g, w.Family, rest, now); ok {
+				return addr, true
+			}
+		}
+	}
+	return netip.Addr{}, false
+}
+
+// pickIn returns the next address of a group that has rested for long enough.
+func (a *Allocator) pickIn(g *group, f Family, rest time.Duration, now time.Time) (netip.Addr, bool) {
 	freed := a.ledger.freed[f]
 	if freed.len() < freshFirst {
-		if addr, ok := a.ranges.unused(f, a.ledger); ok {
+		if addr, ok := g.unused(f, a.ledger); ok {
 			return addr, true
 		}
 	}
-	first := freed.first(a.ranges.contain)
-	if first != nil && rested(first, a.cooldown, now) {
+	if first := freed.first(g.contain); first != nil && rested(first, rest, now) {
 		return first.addr, true
 	}
-	if addr, ok := a.ranges.unused(f, a.ledger); ok {
-		return addr, true
-	}
-	if first != nil && rested(first, min(a.cooldown, minCooldown), now) {
-		return first.addr, true
-	}
-	return netip.Addr{}, false
+	return g.unused(f, a.ledger)
 }
 
 // rested reports whether an address has been free for d. A clock that was set
@@ -309,38 +354,77 @@ type Usage struct {
 	Free uint64
 }
 
-// Usage returns the counts of one family.
-func (a *Allocator) Usage(f Family) Usage {
+// Usage returns the counts of one family in the pools together; of what serves
+// by itself, if none is named.
+func (a *Allocator) Usage(f Family, pools ...string) Usage {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	return a.usage(f)
+	return a.usage(f, pools...)
 }
 
-func (a *Allocator) usage(f Family) Usage {
-	u := Usage{Total: a.ranges.size(f)}
-	for addr := range a.ledger.holders {
-		if FamilyOf(addr) == f && a.ranges.contain(addr) {
-			u.Held++
+func (a *Allocator) usage(f Family, pools ...string) Usage {
+	var u Usage
+	if len(pools) == 0 {
+		pools = []string{""}
+	}
+	for _, pool := range pools {
+		g := a.ranges.group(pool)
+		u.Total = addSaturated(u.Total, g.size(f))
+		for addr := range a.ledger.holders {
+			if FamilyOf(addr) == f && g.contain(addr) {
+				u.Held++
+			}
 		}
 	}
 	u.Free = u.Total - u.Held
 	return u
 }
 
-// Free returns the number of addresses of the family without a holder, cooling
-// ones included, at most math.MaxUint64.
-func (a *Allocator) Free(f Family) uint64 { return a.Usage(f).Free }
+// HeldByPool counts the addresses of each pool that have a holder; pools of
+// which none is held are not there.
+func (a *Allocator) HeldByPool() map[string]int32 {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	var out map[string]int32
+	for pool, g := range a.ranges.groups {
+		if pool == "" {
+			continue
+		}
+		for addr := range a.ledger.holders {
+			if g.contain(addr) {
+				if out == nil {
+					out = map[string]int32{}
+				}
+				out[pool]++
+			}
+		}
+	}
+	return out
+}
 
-func checkRequest(key Key, families []Family) error {
+// Free returns the number of addresses of the family without a holder, of all
+// pools and of what serves by itself, cooling ones included, at most
+// math.MaxUint64.
+func (a *Allocator) Free(f Family) uint64 {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.usage(f, slices.Collect(maps.Keys(a.ranges.groups))...).Free
+}
+
+func checkRequest(key Key, wants []Want) error {
 	if err := checkKey(key); err != nil {
 		return err
 	}
-	if len(families) == 0 {
+	if len(wants) == 0 {
 		return fmt.Errorf("allocate for %s: no address family is asked for: %w", key, ErrInvalid)
 	}
-	for i, f := range families {
-		if f != IPv4 && f != IPv6 || slices.Contains(families[:i], f) {
-			return fmt.Errorf("allocate for %s: the families %v are not %s, %s or both, each once: %w", key, families, IPv4, IPv6, ErrInvalid)
+	for i, w := range wants {
+		again := slices.ContainsFunc(wants[:i], func(o Want) bool { return o.Family == w.Family })
+		if w.Family != IPv4 && w.Family != IPv6 || again {
+			return fmt.Errorf("allocate for %s: the family %q is not %s or %s, each once: %w", key, w.Family, IPv4, IPv6, ErrInvalid)
+		}
+		if w.Exact.IsValid() && FamilyOf(w.Exact) != w.Family {
+			return fmt.Errorf("allocate for %s: the address %s is not of the family %s: %w", key, w.Exact, w.Family, ErrInvalid)
 		}
 	}
 	return nil

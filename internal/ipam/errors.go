@@ -16,6 +16,7 @@ var ErrNoBlock = errors.New("no free block")
 // Shortage says why a family has no address to give.
 type Shortage struct {
 	Family Family
+	Pools  []string // that were tried; none is what serves by itself
 	Usage  Usage
 }
 
@@ -36,6 +37,10 @@ func (e *ExhaustedError) Error() string {
 
 // String says what there is of the family, and what to do.
 func (s Shortage) String() string {
+	if len(s.Pools) > 0 {
+		return fmt.Sprintf("no free %s address of %s on this node (%d addresses: %d held, %d freed less than a second ago)",
+			s.Family, strings.Join(s.Pools, ", "), s.Usage.Total, s.Usage.Held, s.Usage.Free)
+	}
 	if s.Usage.Total == 0 {
 		return fmt.Sprintf("this node has no range of %s addresses yet: see the NodeNetwork's condition AddressesUsable and ClusterNetwork's podCIDRs", s.Family)
 	}

@@ -160,6 +160,16 @@ func (q *freedQueue) first(fits func(netip.Addr) bool) *freedEntry {
 	return nil
 }
 
+// restedFor reports whether an address that no one holds has been free for d;
+// one that was never used, or is forgotten, has.
+func (q *freedQueue) restedFor(a netip.Addr, d time.Duration, now time.Time) bool {
+	if !q.has(a) {
+		return true
+	}
+	e := q.first(func(o netip.Addr) bool { return o == a })
+	return rested(e, d, now)
+}
+
 // entries returns a copy of what is in the queue.
 func (q *freedQueue) entries() []freedEntry {
 	out := make([]freedEntry, 0, len(q.seqs))

@@ -113,6 +113,12 @@ var (
 		ipam.RangeFor(netip.MustParsePrefix("10.0.1.0/30"), ipam.Block),
 		ipam.RangeFor(netip.MustParsePrefix("fd00::/125"), ipam.Block, netip.MustParseAddr("fd00::1")),
 		ipam.RangeFor(netip.MustParsePrefix("fd00:1::/126"), ipam.NodeCIDR),
+		// Pools: inside a range that serves by itself, around one of its
+		// addresses that no pod gets, and alone, down to one address.
+		{Prefix: netip.MustParsePrefix("10.0.0.0/30"), Pool: "p1", Reserved: []netip.Prefix{netip.MustParsePrefix("10.0.0.0/31")}},
+		{Prefix: netip.MustParsePrefix("10.0.2.0/32"), Pool: "p1"},
+		{Prefix: netip.MustParsePrefix("10.0.2.2/31"), Pool: "p2"},
+		{Prefix: netip.MustParsePrefix("fd00::4/127"), Pool: "p2"},
 	}
 )
 
@@ -139,19 +145,30 @@ func (s *machine) key(t *rapid.T) ipam.Key {
 	}
 }
 
-// usable are the addresses that a family may give.
-func (s *machine) usable(f ipam.Family) []netip.Addr {
+// usable are the addresses of a family that a pool may give: what a pool states
+// is its own, whatever range is around it.
+func (s *machine) usable(f ipam.Family, pool string) []netip.Addr {
 	var out []netip.Addr
 	for _, r := range s.ranges {
+		if r.Pool != pool {
+			continue
+		}
 		for _, p := range cidr.Subtract([]netip.Prefix{r.Prefix}, r.Reserved) {
 			for a := p.Addr(); p.Contains(a); a = a.Next() {
-				if ipam.FamilyOf(a) == f {
+				if ipam.FamilyOf(a) == f && (pool != "" || !s.stated(a)) {
 					out = append(out, a)
 				}
 			}
 		}
 	}
 	return out
+}
+
+// stated reports whether a pool gives the address.
+func (s *machine) stated(a netip.Addr) bool {
+	return slices.ContainsFunc(s.ranges, func(r ipam.Range) bool {
+		return r.Pool != "" && r.Prefix.Contains(a) && !slices.ContainsFunc(r.Reserved, func(p netip.Prefix) bool { return p.Contains(a) })
+	})
 }
 
 func (s *machine) holder(a netip.Addr) (ipam.Key, bool) {
@@ -179,44 +196,75 @@ func (s *machine) class(a netip.Addr) int {
 	}
 }
 
-// best returns the class of the best free address of a family.
-func (s *machine) best(f ipam.Family) int {
-	best := 3
-	for _, a := range s.usable(f) {
-		if _, held := s.holder(a); !held {
-			best = min(best, s.class(a))
+// best returns the pool of a want that is to give the address, and the class of
+// the best free address in it; a want for an exact address has that alone. The
+// first pool with an address that has rested gives it, and only if there is none
+// the first with one that has not quite.
+func (s *machine) best(w ipam.Want) (pool string, best int) {
+	for _, most := range []int{1, 2} {
+		for _, pool := range w.Pools {
+			best := 3
+			for _, a := range s.usable(w.Family, pool) {
+				if _, held := s.holder(a); !held && (!w.Exact.IsValid() || a == w.Exact) {
+					best = min(best, s.class(a))
+				}
+			}
+			if best <= most {
+				return pool, best
+			}
 		}
 	}
-	return best
+	return "", 3
 }
 
 func (s *machine) allocate(t *rapid.T) {
 	key := s.key(t)
 	families := rapid.SampledFrom([][]ipam.Family{bothFamilies, bothFamilies[:1], bothFamilies[1:]}).Draw(t, "families")
-	s.tryAllocate(t, key, families, false)
+	pools := rapid.SampledFrom([][]string{{""}, {""}, {"p1"}, {"p2", "p1"}, {"p1", ""}, {"gone"}}).Draw(t, "pools")
+	s.tryAllocate(t, key, wantsOf(families, pools), false)
 }
 
-func (s *machine) tryAllocate(t *rapid.T, key ipam.Key, families []ipam.Family, faulty bool) {
-	given, err := s.alloc.Allocate(key, ipam.Owner{Name: key.ContainerID}, families, s.now)
+func wantsOf(families []ipam.Family, pools []string) []ipam.Want {
+	var wants []ipam.Want
+	for _, f := range families {
+		wants = append(wants, ipam.Want{Family: f, Pools: pools})
+	}
+	return wants
+}
+
+// allocateExact asks for one address, which may be held, of another pool, or no
+// pod's.
+func (s *machine) allocateExact(t *rapid.T) {
+	a := netip.AddrFrom4([4]byte{10, 0, rapid.ByteRange(0, 2).Draw(t, "net"), rapid.ByteRange(0, 7).Draw(t, "host")})
+	pool := rapid.SampledFrom([]string{"", "p1", "p2"}).Draw(t, "pool")
+	s.tryAllocate(t, s.key(t), []ipam.Want{{Family: ipam.IPv4, Pools: []string{pool}, Exact: a}}, false)
+}
+
+func (s *machine) tryAllocate(t *rapid.T, key ipam.Key, wants []ipam.Want, faulty bool) {
+	given, err := s.alloc.AllocateFrom(key, ipam.Owner{Name: key.ContainerID}, wants, s.now)
 	if err != nil {
 		if given != nil {
 			t.Fatalf("both %v and %v", given, err)
 		}
-		if ipam.IsExhausted(err) && !s.unsure && !slices.ContainsFunc(families, func(f ipam.Family) bool {
-			return !s.has(key, f) && s.best(f) == 3
+		if ipam.IsExhausted(err) && !s.unsure && !slices.ContainsFunc(wants, func(w ipam.Want) bool {
+			_, best := s.best(w)
+			return !s.has(key, w.Family) && best == 3
 		}) {
 			t.Fatalf("%v, but every family has a free address", err)
 		}
-		if !ipam.IsExhausted(err) && !faulty {
+		if holder, held := s.holder(wants[0].Exact); ipam.IsConflict(err) && !s.unsure && (!held || holder == key) {
+			t.Fatalf("%v, but nobody else holds it", err)
+		}
+		if !ipam.IsExhausted(err) && !ipam.IsConflict(err) && !faulty {
 			t.Fatal(err)
 		}
 		return
 	}
-	if len(given) != len(families) {
-		t.Fatalf("%v for %v", given, families)
+	if len(given) != len(wants) {
+		t.Fatalf("%v for %v", given, wants)
 	}
 	for i, a := range given {
-		s.checkGiven(t, key, families[i], a)
+		s.checkGiven(t, key, wants[i], a)
 	}
 	for _, a := range given {
 		if !slices.Contains(s.pods[key], a) {
@@ -231,7 +279,8 @@ func (s *machine) has(key ipam.Key, f ipam.Family) bool {
 	return slices.ContainsFunc(s.pods[key], func(a netip.Addr) bool { return ipam.FamilyOf(a) == f })
 }
 
-func (s *machine) checkGiven(t *rapid.T, key ipam.Key, f ipam.Family, a netip.Addr) {
+func (s *machine) checkGiven(t *rapid.T, key ipam.Key, w ipam.Want, a netip.Addr) {
+	f := w.Family
 	if ipam.FamilyOf(a) != f {
 		t.Fatalf("%s is not %s", a, f)
 	}
@@ -247,14 +296,21 @@ func (s *machine) checkGiven(t *rapid.T, key ipam.Key, f ipam.Family, a netip.Ad
 	if s.unsure {
 		return
 	}
-	if !slices.Contains(s.usable(f), a) {
-		t.Fatalf("%s is no pod's", a)
+	pool, best := s.best(w)
+	if !slices.Contains(s.usable(f, pool), a) {
+		t.Fatalf("%s was given for %v, and is not of %q", a, w, pool)
 	}
-	if got, best := s.class(a), s.best(f); got != best {
+	if w.Exact.IsValid() {
+		if a != w.Exact {
+			t.Fatalf("%s was given for %v", a, w)
+		}
+		return
+	}
+	if got := s.class(a); got != best {
 		t.Fatalf("%s of class %d was given although one of class %d was free", a, got, best)
 	}
 	if at, was := s.freed[a]; was {
-		for _, other := range s.usable(f) {
+		for _, other := range s.usable(f, pool) {
 			if otherAt, free := s.freed[other]; free && otherAt.Before(at) {
 				t.Fatalf("%s, freed at %s, was given before %s, freed at %s", a, at, other, otherAt)
 			}
@@ -371,7 +427,7 @@ func (s *machine) fault(t *rapid.T) {
 			s.forget(key) // its DEL has begun: the pod does not run any more
 		}
 	} else {
-		s.tryAllocate(t, key, bothFamilies, true)
+		s.tryAllocate(t, key, wantsOf(bothFamilies, []string{""}), true)
 	}
 	s.medium.heal()
 	if after := s.alloc.Held(); !reflect.DeepEqual(before, after) {
@@ -407,25 +463,37 @@ func (s *machine) check(t *rapid.T) {
 		t.Fatalf("held %v, want %v", s.alloc.Held(), s.pods)
 	}
 	for _, f := range bothFamilies {
-		want := ipam.Usage{Total: uint64(len(s.usable(f)))}
-		for _, a := range s.usable(f) {
-			if _, held := s.holder(a); held {
-				want.Held++
-			}
-			if !s.alloc.InRange(a) {
-				t.Fatalf("%s is not in range", a)
+		var free uint64
+		for _, pool := range []string{"", "p1", "p2"} {
+			want := s.usage(t, f, pool)
+			free += want.Free
+			if got := s.alloc.Usage(f, pool); got != want {
+				t.Fatalf("%s of %q: %+v, want %+v", f, pool, got, want)
 			}
 		}
-		want.Free = want.Total - want.Held
-		if got := s.alloc.Usage(f); got != want || s.alloc.Free(f) != want.Free {
-			t.Fatalf("%s: %+v, want %+v", f, got, want)
+		if got := s.alloc.Free(f); got != free {
+			t.Fatalf("%d %s addresses are free, want %d", got, f, free)
 		}
 	}
 }
 
+func (s *machine) usage(t *rapid.T, f ipam.Family, pool string) ipam.Usage {
+	u := ipam.Usage{Total: uint64(len(s.usable(f, pool)))}
+	for _, a := range s.usable(f, pool) {
+		if _, held := s.holder(a); held {
+			u.Held++
+		}
+		if !s.alloc.InRange(a) {
+			t.Fatalf("%s is not in range", a)
+		}
+	}
+	u.Free = u.Total - u.Held
+	return u
+}
+
 func (s *machine) actions(faults bool) map[string]func(*rapid.T) {
 	actions := map[string]func(*rapid.T){
-		"allocate": s.allocate, "allocate2": s.allocate, "record": s.record, "release": s.release, "release2": s.release,
+		"allocate": s.allocate, "allocate2": s.allocate, "allocate exact": s.allocateExact, "record": s.record, "release": s.release, "release2": s.release,
 		"retain": s.retain, "set ranges": s.setRanges, "wait": s.wait, "restart": s.restart, "": s.check,
 	}
 	if faults {

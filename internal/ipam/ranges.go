@@ -11,6 +11,8 @@ import (
 // Range is where addresses are given from.
 type Range struct {
 	Prefix netip.Prefix
+	// Pool is whose addresses they are; empty for what serves by itself.
+	Pool string `json:",omitempty"`
 	// Reserved are the parts that no pod gets.
 	Reserved []netip.Prefix
 }
@@ -52,9 +54,14 @@ func (r *Range) reserve(a netip.Addr) {
 	r.Reserved = append(r.Reserved, netip.PrefixFrom(a, a.BitLen()))
 }
 
-// ranges is what is left of a list of Ranges: segments without reserved
-// addresses and without overlap.
+// ranges is what is left of a list of Ranges: for each pool, segments without
+// reserved addresses, and none of them in two.
 type ranges struct {
+	groups map[string]*group // pool -> what it gives
+}
+
+// group is what one pool gives.
+type group struct {
 	// segments are in the order that they are used in.
 	segments []*segment
 	// sorted holds the same by address.
@@ -69,29 +76,61 @@ type segment struct {
 	next netip.Addr
 }
 
+// newRanges lets a pool have what it states; what serves by itself is the rest.
 func newRanges(list []Range) ranges {
-	var r ranges
-	for _, one := range list {
-		parts := cidr.Subtract([]netip.Prefix{one.Prefix}, append(slices.Clone(one.Reserved), r.sorted...))
-		for _, p := range parts {
-			r.segments = append(r.segments, &segment{prefix: p, next: p.Addr()})
+	r := ranges{groups: map[string]*group{"": {}}}
+	var taken []netip.Prefix
+	for _, own := range []bool{false, true} {
+		for _, one := range list {
+			if (one.Pool == "") != own {
+				continue
+			}
+			parts := cidr.Subtract([]netip.Prefix{one.Prefix}, slices.Concat(one.Reserved, taken))
+			g := r.groups[one.Pool]
+			if g == nil {
+				g = &group{}
+				r.groups[one.Pool] = g
+			}
+			for _, p := range parts {
+				g.segments = append(g.segments, &segment{prefix: p, next: p.Addr()})
+			}
+			g.sorted = append(g.sorted, parts...)
+			taken = append(taken, parts...)
 		}
-		r.sorted = append(r.sorted, parts...)
-		slices.SortFunc(r.sorted, netip.Prefix.Compare)
+	}
+	for _, g := range r.groups {
+		slices.SortFunc(g.sorted, netip.Prefix.Compare)
 	}
 	return r
 }
 
-func (r *ranges) contain(a netip.Addr) bool {
-	at, exact := slices.BinarySearchFunc(r.sorted, a, func(p netip.Prefix, a netip.Addr) int {
-		return p.Addr().Compare(a)
-	})
-	return exact || at > 0 && r.sorted[at-1].Contains(a)
+// group returns what a pool gives; of an unknown one, nothing.
+func (r *ranges) group(pool string) *group {
+	if g := r.groups[pool]; g != nil {
+		return g
+	}
+	return &group{}
 }
 
-func (r *ranges) size(f Family) uint64 {
+func (r *ranges) contain(a netip.Addr) bool {
+	for _, g := range r.groups {
+		if g.contain(a) {
+			return true
+		}
+	}
+	return false
+}
+
+func (g *group) contain(a netip.Addr) bool {
+	at, exact := slices.BinarySearchFunc(g.sorted, a, func(p netip.Prefix, a netip.Addr) int {
+		return p.Addr().Compare(a)
+	})
+	return exact || at > 0 && g.sorted[at-1].Contains(a)
+}
+
+func (g *group) size(f Family) uint64 {
 	var sum uint64
-	for _, p := range r.sorted {
+	for _, p := range g.sorted {
 		if FamilyOf(p.Addr()) == f {
 			sum = addSaturated(sum, cidr.Size(p))
 		}
@@ -101,8 +140,8 @@ func (r *ranges) size(f Family) uint64 {
 
 // unused returns the first address, in the order of the ranges, that is neither
 // held nor among the freed ones.
-func (r *ranges) unused(f Family, l *ledger) (netip.Addr, bool) {
-	for _, s := range r.segments {
+func (g *group) unused(f Family, l *ledger) (netip.Addr, bool) {
+	for _, s := range g.segments {
 		if FamilyOf(s.prefix.Addr()) != f {
 			continue
 		}
@@ -115,8 +154,10 @@ func (r *ranges) unused(f Family, l *ledger) (netip.Addr, bool) {
 
 // rewind makes unused look at every address again.
 func (r *ranges) rewind() {
-	for _, s := range r.segments {
-		s.next = s.prefix.Addr()
+	for _, g := range r.groups {
+		for _, s := range g.segments {
+			s.next = s.prefix.Addr()
+		}
 	}
 }
 

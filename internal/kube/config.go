@@ -15,6 +15,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	networkingv1 "k8s.io/api/networking/v1"
 
+	"ropeway.dev/ropeway/api/spiderpool/v2beta1"
 	"ropeway.dev/ropeway/api/v1alpha1"
 )
 
@@ -51,7 +52,7 @@ func RESTConfig(kubeconfig, context string) (*rest.Config, error) {
 func NewScheme() *runtime.Scheme {
 	s := runtime.NewScheme()
 	for _, add := range []func(*runtime.Scheme) error{
-		corev1.AddToScheme, appsv1.AddToScheme, coordinationv1.AddToScheme, networkingv1.AddToScheme, v1alpha1.AddToScheme,
+		corev1.AddToScheme, appsv1.AddToScheme, coordinationv1.AddToScheme, networkingv1.AddToScheme, v1alpha1.AddToScheme, v2beta1.AddToScheme,
 	} {
 		if err := add(s); err != nil {
 			panic(fmt.Sprintf("two API types of one name were compiled in: %v", err))
@@ -65,10 +66,12 @@ func NewScheme() *runtime.Scheme {
 // and needs no discovery call.
 func NewMapper() meta.RESTMapper {
 	core := schema.GroupVersion{Version: "v1"}
-	m := meta.NewDefaultRESTMapper([]schema.GroupVersion{core, v1alpha1.GroupVersion})
-	for _, kind := range []string{"ClusterNetwork", "AddressBlock", "NodeNetwork"} {
+	m := meta.NewDefaultRESTMapper([]schema.GroupVersion{core, v1alpha1.GroupVersion, v2beta1.GroupVersion})
+	for _, kind := range []string{"ClusterNetwork", "AddressBlock", "NodeNetwork", "AddressPool"} {
 		m.Add(v1alpha1.GroupVersion.WithKind(kind), meta.RESTScopeRoot)
 	}
+	m.Add(v2beta1.GroupVersion.WithKind("SpiderIPPool"), meta.RESTScopeRoot)
+	m.Add(v2beta1.GroupVersion.WithKind("SpiderReservedIP"), meta.RESTScopeRoot)
 	m.Add(core.WithKind("Node"), meta.RESTScopeRoot)
 	m.Add(core.WithKind("Namespace"), meta.RESTScopeRoot)
 	m.Add(networkingv1.SchemeGroupVersion.WithKind("ServiceCIDR"), meta.RESTScopeRoot)

@@ -27,6 +27,7 @@ type NodeClient struct {
 	recorder record.EventRecorder
 	events   record.EventBroadcaster
 	sent     published
+	pools    poolMemory
 }
 
 // NewClient returns a client that reads and writes the API server directly, for
@@ -87,9 +88,12 @@ func (c *NodeClient) View() (View, error) {
 	c.claims.apply(objects)
 	v := View{Leases: objects.Leases(), ControllerAlive: c.alive.alive()}
 	v.Snapshot, v.Problem = objects.Snapshot(c.node)
+	v.Pools, v.Reserved = objects.Pools()
+	v.Pools = c.pools.same(v.Pools)
+	v.PoolsKnown = objects.PoolsKnown
 	for i := range objects.Nodes {
 		if n := &objects.Nodes[i]; n.Name == c.node {
-			v.NodeUID = string(n.UID)
+			v.NodeUID, v.NodeLabels = string(n.UID), n.Labels
 			v.Condition = nodeCondition(n)
 		}
 	}
@@ -115,6 +119,26 @@ func (c *NodeClient) Pods() ([]Pod, bool) {
 		})
 	}
 	return pods, true
+}
+
+// PodWords returns what a pod of this node and its namespace say, and whether
+// both have been read. A pod of another UID than the given one is another pod of
+// that name; a static pod's UID is, to the runtime, its configuration's hash.
+func (c *NodeClient) PodWords(namespace, name, uid string) (PodWords, bool) {
+	if !c.observer.syncedKind("pods") || !c.observer.syncedKind("namespaces") {
+		return PodWords{}, false
+	}
+	pod, ns := metadataOf("v1", "Pod"), metadataOf("v1", "Namespace")
+	ctx := context.Background()
+	if c.observer.cache.Get(ctx, client.ObjectKey{Namespace: namespace, Name: name}, pod) != nil ||
+		c.observer.cache.Get(ctx, client.ObjectKey{Name: namespace}, ns) != nil {
+		return PodWords{}, false
+	}
+	if uid != "" && uid != string(pod.UID) && uid != pod.Annotations[configHashAnnotation] {
+		return PodWords{}, false
+	}
+	return PodWords{UID: string(pod.UID), Labels: pod.Labels, Annotations: pod.Annotations,
+		NamespaceLabels: ns.Labels, NSAnnotated: ns.Annotations}, true
 }
 
 // nodeUID returns the UID of this node's Node object, or an error that says

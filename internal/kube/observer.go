@@ -7,8 +7,12 @@ import (
 	"log/slog"
 	"strings"
 
+	"sync"
+
 	corev1 "k8s.io/api/core/v1"
 	networkingv1 "k8s.io/api/networking/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/apimachinery/pkg/types"
@@ -18,6 +22,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/cache"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
+	"ropeway.dev/ropeway/api/spiderpool/v2beta1"
 	"ropeway.dev/ropeway/api/v1alpha1"
 )
 
@@ -28,6 +33,7 @@ type Observer struct {
 	cache   cache.Cache
 	watched []watched
 	changed chan struct{}
+	absent  absent
 }
 
 // watched is one kind of object that the Observer keeps.
@@ -59,18 +65,21 @@ func NewObserver(cfg *rest.Config, opts ObserverOptions, log *slog.Logger) (*Obs
 	yes := true
 	pods, namespaces := metadataOf("v1", "Pod"), metadataOf("v1", "Namespace")
 	byObject := map[client.Object]cache.ByObject{
-		&corev1.Node{}:             {Transform: slimNode},
+		&corev1.Node{}:             {Transform: slimNode(opts.Self)},
 		&v1alpha1.ClusterNetwork{}: {Transform: slimNetwork},
 		&v1alpha1.NodeNetwork{}:    {Transform: slimNodeNetwork(opts.Self)},
 		namespaces:                 {Field: fields.OneTermEqualSelector("metadata.name", SystemNamespace)},
 	}
 	if opts.Self != "" {
+		byObject[namespaces] = cache.ByObject{Transform: slimNamespace}
 		byObject[pods] = cache.ByObject{
 			Field:     fields.OneTermEqualSelector("spec.nodeName", opts.Self),
 			Transform: slimPod,
 		}
 	}
+	o := &Observer{log: log, changed: make(chan struct{}, 1)}
 	c, err := cache.New(cfg, cache.Options{
+		DefaultWatchErrorHandler:     o.watchFailed,
 		Scheme:                       NewScheme(),
 		Mapper:                       NewMapper(),
 		ByObject:                     byObject,
@@ -81,7 +90,7 @@ func NewObserver(cfg *rest.Config, opts ObserverOptions, log *slog.Logger) (*Obs
 	if err != nil {
 		return nil, fmt.Errorf("prepare to watch the API server %s: %w", cfg.Host, err)
 	}
-	o := &Observer{log: log, cache: c, changed: make(chan struct{}, 1)}
+	o.cache = c
 	o.watched = kindsToWatch(opts)
 	return o, o.subscribe(opts)
 }
@@ -93,6 +102,9 @@ func kindsToWatch(opts ObserverOptions) []watched {
 		{name: "nodenetworks", obj: &v1alpha1.NodeNetwork{}},
 		{name: "addressblocks", obj: &v1alpha1.AddressBlock{}},
 		{name: "namespaces", obj: metadataOf("v1", "Namespace")},
+		{name: "addresspools", obj: &v1alpha1.AddressPool{}, optional: true},
+		{name: "spiderippools", obj: &v2beta1.SpiderIPPool{}, optional: true},
+		{name: "spiderreservedips", obj: &v2beta1.SpiderReservedIP{}, optional: true},
 	}
 	if opts.Self != "" {
 		kinds = append(kinds, watched{name: "pods", obj: metadataOf("v1", "Pod"), optional: true})
@@ -191,7 +203,22 @@ func (o *Observer) Objects(ctx context.Context) (*Objects, error) {
 	if err := o.Synced(); err != nil {
 		return nil, err
 	}
-	return readObjects(ctx, o.cache)
+	out, err := readObjects(ctx, o.cache)
+	if err == nil && o.poolsKnown() {
+		err = out.readPools(ctx, o.cache)
+	}
+	return out, err
+}
+
+// poolsKnown says whether every kind of pool has been read, or is unknown to
+// the API server and so has no object.
+func (o *Observer) poolsKnown() bool {
+	for _, kind := range []string{"addresspools", "spiderippools", "spiderreservedips"} {
+		if !o.syncedKind(kind) && !o.absent.has(kind) {
+			return false
+		}
+	}
+	return true
 }
 
 // Reader reads from the Observer's cache the kinds that it keeps.
@@ -223,6 +250,59 @@ func readObjects(ctx context.Context, r client.Reader) (*Objects, error) {
 	}
 	out.Nodes, out.NodeNetworks, out.Blocks = nodes.Items, nns.Items, abs.Items
 	return &out, nil
+}
+
+// readPools adds the pools. A kind that the API server does not know has none.
+func (o *Objects) readPools(ctx context.Context, r client.Reader) error {
+	var (
+		pools    v1alpha1.AddressPoolList
+		spider   v2beta1.SpiderIPPoolList
+		reserved v2beta1.SpiderReservedIPList
+	)
+	for _, list := range []client.ObjectList{&pools, &spider, &reserved} {
+		if err := r.List(ctx, list); err != nil && !apierrors.IsNotFound(err) && !meta.IsNoMatchError(err) {
+			return fmt.Errorf("list %T: %w", list, err)
+		}
+	}
+	o.AddressPools, o.SpiderIPPools, o.SpiderReservedIPs = pools.Items, spider.Items, reserved.Items
+	o.PoolsKnown = true
+	return nil
+}
+
+// absent are the kinds that the API server does not know: their CRD is not
+// there.
+type absent struct {
+	mu    sync.Mutex
+	kinds map[string]bool
+}
+
+func (a *absent) has(kind string) bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.kinds[kind]
+}
+
+// add returns whether it is news.
+func (a *absent) add(kind string) bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	news := !a.kinds[kind]
+	if a.kinds == nil {
+		a.kinds = map[string]bool{}
+	}
+	a.kinds[kind] = true
+	return news
+}
+
+// watchFailed notes a kind that the API server does not know.
+func (o *Observer) watchFailed(ctx context.Context, r *toolscache.Reflector, err error) {
+	for _, w := range o.watched {
+		if w.optional && apierrors.IsNotFound(err) && r.TypeDescription() == fmt.Sprintf("%T", w.obj) && o.absent.add(w.name) {
+			o.log.Info("the API server does not know "+w.name+": no such object is looked at until it does", "err", err)
+			o.Touch()
+		}
+	}
+	toolscache.DefaultWatchErrorHandler(ctx, r, err)
 }
 
 // PoliciesSynced says whether the NetworkPolicies are kept and have been read.

@@ -97,6 +97,7 @@ func (p *published) worthWriting(old, want *v1alpha1.NodeNetworkStatus) bool {
 	}
 	a, b := *old, *want
 	a.Pods, b.Pods = 0, 0
+	a.Pools, b.Pools = nil, nil
 	a.Peers, b.Peers = nil, nil
 	a.Exceptions, b.Exceptions = nil, nil
 	return !equality.Semantic.DeepEqual(a, b) || time.Since(p.at) >= countsInterval(want.Peers)
@@ -174,6 +175,7 @@ func buildStatus(s NodeStatus, old *v1alpha1.NodeNetworkStatus, now metav1.Time)
 		CIDRs:        stringsOf(s.CIDRs),
 		Sources:      stringsOf(s.Sources),
 		Pods:         int32(s.Pods),
+		Pools:        s.Pools,
 		Probes:       probeResults(s.Probes, old.Probes, now),
 		Exceptions:   exceptions(s.Exceptions),
 		Conditions:   slices.Clone(old.Conditions),

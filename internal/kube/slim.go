@@ -12,7 +12,9 @@ import (
 
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
+	"ropeway.dev/ropeway/api/spiderpool/v2beta1"
 	"ropeway.dev/ropeway/api/v1alpha1"
+	"ropeway.dev/ropeway/internal/ipam/pool"
 )
 
 // What the caches keep. An agent holds every Node and NodeNetwork of the
@@ -56,20 +58,45 @@ func slimNetwork(obj any) (any, error) {
 	return obj, nil
 }
 
+// slimPod keeps what pools are chosen by.
 func slimPod(obj any) (any, error) {
 	if m, err := meta.Accessor(obj); err == nil {
-		slimMeta(m, configHashAnnotation)
+		labels := m.GetLabels()
+		slimMeta(m, append(pool.PodAnnotations(), configHashAnnotation)...)
+		m.SetLabels(labels)
 		m.SetOwnerReferences(nil)
 	}
 	return obj, nil
 }
 
-func slimNode(obj any) (any, error) {
-	n, ok := obj.(*corev1.Node)
-	if !ok {
-		return obj, nil
+// slimNamespace keeps what pools are chosen by.
+func slimNamespace(obj any) (any, error) {
+	if m, err := meta.Accessor(obj); err == nil {
+		labels := m.GetLabels()
+		slimMeta(m, pool.NamespaceAnnotations()...)
+		m.SetLabels(labels)
+		m.SetOwnerReferences(nil)
 	}
-	slimMeta(n, WriterAnnotation)
+	return obj, nil
+}
+
+// slimNode keeps the labels of the node itself, by which it has pools.
+func slimNode(self string) func(any) (any, error) {
+	return func(obj any) (any, error) {
+		n, ok := obj.(*corev1.Node)
+		if !ok {
+			return obj, nil
+		}
+		labels := n.Labels
+		slimMeta(n, WriterAnnotation)
+		if n.Name == self {
+			n.Labels = labels
+		}
+		return slimNodeStatus(n), nil
+	}
+}
+
+func slimNodeStatus(n *corev1.Node) *corev1.Node {
 	n.OwnerReferences = nil
 	var status corev1.NodeStatus
 	for _, a := range n.Status.Addresses {
@@ -88,7 +115,7 @@ func slimNode(obj any) (any, error) {
 	}
 	n.Status = status
 	n.Spec = corev1.NodeSpec{PodCIDR: n.Spec.PodCIDR, PodCIDRs: n.Spec.PodCIDRs, ProviderID: n.Spec.ProviderID}
-	return n, nil
+	return n
 }
 
 // slimNodeNetwork keeps what the plan asks of another node, and the node's own
@@ -105,8 +132,12 @@ func slimNodeNetwork(self string) func(any) (any, error) {
 		}
 		n.OwnerReferences = nil
 		st := &n.Status
+		var pools map[string]int32
+		if self == "" {
+			pools = st.Pools // the controller adds them up
+		}
 		n.Status = v1alpha1.NodeNetworkStatus{NodeUID: once(st.NodeUID), ReadySince: st.ReadySince, Sources: st.Sources, VTEP: st.VTEP,
-			Transports: slimTransports(st.Transports), Probes: slimProbes(st.Probes), Faults: st.Faults}
+			Transports: slimTransports(st.Transports), Probes: slimProbes(st.Probes), Faults: st.Faults, Pools: pools}
 		return n, nil
 	}
 }
@@ -139,7 +170,8 @@ func once(s string) string { return unique.Make(s).Value() }
 // sameForUs says that an update changed nothing that the slimmed object shows,
 // so that a kubelet's heartbeat wakes nobody.
 func sameForUs(before, after client.Object) bool {
-	if before.GetUID() != after.GetUID() || !maps.Equal(before.GetAnnotations(), after.GetAnnotations()) {
+	if before.GetUID() != after.GetUID() || !maps.Equal(before.GetAnnotations(), after.GetAnnotations()) ||
+		!maps.Equal(before.GetLabels(), after.GetLabels()) {
 		return false
 	}
 	switch b := before.(type) {
@@ -155,6 +187,10 @@ func sameForUs(before, after client.Object) bool {
 	case *v1alpha1.AddressBlock:
 		a, ok := after.(*v1alpha1.AddressBlock)
 		return ok && b.Spec == a.Spec
+	case *v1alpha1.AddressPool, *v2beta1.SpiderIPPool:
+		return before.GetGeneration() == after.GetGeneration() && before.GetDeletionTimestamp().Equal(after.GetDeletionTimestamp())
+	case *v2beta1.SpiderReservedIP:
+		return before.GetGeneration() == after.GetGeneration()
 	case *metav1.PartialObjectMetadata:
 		return before.GetDeletionTimestamp().Equal(after.GetDeletionTimestamp())
 	}

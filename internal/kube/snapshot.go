@@ -8,6 +8,7 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 
+	"ropeway.dev/ropeway/api/spiderpool/v2beta1"
 	"ropeway.dev/ropeway/api/v1alpha1"
 	"ropeway.dev/ropeway/internal/plan"
 )
@@ -22,6 +23,12 @@ type Objects struct {
 	Nodes        []corev1.Node
 	NodeNetworks []v1alpha1.NodeNetwork
 	Blocks       []v1alpha1.AddressBlock
+
+	// PoolsKnown is false while the pools have not been read.
+	PoolsKnown        bool
+	AddressPools      []v1alpha1.AddressPool
+	SpiderIPPools     []v2beta1.SpiderIPPool
+	SpiderReservedIPs []v2beta1.SpiderReservedIP
 }
 
 // Snapshot says the objects in the plan's words, for one node; self may be

@@ -149,7 +149,7 @@ func TestSlimming(t *testing.T) {
 	n.Status.Conditions = []corev1.NodeCondition{
 		{Type: corev1.NodeMemoryPressure}, {Type: corev1.NodeReady, LastHeartbeatTime: metav1.Now()}, {Type: corev1.NodeNetworkUnavailable, Reason: "r"},
 	}
-	out, err := slimNode(&n)
+	out, err := slimNode("")(&n)
 	if err != nil {
 		t.Fatal(err)
 	}

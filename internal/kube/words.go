@@ -5,6 +5,7 @@ import (
 	"net/netip"
 	"time"
 
+	"ropeway.dev/ropeway/internal/ipam/pool"
 	"ropeway.dev/ropeway/internal/plan"
 )
 
@@ -29,6 +30,12 @@ type View struct {
 	ControllerAlive bool
 	// Leases are all AddressBlocks, of all nodes, by CIDR.
 	Leases []Lease
+	// Pools are all pools, and Reserved what nobody gets of them; PoolsKnown is
+	// false while they have not been read. NodeLabels are the node's own.
+	Pools      []*pool.Pool
+	Reserved   []netip.Prefix
+	PoolsKnown bool
+	NodeLabels map[string]string
 	// Problem is why no network is in force, as a sentence; else empty.
 	Problem string
 }
@@ -58,6 +65,13 @@ type Pod struct {
 	Deleting bool
 }
 
+// PodWords are what a pod and its namespace say of the addresses that it wants.
+type PodWords struct {
+	UID                          string
+	Labels, Annotations          map[string]string
+	NamespaceLabels, NSAnnotated map[string]string
+}
+
 // NodeStatus is what a node's agent says of itself, for NodeNetwork.status.
 type NodeStatus struct {
 	// NodeUID is the UID of the Node that this speaks of; the current one's
@@ -80,6 +94,8 @@ type NodeStatus struct {
 	// Faults maps what the node found wrong with itself -> a sentence.
 	Faults map[plan.Fault]string
 	Pods   int // addresses in use
+	// Pools maps pool (Kind/name) -> addresses of it in use.
+	Pools map[string]int32
 	// Programmed is whether the kernel holds what the plan wants,
 	// AddressesUsable whether the node's own CIDRs can be used.
 	Programmed, AddressesUsable Condition

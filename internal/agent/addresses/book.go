@@ -21,6 +21,7 @@ import (
 	"ropeway.dev/ropeway/internal/ipam"
 	"ropeway.dev/ropeway/internal/ipam/journal"
 	"ropeway.dev/ropeway/internal/plan"
+	"ropeway.dev/ropeway/internal/plan/cidr"
 )
 
 // Kernel is what the book asks the node's kernel.
@@ -94,18 +95,14 @@ func (b *Book) touch() {
 	}
 }
 
-// Allocate gives one address of each family to a sandbox's interface, the same
-// again if it has some; all or none. netns is the path of the sandbox's network
+// Allocate gives the wanted addresses to a sandbox's interface, the same again if
+// it has some; all or none. netns is the path of the sandbox's network
 // namespace, for evidence later; it may be empty.
-func (b *Book) Allocate(key ipam.Key, owner ipam.Owner, families []plan.Family, netns string) ([]netip.Addr, error) {
+func (b *Book) Allocate(key ipam.Key, owner ipam.Owner, wants []ipam.Want, netns string) ([]netip.Addr, error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.applyTombstones()
-	wanted := make([]ipam.Family, 0, len(families))
-	for _, f := range families {
-		wanted = append(wanted, ipam.Family(f))
-	}
-	addrs, err := b.allocator.Allocate(key, owner, wanted, b.now())
+	addrs, err := b.allocator.AllocateFrom(key, owner, wants, b.now())
 	if err != nil {
 		return nil, err
 	}
@@ -185,6 +182,9 @@ func (b *Book) IsHeld(a netip.Addr) bool {
 	return held
 }
 
+// Gives is true if an address is one that the node gives to pods.
+func (b *Book) Gives(a netip.Addr) bool { return b.allocator.InRange(a) }
+
 // Bindings returns who holds what, in the order of keys.
 func (b *Book) Bindings() []ipam.Binding { return b.allocator.Held() }
 
@@ -196,6 +196,9 @@ func (b *Book) Count() int {
 	}
 	return n
 }
+
+// CountByPool returns how many addresses of each pool are held.
+func (b *Book) CountByPool() map[string]int32 { return b.allocator.HeldByPool() }
 
 // Free returns how many addresses of a family can be given.
 func (b *Book) Free(f plan.Family) uint64 { return b.allocator.Free(ipam.Family(f)) }
@@ -218,7 +221,14 @@ func (b *Book) SetRanges(ranges []ipam.Range) {
 }
 
 func (b *Book) useRanges() {
-	b.allocator.SetRanges(slices.DeleteFunc(slices.Clone(b.ranges), func(r ipam.Range) bool { return b.withdrawn[r.Prefix] }))
+	b.allocator.SetRanges(slices.DeleteFunc(slices.Clone(b.ranges), func(r ipam.Range) bool {
+		for block := range b.withdrawn {
+			if cidr.Covers(block, r.Prefix) {
+				return true
+			}
+		}
+		return false
+	}))
 }
 
 // Withdraw stops giving addresses of a block, for good, so that its lease can be
@@ -251,7 +261,7 @@ func (b *Book) Usage(blocks []netip.Prefix, ranges []ipam.Range) map[netip.Prefi
 			}
 			empty[block] = u.EmptySince
 		}
-		i := slices.IndexFunc(ranges, func(r ipam.Range) bool { return r.Prefix == block })
+		i := slices.IndexFunc(ranges, func(r ipam.Range) bool { return r.Prefix == block && r.Pool == "" })
 		if i >= 0 && !b.withdrawn[block] {
 			u.Total = size(ranges[i])
 			u.Free = max(u.Total-u.Held, 0)
@@ -277,12 +287,11 @@ func heldIn(held []ipam.Binding, block netip.Prefix) int {
 // size returns how many addresses of a range pods may get. Blocks are small;
 // what does not fit into 30 bits is as good as endless.
 func size(r ipam.Range) int {
-	bits := min(r.Prefix.Addr().BitLen()-r.Prefix.Bits(), 30)
-	n := 1 << bits
-	for _, reserved := range r.Reserved {
-		n -= 1 << min(reserved.Addr().BitLen()-reserved.Bits(), 30)
+	var n uint64
+	for _, left := range cidr.Subtract([]netip.Prefix{r.Prefix}, r.Reserved) {
+		n = min(n+cidr.Size(left), 1<<30)
 	}
-	return max(n, 0)
+	return int(n)
 }
 
 // Outside returns the addresses that pods hold and that none of the CIDRs

@@ -92,7 +92,7 @@ func addrs(list ...string) []netip.Addr {
 
 func allocate(t failer, b *Book, container, netns string) netip.Addr {
 	t.Helper()
-	got, err := b.Allocate(key(container), ipam.Owner{}, []plan.Family{plan.IPv4}, netns)
+	got, err := b.Allocate(key(container), ipam.Owner{}, []ipam.Want{{Family: ipam.IPv4}}, netns)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -328,7 +328,7 @@ func TestWithdraw(t *testing.T) {
 		t.Fatal("an empty block was not withdrawn")
 	}
 	again := func() error {
-		_, err := b.Allocate(key("p2"), ipam.Owner{}, []plan.Family{plan.IPv4}, "")
+		_, err := b.Allocate(key("p2"), ipam.Owner{}, []ipam.Want{{Family: ipam.IPv4}}, "")
 		return err
 	}
 	if err := again(); !ipam.IsExhausted(err) {

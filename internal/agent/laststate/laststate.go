@@ -17,6 +17,7 @@ import (
 	"strings"
 
 	"ropeway.dev/ropeway/internal/ipam"
+	"ropeway.dev/ropeway/internal/ipam/pool"
 	"ropeway.dev/ropeway/internal/plan"
 )
 
@@ -41,7 +42,9 @@ type State struct {
 	// addresses in the pod network.
 	Ranges  []ipam.Range
 	Sources []netip.Addr
-	PodMTU  int // bytes
+	// Pools are the address pools that the node gives addresses of.
+	Pools  []*pool.Pool `json:",omitempty"`
+	PodMTU int          // bytes
 	// Refuses maps transport -> why the node cannot use it.
 	Refuses map[plan.Transport]string
 	// ProvenUID is the UID of the Node object that was proven reachable.

@@ -9,6 +9,7 @@
 package lease
 
 import (
+	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -53,7 +54,10 @@ type Input struct {
 	Usage       map[netip.Prefix]Usage
 	Uncovered   []netip.Addr // that pods have, in none of the node's CIDRs
 	Sources     []netip.Addr // the node's own addresses in the pod network
-	Now         time.Time
+	// Pooled is what address pools state: blocks are leased beside it as long as
+	// there is anything beside it.
+	Pooled []netip.Prefix
+	Now    time.Time
 }
 
 // Decision is what to do, in this order.
@@ -142,12 +146,21 @@ func (d *decider) leaseAhead(family plan.Family) {
 	if justClaimed || total > 0 && float64(free) >= leaseBelow*float64(total) {
 		return
 	}
-	block, err := ipam.NextBlock(ipam.BlockRequest{
+	owned := ofFamily(d.owned, family)
+	request := ipam.BlockRequest{
 		Family:   ipam.Family(family),
 		PodCIDRs: ofFamily(d.Network.PodCIDRs, family), Bits: d.Network.BlockBits[family],
-		Owned: ofFamily(d.owned, family), Taken: ofFamily(d.taken, family),
-		Preferred: ofFamily(d.NodeCIDRs, family), Avoid: ofFamily(d.OthersCIDRs, family), Seed: d.Node,
-	})
+		Owned: owned, Taken: ofFamily(d.taken, family), Preferred: ofFamily(d.NodeCIDRs, family),
+		Avoid: ofFamily(slices.Concat(d.OthersCIDRs, d.Pooled), family), Seed: d.Node,
+	}
+	block, err := ipam.NextBlock(request)
+	if errors.Is(err, ipam.ErrNoBlock) && len(d.Pooled) > 0 {
+		if len(owned) > 0 && total == 0 {
+			return // pools state everything: more blocks would not bring an address
+		}
+		request.Avoid = ofFamily(d.OthersCIDRs, family)
+		block, err = ipam.NextBlock(request)
+	}
 	if err != nil {
 		d.Problems = append(d.Problems, fmt.Sprintf("no %s block can be leased: %v", family, err))
 		return

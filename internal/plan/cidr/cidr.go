@@ -142,3 +142,23 @@ func Overlapping(aggregated []netip.Prefix, p netip.Prefix) []netip.Prefix {
 	}
 	return aggregated[from:to]
 }
+
+// FromRange returns the fewest prefixes that have exactly the addresses from
+// first to last, in order; none if they are of two families, or last comes
+// before first.
+func FromRange(first, last netip.Addr) []netip.Prefix {
+	var out []netip.Prefix
+	for first.IsValid() && first.BitLen() == last.BitLen() && first.Compare(last) <= 0 {
+		p := netip.PrefixFrom(first, first.BitLen())
+		for p.Bits() > 0 {
+			wider := Parent(p)
+			if wider.Addr() != first || Last(wider).Compare(last) > 0 {
+				break
+			}
+			p = wider
+		}
+		out = append(out, p)
+		first = Last(p).Next()
+	}
+	return out
+}

@@ -1,0 +1,221 @@
+package agent
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+
+	"ropeway.dev/ropeway/internal/cniwire"
+	"ropeway.dev/ropeway/internal/ipam"
+	"ropeway.dev/ropeway/internal/ipam/pool"
+	"ropeway.dev/ropeway/internal/kube"
+	"ropeway.dev/ropeway/internal/plan"
+)
+
+// podAPI is what the server asks about pods (kube.NodeClient).
+type podAPI interface {
+	// PodWords is what a pod and its namespace say, and whether both are known.
+	PodWords(namespace, name, uid string) (kube.PodWords, bool)
+	// PodEvent records an event on a pod; it never blocks.
+	PodEvent(p kube.Pod, warning bool, reason, message string)
+}
+
+// pools is what a node knows of pools.
+type pools struct {
+	seen     []*pool.Pool // what the rest was made from
+	podCIDRs []netip.Prefix
+	labels   map[string]string
+	reserved []netip.Prefix
+
+	index *pool.Index // nil while the pools have not been read
+	// usable are those that this node gives addresses of, stated what all that
+	// are accepted state: nothing else gives that.
+	usable []*pool.Pool
+	stated []netip.Prefix
+}
+
+// update looks at the pools again, if anything about them changed.
+func (p *pools) update(v kube.View) {
+	podCIDRs := v.Snapshot.Network.PodCIDRs
+	same := p.index != nil && slices.Equal(p.seen, v.Pools) && slices.Equal(p.podCIDRs, podCIDRs) && equalMaps(p.labels, v.NodeLabels)
+	if p.reserved = v.Reserved; same || !v.PoolsKnown {
+		return
+	}
+	verdicts := pool.Judge(v.Pools, podCIDRs)
+	index := pool.NewIndex(v.Pools, verdicts, pool.Node{Name: v.Snapshot.Self, Labels: v.NodeLabels})
+	*p = pools{seen: v.Pools, podCIDRs: podCIDRs, labels: v.NodeLabels, reserved: v.Reserved, index: index, usable: index.Usable()}
+	for _, one := range v.Pools {
+		if verdicts[one.ID()].Accepted {
+			p.stated = append(p.stated, one.Ranges...)
+		}
+	}
+}
+
+// resume goes on with what the node's last agent knew.
+func (p *pools) resume(node string, usable []*pool.Pool) {
+	verdicts := map[pool.ID]pool.Verdict{}
+	for _, one := range usable {
+		verdicts[one.ID()] = pool.Verdict{Accepted: true}
+	}
+	p.index = pool.NewIndex(usable, verdicts, pool.Node{Name: node})
+}
+
+func equalMaps(a, b map[string]string) bool {
+	if len(a) != len(b) {
+		return false
+	}
+	for k, v := range a {
+		if w, ok := b[k]; !ok || v != w {
+			return false
+		}
+	}
+	return true
+}
+
+// divide takes out of the node's own ranges what pools state, and adds the parts
+// of pools that lie inside them and that this node gives. What no pod gets of a
+// range, no pool gives either.
+func (p *pools) divide(own []ipam.Range) []ipam.Range {
+	var out []ipam.Range
+	for _, r := range own {
+		r.Reserved = append(slices.Clone(r.Reserved), p.reserved...)
+		for _, one := range p.usable {
+			for _, part := range one.Ranges {
+				if in, ok := intersection(part, r.Prefix); ok {
+					out = append(out, ipam.Range{Prefix: in, Pool: string(one.ID()), Reserved: r.Reserved})
+				}
+			}
+		}
+		for _, part := range p.stated {
+			if in, ok := intersection(part, r.Prefix); ok {
+				r.Reserved = append(slices.Clone(r.Reserved), in)
+			}
+		}
+		out = append(out, r)
+	}
+	return out
+}
+
+// intersection returns what two prefixes have in common: one of the two.
+func intersection(a, b netip.Prefix) (netip.Prefix, bool) {
+	if !a.Overlaps(b) {
+		return netip.Prefix{}, false
+	}
+	if a.Bits() > b.Bits() {
+		return a, true
+	}
+	return b, true
+}
+
+// wanted is what an attachment is to get.
+type wanted struct {
+	choice pool.Choice
+	wants  []ipam.Want
+	pools  []*pool.Pool // that wants name
+}
+
+// pool returns the pool that an address was given from, nil for what serves by
+// itself.
+func (w wanted) pool(a netip.Addr) *pool.Pool {
+	i := slices.IndexFunc(w.pools, func(p *pool.Pool) bool { return p.Contains(a) })
+	if i < 0 {
+		return nil
+	}
+	return w.pools[i]
+}
+
+// wantsOf says which addresses will do for a request. A pod that is not known
+// yet waits: what it says of its addresses is never guessed.
+func (s *server) wantsOf(now service, req cniwire.Request) (wanted, error) {
+	if now.pools == nil {
+		return wanted{}, &later{why: "the address pools have not been read from the API server yet"}
+	}
+	r := pool.Request{Namespace: req.Pod.Namespace, IfName: req.Attachment.IfName, Network: req.Attachment.Network}
+	if req.Pod.Name != "" {
+		words, known := s.pods.PodWords(req.Pod.Namespace, req.Pod.Name, req.Pod.UID)
+		if !known {
+			return wanted{}, &later{why: fmt.Sprintf("pod %s/%s (UID %s) is not known yet, so neither is what it asks for: is the API server reachable from this node?", req.Pod.Namespace, req.Pod.Name, req.Pod.UID), soon: true}
+		}
+		r.PodLabels, r.Annotations = words.Labels, words.Annotations
+		r.NamespaceLabels, r.NSAnnotated = words.NamespaceLabels, words.NSAnnotated
+	}
+	families, err := familiesOf(now, req)
+	if err != nil {
+		return wanted{}, err
+	}
+	for _, f := range families {
+		r.Families = append(r.Families, ipam.Family(f))
+	}
+	r.Conf = map[ipam.Family][]string{ipam.IPv4: req.IPv4Pools, ipam.IPv6: req.IPv6Pools}
+	w := wanted{}
+	if w.choice, err = now.pools.Choose(r); err != nil {
+		return wanted{}, err
+	}
+	exact := req.Wanted
+	if len(exact) == 0 {
+		exact, err = pool.Addresses(r.Annotations)
+	}
+	if err != nil || len(exact) > 0 {
+		return w.exactly(now, r, exact), err
+	}
+	for _, f := range w.choice.Families {
+		want := ipam.Want{Family: f}
+		for _, p := range w.choice.Pools[f] {
+			want.Pools = append(want.Pools, string(p.ID()))
+			w.pools = append(w.pools, p)
+		}
+		w.wants = append(w.wants, want)
+	}
+	return w, nil
+}
+
+// exactly asks for these addresses, of whichever pool has them and serves the
+// pod, or of what serves by itself.
+func (w wanted) exactly(now service, r pool.Request, addrs []netip.Addr) wanted {
+	for _, a := range addrs {
+		want := ipam.Want{Family: ipam.FamilyOf(a), Exact: a}
+		if p := now.pools.Serving(r, w.choice, a); p != nil {
+			want.Pools = []string{string(p.ID())}
+			w.pools = append(w.pools, p)
+		}
+		w.wants = append(w.wants, want)
+	}
+	return w
+}
+
+// explain says why what was wanted is not to be had.
+func (s *server) explain(now service, w wanted, err error) error {
+	for _, want := range w.wants {
+		if a := want.Exact; a.IsValid() && !s.book.Gives(a) {
+			return &cniwire.Error{Code: cniwire.CodeNoAddress, Msg: fmt.Sprintf(
+				"the address %s is asked for, and this node cannot give it: its CIDRs are %v, without its own addresses and what pools keep for others; ask for another, or let the pod run on the node that has it", a, now.cidrs)}
+		}
+	}
+	var why []string
+	for _, p := range w.pools {
+		if !slices.ContainsFunc(p.Ranges, func(r netip.Prefix) bool { return slices.ContainsFunc(now.cidrs, r.Overlaps) }) {
+			why = append(why, fmt.Sprintf("none of %s's addresses lies in this node's CIDRs %v, and a pool's addresses are given on the node that owns them", p.Name, now.cidrs))
+		}
+	}
+	if !w.choice.ByDefault() || len(w.choice.Pools) > 0 {
+		why = append(why, "chosen by "+w.choice.Rule)
+	}
+	why = append(why, w.choice.Passed...)
+	if len(why) > 0 {
+		err = fmt.Errorf("%w (%s)", err, strings.Join(why, "; "))
+	}
+	return err
+}
+
+// answerFor says of an address its network and gateway, for other main plugins.
+func (w wanted) answerFor(now service, a netip.Addr) (netip.Prefix, netip.Addr) {
+	if p := w.pool(a); p != nil {
+		subnet, ok := p.Within(a)
+		if gateway := p.Gateway(ipam.FamilyOf(a)); ok && gateway.IsValid() {
+			return subnet, gateway
+		}
+	}
+	cidr, _ := now.owns(a)
+	return cidr, plan.OfFamily(now.sources, plan.FamilyOf(a))
+}

@@ -1,0 +1,195 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"ropeway.dev/ropeway/internal/agent/probe"
+	"ropeway.dev/ropeway/internal/cniwire"
+	"ropeway.dev/ropeway/internal/ipam/pool"
+	"ropeway.dev/ropeway/internal/kube"
+)
+
+// spiderPool is a pool as the scenario's spiderippools.yaml has them.
+func spiderPool(t *testing.T, name, ips string, change ...func(*pool.Pool)) *pool.Pool {
+	t.Helper()
+	subnet := netip.MustParsePrefix("10.244.0.0/16")
+	ranges, err := pool.ParseRanges("spec.ips", subnet, []string{ips})
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := &pool.Pool{Kind: pool.KindSpiderIPPool, Name: name, UID: "uid-" + name, Subnets: []netip.Prefix{subnet}, Ranges: ranges}
+	for _, c := range change {
+		c(p)
+	}
+	return p
+}
+
+// twoNodes is a cluster in node-CIDR mode with the scenario's pools, and agents
+// that serve.
+func twoNodes(t *testing.T, pools ...*pool.Pool) (*fakeAPI, map[string]*runningAgent) {
+	t.Helper()
+	api, fabric := newFakeAPI(), probe.NewFakeFabric()
+	api.network.NodeCIDR = true
+	api.pools = pools
+	api.addNode("a", "10.244.0.0/24")
+	api.addNode("b", "10.244.1.0/24")
+	agents := map[string]*runningAgent{}
+	for _, name := range []string{"a", "b"} {
+		agents[name] = newMachine(t, api, fabric, name).start()
+		agents[name].waitServing()
+	}
+	return api, agents
+}
+
+// TestPoolsPerNode: the scenario's case. Each node serves the pool that names it,
+// without its own address; what no pool states serves by itself.
+func TestPoolsPerNode(t *testing.T) {
+	forNode := func(node string) func(*pool.Pool) {
+		return func(p *pool.Pool) { p.Default, p.NodeNames = true, []string{node} }
+	}
+	api, agents := twoNodes(t,
+		spiderPool(t, "a", "10.244.0.1-10.244.0.4", forNode("a")),
+		spiderPool(t, "b", "10.244.1.1-10.244.1.4", forNode("b")))
+	for node, want := range map[string][]string{"a": {"10.244.0.2", "10.244.0.3", "10.244.0.4"}, "b": {"10.244.1.2", "10.244.1.3", "10.244.1.4"}} {
+		for i := range want {
+			if got := agents[node].add(fmt.Sprint("p", i)); got[0].String() != want[i] {
+				t.Errorf("pod %d on %s has %v, want %s", i, node, got, want[i])
+			}
+		}
+	}
+	// The pool is used up, and nothing else serves a pod that it serves.
+	a := agents["a"]
+	req := cniwire.Request{Verb: cniwire.Add, Attachment: attachment("late"), IPAM: "spiderpool", Pod: cniwire.Pod{Namespace: "default", Name: "late", UID: "uid-late"}}
+	a.refused(req, cniwire.CodeTryAgainLater, "SpiderIPPool/a on this node (3 addresses: 3 held")
+	if events := a.client.eventsNow(); !strings.Contains(events, "default/late NoAddress: ") {
+		t.Errorf("no event says why: %q", events)
+	}
+	// Without its pool the node's CIDR serves by itself, and what is held stays.
+	api.change(func(f *fakeAPI) { f.pools = f.pools[1:] })
+	a.waitPasses()
+	if got := a.add("late"); got[0].String() != "10.244.0.5" {
+		t.Errorf("without the pool: %v", got)
+	}
+	if st := api.status("b"); st.Pools["SpiderIPPool/b"] != 3 {
+		t.Errorf("b says of its pools: %v", st.Pools)
+	}
+}
+
+// TestStatedRangeIsSubtracted: a pool that nobody asks for keeps its addresses
+// to itself, and those that ask get them.
+func TestStatedRangeIsSubtracted(t *testing.T) {
+	api, agents := twoNodes(t, spiderPool(t, "kept", "10.244.0.2-10.244.0.9"))
+	a := agents["a"]
+	if got := a.add("p1"); got[0].String() != "10.244.0.10" {
+		t.Errorf("by itself: %v", got)
+	}
+	api.change(func(f *fakeAPI) {
+		f.words = map[string]kube.PodWords{"default/p2": {Annotations: map[string]string{pool.AnnotationPool: `{"ipv4": ["kept"]}`}}}
+	})
+	if got := a.add("p2"); got[0].String() != "10.244.0.2" {
+		t.Errorf("by annotation: %v", got)
+	}
+	// A live pod's address that a new pool states stays the pod's.
+	api.change(func(f *fakeAPI) {
+		f.pools = append(f.pools, spiderPool(t, "new", "10.244.0.10-10.244.0.11"))
+		f.words["default/p3"] = kube.PodWords{Annotations: map[string]string{pool.AnnotationPool: `{"ipv4": ["new"]}`}}
+	})
+	a.waitPasses()
+	if got := a.add("p3"); got[0].String() != "10.244.0.11" {
+		t.Errorf("of the pool around a live address: %v", got)
+	}
+}
+
+// TestExactAddress: by annotation, in a pool and outside any; taken, foreign and
+// reserved ones are refused with a sentence.
+func TestExactAddress(t *testing.T) {
+	api, agents := twoNodes(t, spiderPool(t, "p", "10.244.0.100-10.244.0.110"),
+		spiderPool(t, "b's", "10.244.0.120", func(p *pool.Pool) { p.NodeNames = []string{"b"} }))
+	api.change(func(f *fakeAPI) { f.reserved = prefixes("10.244.0.60/32") })
+	a := agents["a"]
+	a.waitPasses()
+	ask := func(name, address string) cniwire.Request {
+		api.change(func(f *fakeAPI) {
+			if f.words == nil {
+				f.words = map[string]kube.PodWords{}
+			}
+			f.words["default/"+name] = kube.PodWords{Annotations: map[string]string{pool.AnnotationIPs: `["` + address + `"]`}}
+		})
+		return cniwire.Request{Verb: cniwire.Add, Attachment: attachment(name), IPAM: "ropeway-ipam", Pod: cniwire.Pod{Namespace: "default", Name: name, UID: "u"}}
+	}
+	for name, address := range map[string]string{"own": "10.244.0.50", "pool": "10.244.0.105"} {
+		if resp, err := a.call(ask(name, address)); err != nil || resp.Addresses[0].String() != address {
+			t.Errorf("%s: %v, %v", address, resp.Addresses, err)
+		}
+	}
+	for address, says := range map[string]string{
+		"10.244.0.50":  "held by", // by the pod above
+		"10.244.0.1":   "cannot give it",
+		"10.244.0.60":  "cannot give it",
+		"10.244.1.50":  "cannot give it",
+		"10.244.0.120": "cannot give it",
+		"192.0.2.1":    "cannot give it",
+		"fd00::1":      "cannot give it",
+		"what":         "no address",
+	} {
+		a.refused(ask("x", address), cniwire.CodeNoAddress, says)
+	}
+	if got := a.node.book.Count(); got != 2 {
+		t.Errorf("%d addresses are held", got)
+	}
+}
+
+// TestUnknownPodWaits: what a pod asks for is never guessed.
+func TestUnknownPodWaits(t *testing.T) {
+	api, agents := twoNodes(t, spiderPool(t, "p", "10.244.0.100-10.244.0.110"))
+	a := agents["a"]
+	api.change(func(f *fakeAPI) { f.unknown = true })
+	req := cniwire.Request{Verb: cniwire.Add, Attachment: attachment("p1"), IPAM: "ropeway-ipam", Pod: cniwire.Pod{Namespace: "default", Name: "p1", UID: "uid-p1"}}
+	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	defer cancel()
+	if resp, err := cniwire.Call(ctx, a.root+"/run/cni.sock", req); err == nil {
+		t.Fatalf("a pod that is not known got %v", resp.Addresses)
+	}
+	answer := make(chan error, 1)
+	var got cniwire.Response
+	go func() {
+		var err error
+		got, err = a.call(req)
+		answer <- err
+	}()
+	api.change(func(f *fakeAPI) {
+		f.words = map[string]kube.PodWords{"default/p1": {Annotations: map[string]string{pool.AnnotationPool: `{"ipv4": ["p"]}`}}}
+	})
+	if err := <-answer; err != nil || got.Addresses[0].String() != "10.244.0.100" {
+		t.Errorf("once it is known: %v, %v", got.Addresses, err)
+	}
+	req.Attachment.ContainerID, req.Pod.Name = "p2", "p2"
+	_, err := a.call(req)
+	if spoken, ok := errors.AsType[*cniwire.Error](err); !ok || spoken.Code != cniwire.CodeTryAgainLater || !strings.Contains(spoken.Msg, "not known yet") {
+		t.Errorf("one that stays unknown: %v", err)
+	}
+}
+
+// TestPoolsWithoutAPI: an agent that starts while the API server is down goes on
+// with the pools that its predecessor knew.
+func TestPoolsWithoutAPI(t *testing.T) {
+	api, agents := twoNodes(t, spiderPool(t, "p", "10.244.0.2-10.244.0.9", func(p *pool.Pool) { p.Default = true }))
+	a := agents["a"]
+	first := a.add("p1")
+	a.waitPasses()
+	a.stop()
+	api.change(func(f *fakeAPI) { f.down = true })
+	again := a.machine.start()
+	again.waitServing()
+	got := again.add("p2")
+	if slices.Equal(got, first) || !netip.MustParsePrefix("10.244.0.0/29").Contains(got[0]) {
+		t.Errorf("p1 has %v, p2 %v", first, got)
+	}
+}

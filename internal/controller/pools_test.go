@@ -1,0 +1,83 @@
+package controller
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/meta"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"ropeway.dev/ropeway/api/spiderpool/v2beta1"
+	"ropeway.dev/ropeway/api/v1alpha1"
+)
+
+// TestPoolsAreJudged: two pools of different kinds that overlap; the older is
+// accepted and counted, the other says which one stands, by condition and event.
+func TestPoolsAreJudged(t *testing.T) {
+	c := admin(t)
+	create(t, c, &v1alpha1.ClusterNetwork{ObjectMeta: metav1.ObjectMeta{Name: "default"},
+		Spec: v1alpha1.ClusterNetworkSpec{PodCIDRs: []string{"10.244.0.0/16"}}})
+	n := register(t, c, "pools", "192.0.2.1")
+	speak(t, c, n, "10.244.0.1")
+	spider := &v2beta1.SpiderIPPool{ObjectMeta: metav1.ObjectMeta{Name: "a-spider"}, Spec: v2beta1.IPPoolSpec{Subnet: "10.244.0.0/16", IPs: []string{"10.244.0.10-10.244.0.19"}}}
+	create(t, c, spider)
+	// Of two objects of the same second, that with the lower UID is the older:
+	// the other pool begins only once the first is a second old.
+	own := &v1alpha1.AddressPool{ObjectMeta: metav1.ObjectMeta{Name: "an-own"}, Spec: v1alpha1.AddressPoolSpec{Subnets: []string{"10.244.0.0/16"}, Ranges: []string{"10.244.0.19-10.244.0.29"}}}
+	eventually(t, "a second to pass by the API server's clock", func() string {
+		probe := &corev1.Secret{ObjectMeta: metav1.ObjectMeta{GenerateName: "clock-", Namespace: "default"}}
+		if err := c.Create(t.Context(), probe); err != nil {
+			return err.Error()
+		}
+		defer c.Delete(t.Context(), probe)
+		if !probe.CreationTimestamp.After(spider.CreationTimestamp.Time) {
+			return "it is still the same"
+		}
+		return ""
+	})
+	create(t, c, own)
+	var nn v1alpha1.NodeNetwork
+	if err := c.Get(t.Context(), client.ObjectKeyFromObject(n), &nn); err != nil {
+		t.Fatal(err)
+	}
+	nn.Status.Pools = map[string]int32{"SpiderIPPool/a-spider": 9, "SpiderIPPool/gone": 1}
+	if err := c.Status().Update(t.Context(), &nn); err != nil {
+		t.Fatal(err)
+	}
+	startReplica(t, "one")
+	eventually(t, "the pools' status", func() string {
+		if err := c.Get(t.Context(), client.ObjectKeyFromObject(spider), spider); err != nil {
+			return err.Error()
+		}
+		if err := c.Get(t.Context(), client.ObjectKeyFromObject(own), own); err != nil {
+			return err.Error()
+		}
+		s := spider.Status
+		if s.TotalIPCount == nil || *s.TotalIPCount != 10 || *s.AllocatedIPCount != 9 || *s.IPVersion != 4 || !meta.IsStatusConditionTrue(s.Conditions, "Accepted") {
+			return fmt.Sprintf("the SpiderIPPool has %+v", s)
+		}
+		accepted := meta.FindStatusCondition(own.Status.Conditions, "Accepted")
+		if accepted == nil || accepted.Status != metav1.ConditionFalse || !strings.Contains(accepted.Message, "older SpiderIPPool a-spider") {
+			return fmt.Sprintf("the AddressPool has %+v", own.Status)
+		}
+		return ""
+	})
+	eventually(t, "the events", func() string {
+		var events corev1.EventList
+		if err := c.List(t.Context(), &events); err != nil {
+			return err.Error()
+		}
+		seen := map[string]bool{}
+		for _, e := range events.Items {
+			seen[e.InvolvedObject.Name+" "+e.Reason] = true
+		}
+		if !seen["an-own NotAccepted"] || !seen["a-spider PoolLow"] {
+			return fmt.Sprint(seen)
+		}
+		return ""
+	})
+}

@@ -1,0 +1,246 @@
+package pool
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"net/netip"
+	"path"
+	"slices"
+	"strings"
+
+	"ropeway.dev/ropeway/internal/ipam"
+)
+
+// Node is the node that pools are looked at from.
+type Node struct {
+	Name   string
+	Labels map[string]string
+}
+
+// Index answers, on one node, which pools serve a pod. What depends on the node
+// alone is worked out once, so that a request costs the same however many pools
+// there are for other nodes.
+type Index struct {
+	node     Node
+	byName   map[string][]*Pool // name -> those of any kind
+	sorted   []*Pool            // all, in their order
+	defaults []*Pool            // those with Default that this node may use, in their order
+	passed   map[ID]string      // why this node may not use it
+}
+
+// NewIndex makes an index of pools and what Judge said of them.
+func NewIndex(pools []*Pool, verdicts map[ID]Verdict, node Node) *Index {
+	x := &Index{node: node, byName: map[string][]*Pool{}, passed: map[ID]string{}}
+	x.sorted = slices.SortedFunc(slices.Values(pools), before)
+	for _, p := range x.sorted {
+		x.byName[p.Name] = append(x.byName[p.Name], p)
+		why := x.unfit(p, verdicts[p.ID()])
+		if why != "" {
+			x.passed[p.ID()] = why
+		} else if p.Default {
+			x.defaults = append(x.defaults, p)
+		}
+	}
+	return x
+}
+
+// unfit says why nobody on this node gets an address of the pool.
+func (x *Index) unfit(p *Pool, v Verdict) string {
+	switch {
+	case !v.Accepted:
+		return "not accepted (" + cmp.Or(v.Message, "not judged yet") + ")"
+	case p.Deleting:
+		return "being deleted"
+	case p.Disabled:
+		return "disabled"
+	case len(p.NodeNames) > 0 && !slices.Contains(p.NodeNames, x.node.Name):
+		return "not for this node (nodeName)"
+	case len(p.NodeNames) == 0 && !p.Nodes.Matches(x.node.Labels):
+		return "not for this node (nodeAffinity)"
+	}
+	return ""
+}
+
+// Usable returns the pools that this node may give addresses of, in their order.
+func (x *Index) Usable() []*Pool {
+	return slices.DeleteFunc(slices.Clone(x.sorted), func(p *Pool) bool { return x.passed[p.ID()] != "" })
+}
+
+// Find returns the pool that gives the address, whoever may use it.
+func (x *Index) Find(id ID) *Pool {
+	_, name, _ := strings.Cut(string(id), "/")
+	for _, p := range x.byName[name] {
+		if p.ID() == id {
+			return p
+		}
+	}
+	return nil
+}
+
+// Request is what a pod's interface asks for.
+type Request struct {
+	Namespace                                            string
+	NamespaceLabels, PodLabels, Annotations, NSAnnotated map[string]string
+	IfName, Network                                      string
+	// Families are those that the interface gets unless a rule names fewer.
+	Families []ipam.Family
+	// Conf maps family -> the pools that the plugin's configuration names.
+	Conf map[ipam.Family][]string
+}
+
+// ruleDefault is the last rule's name.
+const ruleDefault = "default: true"
+
+// ByDefault reports whether nothing named a pool.
+func (c Choice) ByDefault() bool { return c.Rule == ruleDefault }
+
+// Choice is which pools serve a request.
+type Choice struct {
+	// Rule is what chose: an annotation, the configuration, or default.
+	Rule string
+	// Families are those that the interface gets.
+	Families []ipam.Family
+	// Pools maps family -> the pools to be tried, in order. A family that is
+	// not there gets its address from what serves by itself.
+	Pools map[ipam.Family][]*Pool
+	// Passed says, pool by pool, why others were passed over.
+	Passed []string
+}
+
+// RefusedError says why no pool serves a request, for a person to mend.
+type RefusedError struct{ Message string }
+
+// Error implements error.
+func (e *RefusedError) Error() string { return e.Message }
+
+// IsRefused reports whether the error is a RefusedError.
+func IsRefused(err error) bool {
+	var e *RefusedError
+	return errors.As(err, &e)
+}
+
+func refuse(format string, args ...any) error {
+	return &RefusedError{fmt.Sprintf(format, args...)}
+}
+
+// Choose returns the pools for a request. The first of these rules that says
+// something decides alone: the pod's annotation ippools, then ippool, its
+// namespace's annotations, the plugin's configuration, and last the pools with
+// default: true. Pools that a rule names are tried in the order written; those
+// of one wildcard, and the default ones, in the order of before. Where no
+// default pool is for the pod, what serves by itself does.
+func (x *Index) Choose(r Request) (Choice, error) {
+	rule, lists, err := named(r)
+	if err != nil {
+		return Choice{}, err
+	}
+	if rule == "" {
+		return x.chooseDefaults(r), nil
+	}
+	c := Choice{Rule: rule, Pools: map[ipam.Family][]*Pool{}}
+	for _, f := range []ipam.Family{ipam.IPv4, ipam.IPv6} {
+		if len(lists[f]) == 0 {
+			continue
+		}
+		c.Families = append(c.Families, f)
+		for _, name := range lists[f] {
+			if err := x.add(&c, r, f, name); err != nil {
+				return Choice{}, err
+			}
+		}
+		if len(c.Pools[f]) == 0 {
+			return Choice{}, refuse("%s names %s for %s, and none of them serves this pod: %s", rule, strings.Join(lists[f], ", "), f, strings.Join(c.Passed, "; "))
+		}
+	}
+	return c, nil
+}
+
+// add adds the pools of a name, or of a wildcard, that serve the request.
+func (x *Index) add(c *Choice, r Request, f ipam.Family, name string) error {
+	candidates := x.byName[name]
+	if strings.ContainsAny(name, "*?[") {
+		candidates = nil
+		for _, p := range x.sorted {
+			matched, err := path.Match(name, p.Name)
+			if err != nil {
+				return refuse("%s names %q, which is no pattern: %v", c.Rule, name, err)
+			}
+			if matched && p.Has(f) {
+				candidates = append(candidates, p)
+			}
+		}
+	}
+	if len(candidates) == 0 {
+		c.Passed = append(c.Passed, fmt.Sprintf("there is no pool %s", name))
+	}
+	for _, p := range candidates {
+		if why := x.passesOver(p, r, f); why != "" {
+			c.Passed = append(c.Passed, fmt.Sprintf("%s is %s", p.Name, why))
+		} else if !slices.Contains(c.Pools[f], p) {
+			c.Pools[f] = append(c.Pools[f], p)
+		}
+	}
+	return nil
+}
+
+// chooseDefaults is the last rule.
+func (x *Index) chooseDefaults(r Request) Choice {
+	c := Choice{Rule: ruleDefault, Families: r.Families, Pools: map[ipam.Family][]*Pool{}}
+	for _, f := range r.Families {
+		for _, p := range x.defaults {
+			switch why := x.passesOver(p, r, f); {
+			case why == "":
+				c.Pools[f] = append(c.Pools[f], p)
+			case p.Has(f):
+				c.Passed = append(c.Passed, fmt.Sprintf("%s is %s", p.Name, why))
+			}
+		}
+		if len(c.Pools[f]) == 0 {
+			delete(c.Pools, f)
+		}
+	}
+	return c
+}
+
+// Serving returns the pool that has an exact address and serves the request:
+// one of those chosen, or, where only the last rule chose, any. It is nil if
+// there is none.
+func (x *Index) Serving(r Request, c Choice, a netip.Addr) *Pool {
+	f := ipam.FamilyOf(a)
+	from := c.Pools[f]
+	if c.Rule == ruleDefault {
+		from = x.sorted
+	}
+	for _, p := range from {
+		if p.Contains(a) && x.passesOver(p, r, f) == "" {
+			return p
+		}
+	}
+	return nil
+}
+
+// passesOver says why a pool gives a request no address of the family.
+func (x *Index) passesOver(p *Pool, r Request, f ipam.Family) string {
+	switch why := x.passed[p.ID()]; {
+	case why != "":
+		return why
+	case !p.Has(f):
+		return "without " + string(f) + " addresses"
+	case len(p.NamespaceNames) > 0 && !slices.Contains(p.NamespaceNames, r.Namespace):
+		return "not for namespace " + r.Namespace + " (namespaceName)"
+	case len(p.NamespaceNames) == 0 && !p.Namespaces.Matches(r.NamespaceLabels):
+		return "not for namespace " + r.Namespace + " (namespaceAffinity)"
+	case !p.Pods.Matches(r.PodLabels):
+		return "not for this pod (podAffinity)"
+	case len(p.Networks) > 0 && !slices.ContainsFunc(p.Networks, func(n string) bool { return isNetwork(n, r.Network) }):
+		return "not for network " + r.Network + " (multusName)"
+	}
+	return ""
+}
+
+// isNetwork compares a multusName, with or without its namespace, with the name
+// of a CNI network, of which that is the last part.
+func isNetwork(multusName, network string) bool {
+	return multusName == network || path.Base(multusName) == path.Base(network)
+}
