@@ -8,7 +8,6 @@ import (
 	"time"
 
 	"ropeway.dev/ropeway/internal/ipam"
-	"ropeway.dev/ropeway/internal/plan"
 )
 
 // scarce is a range of one address.
@@ -24,7 +23,7 @@ func TestRetiredAddressWaitsForItsLink(t *testing.T) {
 	now := time.Now()
 	book.now = func() time.Time { return now }
 	allocate := func(pod string) error {
-		_, err := book.Allocate(key(pod), ipam.Owner{}, []plan.Family{plan.IPv4}, "")
+		_, err := book.Allocate(key(pod), ipam.Owner{}, []ipam.Want{{Family: ipam.IPv4}}, "")
 		return err
 	}
 	if err := errors.Join(allocate("p1"), book.Retire(key("p1"))); err != nil {
@@ -56,7 +55,7 @@ func TestReapLetsAddressesGo(t *testing.T) {
 	book.SetRanges([]ipam.Range{scarce()})
 	now := time.Now()
 	book.now = func() time.Time { return now }
-	_, err := book.Allocate(key("p1"), ipam.Owner{}, []plan.Family{plan.IPv4}, "")
+	_, err := book.Allocate(key("p1"), ipam.Owner{}, []ipam.Want{{Family: ipam.IPv4}}, "")
 	if err := errors.Join(err, book.Retire(key("p1"))); err != nil {
 		t.Fatal(err)
 	}
