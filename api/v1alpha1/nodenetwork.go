@@ -35,7 +35,9 @@ type NodeNetworkStatus struct {
 	// CIDRs are the pod ranges that the node owns.
 	// +listType=atomic
 	CIDRs []string `json:"cidrs,omitempty"`
-	// Sources are the node's own addresses in the pod network, one per family.
+	// Sources are the node's own addresses in the pod network: first the one of
+	// each family that it sends from, then, where direct is allowed, those at
+	// which its further ranges are probed.
 	// +listType=atomic
 	Sources []string `json:"sources,omitempty"`
 	// VTEP is the MAC address of the node's vxlan device.
@@ -44,6 +46,10 @@ type NodeNetworkStatus struct {
 	// +listType=map
 	// +listMapKey=name
 	Transports []TransportStatus `json:"transports,omitempty"`
+	// NetworkGeneration is the generation of the ClusterNetwork that the node's
+	// kernel is set by; by this and Peers it is known when every node has left a
+	// transport that is allowed no more.
+	NetworkGeneration int64 `json:"networkGeneration,omitempty"`
 	// Peers counts this node's peers by the transport that it reaches them by.
 	Peers map[string]int32 `json:"peers,omitempty"`
 	// Exceptions are peers that are reached by another than the preferred
@@ -91,6 +97,9 @@ type ProbeResult struct {
 	NodeUID   string `json:"nodeUID"`
 	Family    string `json:"family"` // IPv4 or IPv6
 	Transport string `json:"transport"`
+	// Address is the one of the node's sources that was probed, where the
+	// transport is direct; without it, the first.
+	Address   string `json:"address,omitempty"`
 	Reachable bool   `json:"reachable"`
 	// Fault is what is wrong with the path, in one word such as RouteMissing. A
 	// path that is reachable may have one, such as MTUBlackHole.

@@ -9,6 +9,7 @@ import (
 
 	"ropeway.dev/ropeway/internal/dataplane"
 	"ropeway.dev/ropeway/internal/dataplane/podlink/netnstest"
+	"ropeway.dev/ropeway/internal/kube"
 	"ropeway.dev/ropeway/internal/plan"
 )
 
@@ -226,4 +227,37 @@ func TestDirectByIPv6(t *testing.T) {
 	for _, k := range nodes {
 		k.sends(plan.VXLAN)
 	}
+}
+
+// TestEachRangeIsProvenAlone: a node's further range goes bare once the fabric
+// leads to that range, and by the tunnel again when only that is gone.
+func TestEachRangeIsProvenAlone(t *testing.T) {
+	netnstest.NeedRoot(t)
+	api := newFakeAPI()
+	api.change(func(a *fakeAPI) { a.network.Transports = []plan.Transport{plan.Direct, plan.IPIP} })
+	router, nodes := twoKernels(t, api, plan.IPv4)
+	agents := []*runningAgent{nodes[0].start(), nodes[1].start()}
+	for _, a := range agents {
+		a.waitServing()
+	}
+	lead(t, router, "add", agents)
+	nodes[0].sends(plan.Direct)
+	second := netip.MustParsePrefix("10.244.255.192/26")
+	api.change(func(a *fakeAPI) {
+		a.leases = append(a.leases, kube.Lease{Prefix: second, Node: "node-1", NodeUID: "uid-node-1", Generation: 1})
+	})
+	want := func(states string) {
+		t.Helper()
+		eventually(t, func() string {
+			if got := fmt.Sprint(nodes[0].transports()); got != states {
+				return states + ", not " + got
+			}
+			return ""
+		})
+	}
+	want("[direct ipip]") // in the order of destinations: the second range is the last
+	sh(t, router, fmt.Sprintf("ip route add %s via 192.168.1.10", second))
+	want("[direct direct]")
+	sh(t, router, fmt.Sprintf("ip route del %s", second))
+	want("[direct ipip]")
 }

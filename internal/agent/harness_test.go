@@ -186,6 +186,7 @@ func (a *fakeAPI) view(self string) kube.View {
 		}
 		if st, ok := a.published[n.Name]; ok && st.NodeUID == n.UID {
 			n.Ready, n.Sources, n.VTEP, n.Refuses, n.Faults = n.Ready || st.Programmed.Status, st.Sources, st.VTEP, st.Refuses, st.Faults
+			n.Holds = st.CIDRs
 			for _, p := range st.Probes {
 				v.Snapshot.Probes = append(v.Snapshot.Probes, p.Probe)
 			}

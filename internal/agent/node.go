@@ -63,6 +63,8 @@ type node struct {
 	kernelDirty bool // the kernel may differ from what was set
 	hold        string
 	seeded      bool
+	setBy       int64                      // generation of the ClusterNetwork that the kernel is set by
+	needed      map[netip.Prefix]time.Time // podCIDR -> when an address of it was last in use, while blocks are given
 
 	beat   atomic.Int64 // when the last pass began, in ns since 1970
 	exempt atomic.Pointer[exemption]
@@ -162,7 +164,7 @@ func (n *node) pass(ctx context.Context) error {
 		return n.withoutCluster(ctx, "the API server has not answered yet", err.Error())
 	}
 	if why := unusable(view); why != "" {
-		n.leaser.see(view, n.last.Sources, n.pools.stated)
+		n.leaser.see(view, sendingFrom(n.last.Sources), n.pools.stated)
 		return n.withoutCluster(ctx, why, "")
 	}
 	n.hold = ""
@@ -172,8 +174,11 @@ func (n *node) pass(ctx context.Context) error {
 	want := plan.Compute(snapshot)
 	n.exempt.Store(&exemption{snapshot.Network.Metadata, want.Metadata.Links})
 	n.set(ctx, want, view.NodeUID)
+	if n.setErr == nil {
+		n.setBy = view.NetworkGeneration
+	}
 	n.serve(snapshot, want)
-	n.leaser.see(view, n.last.Sources, n.pools.stated)
+	n.leaser.see(view, sendingFrom(n.last.Sources), n.pools.stated)
 	n.prober.Set(probeView(snapshot, want, n.report.MTUs))
 	if !n.seeded {
 		n.prober.Seed(view.Snapshot.Probes)
@@ -227,7 +232,9 @@ func (n *node) overlay(v kube.View) plan.Snapshot {
 		if len(n.last.Sources) > 0 {
 			own.Sources = n.last.Sources
 		}
+		own.Holds = n.holds(s, *own)
 		own.Sources = n.chooseSources(s, *own)
+		own.Sources = append(own.Sources, n.probedAddresses(s.Network, *own)...)
 		own.VTEP = plan.VTEPMAC(own.UID)
 		own.Refuses = n.last.Refuses
 		own.Ready = own.Ready || n.programmed
@@ -253,43 +260,6 @@ func (n *node) learnOffload(results []plan.Probe) {
 			n.last.BadOffload = p.Reason
 		}
 	}
-}
-
-// chooseSources keeps the node's own addresses while they are the node's, and
-// chooses others that no pod has. plan.Compute makes the same choice where no
-// pod is in the way.
-func (n *node) chooseSources(s plan.Snapshot, own plan.Node) []netip.Addr {
-	ranges := plan.RangesOf(s.Network, own, s.Nodes)
-	destinations := plan.Destinations(s.Network, own, s.Nodes)
-	var sources []netip.Addr
-	for _, f := range []plan.Family{plan.IPv4, plan.IPv6} {
-		now := plan.OfFamily(own.Sources, f)
-		if !slices.ContainsFunc(destinations, func(p netip.Prefix) bool { return p.Contains(now) }) || n.book.IsHeld(now) {
-			now = n.freeSource(ranges, f)
-		}
-		if now.IsValid() {
-			sources = append(sources, now)
-		}
-	}
-	return sources
-}
-
-// freeSource returns the first address behind a range's base that no pod holds.
-func (n *node) freeSource(ranges []plan.Range, f plan.Family) netip.Addr {
-	const most = 4096 // addresses looked at in each range
-	for _, r := range ranges {
-		if plan.FamilyOf(r.CIDR.Addr()) != f {
-			continue
-		}
-		a := plan.SourceOf(r.CIDR)
-		for tried := 0; tried < most && r.CIDR.Contains(a); tried++ {
-			if !n.book.IsHeld(a) && !slices.ContainsFunc(r.Except, func(p netip.Prefix) bool { return p.Contains(a) }) {
-				return a
-			}
-			a = a.Next()
-		}
-	}
-	return netip.Addr{}
 }
 
 // setTimeout bounds one Set; the largest clusters need seconds.

@@ -113,8 +113,8 @@ func withoutRoutes(in routes.Input, o *kube.Objects, direct bool) routes.Input {
 	case direct:
 		in.Why = "routes are to be withdrawn, but spec.transports allows direct, by which pods use them: nothing is done until direct is taken out of it"
 	default:
-		if node, peers := usesDirect(o); node != "" {
-			in.Why = fmt.Sprintf("routes are to be withdrawn, but node %s still reaches %d others by direct: nothing is done until no node does", node, peers)
+		if node := usesDirect(o); node != "" {
+			in.Why = fmt.Sprintf("routes are to be withdrawn, but node %s still reaches others by direct: nothing is done until no node does", node)
 		} else {
 			in.Mode = routes.Withdraw
 		}
@@ -122,17 +122,22 @@ func withoutRoutes(in routes.Input, o *kube.Objects, direct bool) routes.Input {
 	return in
 }
 
-// usesDirect returns a node that says that it reaches others by direct. The
-// cache does not keep that: it counts when the planner asks the API server.
-func usesDirect(o *kube.Objects) (node string, peers int32) {
+// usesDirect returns a node that says that it reaches others by direct, or that
+// has not said yet that its kernel is set by the ClusterNetwork as it is now: until
+// then it may go direct again. Agents of before say no generation.
+func usesDirect(o *kube.Objects) string {
+	there := make(map[string]bool, len(o.Nodes))
+	for i := range o.Nodes {
+		there[o.Nodes[i].Name] = true
+	}
 	for i := range o.NodeNetworks {
 		nn := &o.NodeNetworks[i]
-		there := slices.ContainsFunc(o.Nodes, func(n corev1.Node) bool { return n.Name == nn.Name })
-		if n := nn.Status.Peers[string(v1alpha1.TransportDirect)]; there && n > 0 {
-			return nn.Name, n
+		behind := nn.Status.NetworkGeneration != 0 && o.Network != nil && nn.Status.NetworkGeneration < o.Network.Generation
+		if there[nn.Name] && (behind || nn.Status.Peers[string(v1alpha1.TransportDirect)] > 0) {
+			return nn.Name
 		}
 	}
-	return "", 0
+	return ""
 }
 
 // wants returns every node's destinations, by node and destination.

@@ -96,9 +96,19 @@ func TestRoutesInput(t *testing.T) {
 		}
 		busy := network(tunnels)
 		busy.NodeNetworks = []v1alpha1.NodeNetwork{{ObjectMeta: metav1.ObjectMeta{Name: "b"}, Status: v1alpha1.NodeNetworkStatus{Peers: map[string]int32{"direct": 1}}}}
-		if in := input(busy); in.Mode != routes.Off || !strings.Contains(in.Why, "node b still reaches 1 others by direct") {
+		if in := input(busy); in.Mode != routes.Off || !strings.Contains(in.Why, "node b still reaches others by direct") {
 			t.Errorf("while a node uses them: %+v", in)
 		}
+		busy.Network.Generation = 7
+		busy.NodeNetworks[0].Status = v1alpha1.NodeNetworkStatus{NetworkGeneration: 6}
+		if in := input(busy); in.Mode != routes.Off || !strings.Contains(in.Why, "node b") {
+			t.Errorf("while a node goes by the network of before: %+v", in)
+		}
+		busy.NodeNetworks[0].Status.NetworkGeneration = 7
+		if in := input(busy); in.Mode != routes.Withdraw {
+			t.Errorf("when every node goes by the new network: %+v", in)
+		}
+		busy.NodeNetworks[0].Status.Peers = map[string]int32{"direct": 1}
 		busy.NodeNetworks[0].Name = "gone"
 		if in := input(busy); in.Mode != routes.Withdraw || len(in.Wants) != 0 {
 			t.Errorf("when nobody uses them: %+v", in)

@@ -23,8 +23,13 @@ import (
 
 // The node condition NetworkUnavailable has one writer, the leading controller.
 // It is True from the moment that a Node is seen until its CIDRs are proven
-// reachable, and False from then on for as long as the Node object lives: what
-// happens later is for routes and probes to mend, and a taint would not help.
+// reachable, and False from then on while anything that is allowed carries packets
+// to it: what happens to one of several transports is for routes and probes to
+// mend. It is True again when nothing does (no fallback is allowed, or all of them
+// fail): the taint keeps new pods away and touches none that runs. That takes
+// others' findings, not a lack of them, for lostFor; and where more than half of
+// the nodes would be lost, none is: that is an outage, or the probes', and no
+// place would be left for pods.
 //
 // Where somebody else writes the condition too, two writers would contradict
 // each other for ever. A word of somebody else's is replaced once, when there
@@ -38,6 +43,8 @@ const (
 	settle = 5 * time.Second
 	// messageInterval bounds how often the message alone is brought up to date.
 	messageInterval = 30 * time.Second
+	// lostFor is how long nothing reaches a node until it is unavailable again.
+	lostFor = 30 * time.Second
 	// writers bounds the writes at a time.
 	writers = 8
 )
@@ -47,6 +54,17 @@ type nodeMemory struct {
 	version string    // the Node's version that the last write was decided on
 	acted   time.Time // when that was
 	wrote   time.Time // when its condition was last written
+	lost    time.Time // since when nothing reaches it; zero while something does
+}
+
+// note brings up to date since when the node is lost.
+func (m *nodeMemory) note(lost bool, now time.Time) {
+	switch {
+	case !lost:
+		m.lost = time.Time{}
+	case m.lost.IsZero():
+		m.lost = now
+	}
 }
 
 // wanted is what to change on one Node. The zero value is nothing.
@@ -102,7 +120,10 @@ func decideAfterOther(cond *corev1.NodeCondition, proven bool, message string) w
 func decideOurs(cond *corev1.NodeCondition, proven bool, message string, m nodeMemory, now time.Time) wanted {
 	switch {
 	case cond != nil && cond.Status == corev1.ConditionFalse:
-		return wanted{} // proven once is proven for this Node object
+		if !m.lost.IsZero() && now.Sub(m.lost) >= lostFor {
+			return wanted{status: corev1.ConditionTrue, message: message}
+		}
+		return wanted{}
 	case proven:
 		return wanted{status: corev1.ConditionFalse, message: message}
 	case cond == nil, cond.Message != message && now.Sub(m.wrote) >= messageInterval:
@@ -126,6 +147,7 @@ func (c *controller) writeConditions(ctx context.Context, o *observed, m *memory
 	for i := range o.objects.Nodes {
 		node := &o.objects.Nodes[i]
 		nm := m.node(node.UID)
+		nm.note(o.lost[node.Name], now)
 		w := decide(node, o.verdicts[node.Name].Reachable && o.noNet == "", conditionMessage(o, node.Name), *nm, o.rival.gone, now)
 		if cond := kube.NetworkUnavailable(node); cond != nil && !kube.IsOurs(cond) {
 			taken++

@@ -18,6 +18,7 @@ import (
 
 	"ropeway.dev/ropeway/api/v1alpha1"
 	"ropeway.dev/ropeway/internal/kube"
+	"ropeway.dev/ropeway/internal/plan"
 )
 
 func network(cidrs ...string) *v1alpha1.ClusterNetwork {
@@ -177,6 +178,8 @@ func TestDecide(t *testing.T) {
 		"proven now":                               {cond: unavailable(kube.ReasonNotProven, "m"), proven: true, want: wanted{status: corev1.ConditionFalse, message: "m"}},
 		"proven, said":                             {cond: available(kube.ReasonProven), proven: true},
 		"proven once, and not now":                 {cond: available(kube.ReasonProven)},
+		"nothing reaches it any more":              {cond: available(kube.ReasonProven), memory: nodeMemory{lost: now.Add(-lostFor)}, want: wanted{status: corev1.ConditionTrue, message: "m"}},
+		"nothing reaches it for a moment":          {cond: available(kube.ReasonProven), memory: nodeMemory{lost: now.Add(-lostFor / 2)}},
 		"left over by another, not proven":         {cond: available("CalicoIsUp")},
 		"left over by another, proven":             {cond: available("CalicoIsUp"), proven: true, want: wanted{status: corev1.ConditionFalse, message: "m"}},
 		"unavailable by another, proven":           {cond: unavailable(other, ""), proven: true, want: wanted{status: corev1.ConditionFalse, message: "m"}},
@@ -201,6 +204,30 @@ func TestDecide(t *testing.T) {
 		if got := decide(&n, tc.proven, "m", tc.memory, tc.othersGone, now); !reflect.DeepEqual(got, tc.want) {
 			t.Errorf("%s: %+v, want %+v", name, got, tc.want)
 		}
+	}
+}
+
+// TestLostNodes: a finding of others makes a node unavailable, a lack of findings
+// does not, nor does what befalls more than half of the nodes at once.
+func TestLostNodes(t *testing.T) {
+	nodes := []plan.Node{{Name: "a"}, {Name: "b"}, {Name: "c"}, {Name: "d", Silent: true}}
+	verdicts := map[string]plan.Verdict{"a": {Lost: true}, "b": {Reachable: true}, "c": {}, "d": {Lost: true}}
+	if got := lostNodes(nodes, verdicts); !reflect.DeepEqual(got, map[string]bool{"a": true}) {
+		t.Errorf("lost: %v, want a", got)
+	}
+	verdicts["b"], verdicts["c"] = plan.Verdict{Lost: true}, plan.Verdict{Lost: true}
+	if got := lostNodes(nodes, verdicts); len(got) != 0 {
+		t.Errorf("lost: %v, although nothing is left", got)
+	}
+	var m nodeMemory
+	start := time.Unix(10000, 0)
+	m.note(true, start)
+	m.note(true, start.Add(time.Minute))
+	if m.lost != start {
+		t.Errorf("lost since %v, want %v", m.lost, start)
+	}
+	if m.note(false, start); !m.lost.IsZero() {
+		t.Error("still lost")
 	}
 }
 

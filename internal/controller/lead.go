@@ -25,6 +25,7 @@ type observed struct {
 	// What follows from the network in force; filled by reason.
 	snapshot plan.Snapshot
 	verdicts map[string]plan.Verdict // node -> whether it is proven
+	lost     map[string]bool         // nodes that nothing reaches, unless too many are
 	problems []plan.Problem          // those about a node
 	wrong    map[string][]string     // node -> their sentences
 	noNet    string                  // why no network is in force, if so
@@ -221,11 +222,27 @@ func (o *observed) reason(j judgement) {
 	o.snapshot, o.noNet = objects.Snapshot("")
 	o.inForce, _ = kube.InForce(objects.Network)
 	o.verdicts = plan.Verdicts(o.snapshot)
+	o.lost = lostNodes(o.snapshot.Nodes, o.verdicts)
 	o.problems = nodeProblems(plan.Compute(o.snapshot).Problems)
 	o.wrong = map[string][]string{}
 	for _, p := range o.problems {
 		o.wrong[p.Node] = append(o.wrong[p.Node], p.Message)
 	}
+}
+
+// lostNodes returns the nodes that are heard of and that nothing reaches; none
+// where it is more than half of all.
+func lostNodes(nodes []plan.Node, verdicts map[string]plan.Verdict) map[string]bool {
+	out := map[string]bool{}
+	for _, n := range nodes {
+		if verdicts[n.Name].Lost && !n.Silent {
+			out[n.Name] = true
+		}
+	}
+	if len(out)*2 > len(nodes) {
+		return nil
+	}
+	return out
 }
 
 // nodeProblems keeps those that are about a node: the plan's own about a

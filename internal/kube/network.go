@@ -36,6 +36,19 @@ func InForce(cn *v1alpha1.ClusterNetwork) (*v1alpha1.ClusterNetworkSpec, string)
 	return spec, ""
 }
 
+// generationOf returns the generation of the spec that nodes act on, or a later
+// one that was refused.
+func generationOf(cn *v1alpha1.ClusterNetwork) int64 {
+	switch {
+	case cn == nil:
+		return 0
+	case cn.Status.InForce == nil:
+		return cn.Generation
+	default:
+		return cn.Status.ObservedGeneration
+	}
+}
+
 // Network says a spec in the plan's words. The spec must have its defaults and
 // be valid; entries that are not are left out.
 func Network(spec *v1alpha1.ClusterNetworkSpec, clusterID string) plan.Network {
@@ -91,6 +104,17 @@ func parsePrefixes(in []string) []netip.Prefix {
 	for _, s := range in {
 		if p, err := netip.ParsePrefix(s); err == nil {
 			out = append(out, p)
+		}
+	}
+	return out
+}
+
+// parseAll reads addresses and leaves out what is none.
+func parseAll(in []string) []netip.Addr {
+	var out []netip.Addr
+	for _, s := range in {
+		if a, err := netip.ParseAddr(s); err == nil {
+			out = append(out, a)
 		}
 	}
 	return out

@@ -86,7 +86,7 @@ func (c *NodeClient) View() (View, error) {
 		return View{}, err
 	}
 	c.claims.apply(objects)
-	v := View{Leases: objects.Leases(), ControllerAlive: c.alive.alive()}
+	v := View{Leases: objects.Leases(), ControllerAlive: c.alive.alive(), NetworkGeneration: generationOf(objects.Network)}
 	v.Snapshot, v.Problem = objects.Snapshot(c.node)
 	v.Pools, v.Reserved = objects.Pools()
 	v.Pools = c.pools.same(v.Pools)

@@ -179,6 +179,8 @@ func buildStatus(s NodeStatus, old *v1alpha1.NodeNetworkStatus, now metav1.Time)
 		Probes:       probeResults(s.Probes, old.Probes, now),
 		Exceptions:   exceptions(s.Exceptions),
 		Conditions:   slices.Clone(old.Conditions),
+
+		NetworkGeneration: s.NetworkGeneration,
 	}
 	if out.ReadySince == nil && s.Programmed.Status {
 		out.ReadySince = &now
@@ -239,13 +241,16 @@ func probeResults(probes []Probe, old []v1alpha1.ProbeResult, now metav1.Time) [
 			Node: p.To, NodeUID: p.ToUID, Family: string(p.Family), Transport: string(p.Transport),
 			Reachable: p.Reachable, Fault: string(p.Fault), PathMTU: int32(p.PathMTU), Reason: p.Reason, Since: metav1.NewTime(p.Since.Truncate(time.Second)),
 		}
+		if p.Address.IsValid() {
+			r.Address = p.Address.String()
+		}
 		if p.Since.IsZero() {
 			r.Since = sinceOf(r, old, now)
 		}
 		out = append(out, r)
 	}
 	slices.SortFunc(out, func(a, b v1alpha1.ProbeResult) int {
-		return cmp.Or(cmp.Compare(a.Node, b.Node), cmp.Compare(a.Family, b.Family), cmp.Compare(a.Transport, b.Transport))
+		return cmp.Or(cmp.Compare(a.Node, b.Node), cmp.Compare(a.Family, b.Family), cmp.Compare(a.Transport, b.Transport), cmp.Compare(a.Address, b.Address))
 	})
 	if len(out) == 0 {
 		return nil
@@ -255,7 +260,7 @@ func probeResults(probes []Probe, old []v1alpha1.ProbeResult, now metav1.Time) [
 
 func sinceOf(r v1alpha1.ProbeResult, old []v1alpha1.ProbeResult, now metav1.Time) metav1.Time {
 	for _, o := range old {
-		if o.Node == r.Node && o.NodeUID == r.NodeUID && o.Family == r.Family && o.Transport == r.Transport && o.Reachable == r.Reachable {
+		if o.Node == r.Node && o.NodeUID == r.NodeUID && o.Family == r.Family && o.Transport == r.Transport && o.Address == r.Address && o.Reachable == r.Reachable {
 			return o.Since
 		}
 	}

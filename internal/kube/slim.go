@@ -131,15 +131,27 @@ func slimNodeNetwork(self string) func(any) (any, error) {
 			return n, nil
 		}
 		n.OwnerReferences = nil
-		st := &n.Status
-		var pools map[string]int32
-		if self == "" {
-			pools = st.Pools // the controller adds them up
-		}
+		st := n.Status
 		n.Status = v1alpha1.NodeNetworkStatus{NodeUID: once(st.NodeUID), ReadySince: st.ReadySince, Sources: st.Sources, VTEP: st.VTEP,
-			Transports: slimTransports(st.Transports), Probes: slimProbes(st.Probes), Faults: st.Faults, Pools: pools}
+			CIDRs: st.CIDRs, Transports: slimTransports(st.Transports), Probes: slimProbes(st.Probes), Faults: st.Faults}
+		if self == "" { // the controller adds up the pools, and takes routes away when nobody uses them any more
+			n.Status.Pools = st.Pools
+			n.Status.NetworkGeneration, n.Status.Peers = st.NetworkGeneration, slimPeers(st.Peers)
+		}
 		return n, nil
 	}
+}
+
+// slimPeers keeps which transports a node has in use, not for how many peers.
+func slimPeers(in map[string]int32) map[string]int32 {
+	var out map[string]int32
+	for transport := range in {
+		if out == nil {
+			out = map[string]int32{}
+		}
+		out[once(transport)] = 1
+	}
+	return out
 }
 
 // slimTransports keeps those that a node refuses.
@@ -158,7 +170,7 @@ func slimTransports(in []v1alpha1.TransportStatus) []v1alpha1.TransportStatus {
 func slimProbes(in []v1alpha1.ProbeResult) []v1alpha1.ProbeResult {
 	out := make([]v1alpha1.ProbeResult, 0, len(in))
 	for _, p := range in {
-		out = append(out, v1alpha1.ProbeResult{Node: once(p.Node), NodeUID: once(p.NodeUID), Family: once(p.Family), Transport: once(p.Transport),
+		out = append(out, v1alpha1.ProbeResult{Node: once(p.Node), NodeUID: once(p.NodeUID), Family: once(p.Family), Transport: once(p.Transport), Address: p.Address,
 			Reachable: p.Reachable, Fault: once(p.Fault), PathMTU: p.PathMTU, Reason: p.Reason})
 	}
 	return out

@@ -52,6 +52,9 @@ func (o *Objects) Snapshot(self string) (plan.Snapshot, string) {
 		n.Blocks = blocks[node.Name]
 		if nn := said[node.Name]; nn != nil && nn.Status.NodeUID == n.UID {
 			addWords(&n, nn)
+			if !s.Network.NodeCIDR && len(n.NodeCIDRs) > 0 {
+				n.Holds = parsePrefixes(nn.Status.CIDRs)
+			}
 			s.Probes = append(s.Probes, planProbes(nn)...)
 		}
 		s.Nodes = append(s.Nodes, n)
@@ -124,7 +127,7 @@ func planNode(node *corev1.Node) plan.Node {
 func addWords(n *plan.Node, nn *v1alpha1.NodeNetwork) {
 	st := &nn.Status
 	n.Ready = st.ReadySince != nil
-	n.Sources = parseAddresses(st.Sources)
+	n.Sources = parseAll(st.Sources)
 	if mac, err := net.ParseMAC(st.VTEP); err == nil && len(mac) == len(n.VTEP) {
 		n.VTEP = plan.MAC(mac)
 	}
@@ -148,9 +151,10 @@ func addWords(n *plan.Node, nn *v1alpha1.NodeNetwork) {
 func planProbes(nn *v1alpha1.NodeNetwork) []plan.Probe {
 	probes := make([]plan.Probe, 0, len(nn.Status.Probes))
 	for _, p := range nn.Status.Probes {
+		address, _ := netip.ParseAddr(p.Address) // none is the zero value
 		probes = append(probes, plan.Probe{
 			From: nn.Name, To: p.Node, ToUID: p.NodeUID,
-			Family: plan.Family(p.Family), Transport: plan.Transport(p.Transport),
+			Family: plan.Family(p.Family), Transport: plan.Transport(p.Transport), Address: address,
 			Reachable: p.Reachable, Fault: plan.Fault(p.Fault), PathMTU: int(p.PathMTU), Reason: p.Reason,
 		})
 	}

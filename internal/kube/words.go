@@ -38,6 +38,8 @@ type View struct {
 	NodeLabels map[string]string
 	// Problem is why no network is in force, as a sentence; else empty.
 	Problem string
+	// NetworkGeneration is the generation of the ClusterNetwork that is in force.
+	NetworkGeneration int64
 }
 
 // NodeCondition is the node condition NetworkUnavailable.
@@ -81,7 +83,9 @@ type NodeStatus struct {
 	Addresses    []netip.Addr   // own, in the fabric
 	CIDRs        []netip.Prefix // own pod ranges
 	Sources      []netip.Addr   // own, in the pod network
-	VTEP         plan.MAC
+	// NetworkGeneration is the View's that the kernel is set by; 0 if it is not.
+	NetworkGeneration int64
+	VTEP              plan.MAC
 	// Refuses maps transport -> why this node cannot use it; the transports
 	// that it does not name are supported.
 	Refuses map[plan.Transport]string

@@ -47,6 +47,7 @@ const (
 	ReasonOverlap             = "Overlap"
 	ReasonNoTransport         = "NoTransport"
 	ReasonAllTransportsFail   = "AllTransportsFail"
+	ReasonTransportHeld       = "TransportHeld"
 )
 
 // cluster is a Snapshot that was checked: what does not make sense is left out

@@ -11,6 +11,7 @@ import (
 type choice struct {
 	transport Transport
 	outer     netip.Addr // the peer's
+	mtu       int        // in bytes: what was found to pass, 0 if everything does
 	reason    string
 }
 
@@ -22,35 +23,37 @@ type option struct {
 	skipped []string // why more preferred ones are no options at all
 }
 
-// Ranks of options: what may carry, what is found failing, what has yet to be
-// proven (direct only), and what one of the two ends cannot do at all.
+// Ranks of options: what an answer came by, what nothing is known of, what is
+// found failing, what has yet to be proven (direct only), and what one of the
+// two ends cannot do at all.
 const (
-	fit = iota
+	proven = iota
+	untried
 	failing
 	unproven
 	refused
 )
 
-// way is what a transport is chosen for: the destinations of one family, from
-// one node to another.
+// way is what a transport is chosen for: a range, from one node to another.
 type way struct {
 	self, peer int
 	family     Family
-	// provable is true for the range that probes speak of: direct may be used
-	// for it alone, since the fabric has a route of its own for each range.
-	provable bool
+	// probed is where the range is probed; invalid if it cannot be. Direct is
+	// proven by that alone, since the fabric has a route of its own for each range.
+	probed netip.Addr
 }
 
 // reasonPreferred is a Route's reason where nothing stands against the most
 // preferred transport.
 const reasonPreferred = "preferred"
 
-// choose returns the most preferred of the transports with nothing against
-// them. If there is something against each, the one in use stays (now; without
-// it, the most preferred of those that both ends can use): an outage that is
-// everywhere must not move traffic. It returns nil if the nodes have no address
-// family in common.
-func (c *cluster) choose(w way, now Transport, found evidence) *choice {
+// choose returns the most preferred of the transports that are proven, or else
+// of those that nothing is known of. If there is something against each, the one
+// in use stays (without it, the most preferred of those that both ends can use):
+// an outage that is everywhere must not move traffic. What is in use stays as
+// well while nothing that is allowed is proven in its place. It returns nil if
+// the nodes have no address family in common.
+func (c *cluster) choose(w way, now use, found evidence) *choice {
 	options := c.options(w, found)
 	if len(options) == 0 {
 		self, peer := c.nodes[w.self].Name, c.nodes[w.peer].Name
@@ -64,21 +67,63 @@ func (c *cluster) choose(w way, now Transport, found evidence) *choice {
 			best = i
 		}
 	}
-	inUse := -1
-	if options[best].rank != fit {
-		inUse = slices.IndexFunc(options, func(o option) bool { return o.transport == now && o.rank != refused })
-		if inUse >= 0 {
-			best = inUse
+	if options[best].rank != proven {
+		if held := c.hold(w, now, options, found); held != nil {
+			return held
 		}
 	}
+	inUse := slices.IndexFunc(options, func(o option) bool { return o.transport == now.transport && o.outer == now.outer })
+	stays := inUse >= 0 && inUse != best && options[best].mayGiveWay(options[inUse])
+	if stays {
+		best = inUse
+	}
 	picked := options[best]
-	if slices.ContainsFunc(options, func(o option) bool { return o.rank == failing || o.rank == refused }) && picked.rank != fit {
+	if picked.rank > untried && slices.ContainsFunc(options, func(o option) bool { return o.rank == failing || o.rank == refused }) {
 		c.nameOutage(w, options)
 	}
-	if picked.reason = explain(options, best); inUse >= 0 {
+	switch {
+	case stays && picked.rank == untried:
+		picked.reason = "in use, and nothing that is preferred is proven: " + strings.Join(flaws(options[:best]), "; ")
+	case inUse == best && picked.rank > untried && len(options) > 1:
 		picked.reason = "all allowed transports fail, the one in use stays: " + strings.Join(flaws(options), "; ")
+	default:
+		picked.reason = explain(options, best)
 	}
 	return &picked.choice
+}
+
+// mayGiveWay reports whether what is best is no reason to leave what is in use.
+func (best option) mayGiveWay(inUse option) bool {
+	switch {
+	case inUse.rank == refused, best.rank == proven:
+		return false
+	case best.rank == untried:
+		return inUse.rank == untried
+	default:
+		return true
+	}
+}
+
+// hold returns the way in use if it is allowed no more, but nothing that is
+// allowed is proven in its place: a change of the configuration takes nothing
+// away that works.
+func (c *cluster) hold(w way, now use, options []option, found evidence) *choice {
+	if now.transport == "" || slices.ContainsFunc(options, func(o option) bool { return o.transport == now.transport }) {
+		return nil
+	}
+	outer, ok := c.underlay(w.self, w.peer, now.transport, w.family)
+	if !ok || outer != now.outer {
+		return nil // another machine: what was known of the way is known no more
+	}
+	held := c.assess(w, now.transport, outer, found)
+	if held.rank == failing || held.rank == refused {
+		return nil
+	}
+	name, why := c.nodes[w.peer].Name, strings.Join(flaws(options), "; ")
+	c.problem(name, ReasonTransportHeld, "pods of node %s are still reached by %s, which ClusterNetwork's transports allow no more: what they allow is not proven yet (%s); it is used as soon as it is",
+		name, now.transport, why)
+	held.reason = fmt.Sprintf("%s is allowed no more and stays in use until another is proven: %s", now.transport, why)
+	return &held.choice
 }
 
 // options returns the allowed transports that can carry the family between the
@@ -142,54 +187,73 @@ func (c *cluster) assess(w way, t Transport, outer netip.Addr, found evidence) o
 			return o
 		}
 	}
-	name := c.nodes[w.peer].Name
-	if why, fails := found.failing(name, w.family, t); fails {
-		o.rank = failing
-		o.flaw = fmt.Sprintf("%s: %s", t, why)
-	} else if why := c.lacksProof(w, found); t == Direct && why != "" {
-		o.rank = unproven
-		o.flaw = fmt.Sprintf("%s: %s", t, why)
+	f := found.of(probedBy(w, c.nodes[w.peer].Name, t))
+	o.mtu = f.largest()
+	switch why, fails := f.failing(t); {
+	case fails:
+		o.rank, o.flaw = failing, fmt.Sprintf("%s: %s", t, why)
+	case f.works(t):
+		o.rank = proven
+	case t == Direct:
+		o.rank, o.flaw = unproven, fmt.Sprintf("%s: %s", t, c.lacksProof(w))
+	default:
+		o.rank, o.flaw = untried, fmt.Sprintf("%s: not proven yet", t)
 	}
 	return o
 }
 
-// lacksProof says what keeps direct from being trusted where nothing is known
-// against it; "" if it is proven.
-func (c *cluster) lacksProof(w way, found evidence) string {
-	switch {
-	case !w.provable:
-		return fmt.Sprintf("only the range of the node's own address (%s) can be proven", c.source(w.peer, w.family))
-	case !found.proves(c.nodes[w.peer].Name, w.family):
-		return "not proven: no node has reached it yet"
-	default:
-		return ""
+// probedBy names what the way's packets by the transport are proven by.
+func probedBy(w way, peer string, t Transport) probed {
+	key := probed{to: peer, family: w.family, transport: t}
+	if t == Direct {
+		key.address = w.probed
 	}
+	return key
 }
 
-// provable reports whether probes to the node's own address prove the
-// destination: it has the address, and is one range of the node, for which the
-// fabric has one route.
-func (c *cluster) provable(i int, dst netip.Prefix) bool {
-	source := c.source(i, FamilyOf(dst.Addr()))
-	return source.IsValid() && dst.Contains(source) &&
-		slices.ContainsFunc(c.claims[i], func(cl claim) bool { return cl.dst == dst })
+// lacksProof says what keeps direct from being trusted where nothing is known
+// against it.
+func (c *cluster) lacksProof(w way) string {
+	if !w.probed.IsValid() {
+		return fmt.Sprintf("node %s has no address in this range that could be probed", c.nodes[w.peer].Name)
+	}
+	return "not proven: no node has reached it yet"
+}
+
+// probedAt returns the node's own address in one of its ranges: what is known of
+// that address is known of the range, for which the fabric has one route. It is
+// invalid if the node has none, or the range is not its alone.
+func (c *cluster) probedAt(cl claim) netip.Addr {
+	if cl.contested {
+		return netip.Addr{}
+	}
+	if source := c.source(cl.node, FamilyOf(cl.dst.Addr())); cl.dst.Contains(source) {
+		return source
+	}
+	for _, a := range c.nodes[cl.node].Sources {
+		if a = a.Unmap(); cl.dst.Contains(a) {
+			return a
+		}
+	}
+	return netip.Addr{}
 }
 
 // bare returns what may leave the node untranslated: the fabric must lead back
 // to the node by itself, as others have proven.
 func (c *cluster) bare(self int, found evidence) Bare {
 	n := c.nodes[self]
-	var out Bare
 	if _, refuses := n.Refuses[Direct]; refuses || !c.net.Masquerade || !slices.Contains(c.net.Transports, Direct) {
-		return out
+		return Bare{}
 	}
-	for _, dst := range c.destinations(self) {
-		f := FamilyOf(dst.Addr())
-		if c.provable(self, dst) && OfFamily(n.Addresses, f).IsValid() && found.proves(n.Name, f) {
-			out.Sources = append(out.Sources, dst)
+	var proven []claim
+	for _, cl := range c.separate(self) {
+		f := FamilyOf(cl.dst.Addr())
+		at := c.probedAt(cl)
+		if known := found.of(probed{n.Name, f, Direct, at}); at.IsValid() && OfFamily(n.Addresses, f).IsValid() && known.works(Direct) {
+			proven = append(proven, cl)
 		}
 	}
-	out.Destinations = c.net.FabricCIDRs
+	out := Bare{Sources: merge(proven), Destinations: c.net.FabricCIDRs}
 	if len(out.Sources) == 0 || len(out.Destinations) == 0 {
 		return Bare{}
 	}
@@ -222,7 +286,7 @@ func flaws(options []option) []string {
 // explain says why the option at best was picked.
 func explain(options []option, best int) string {
 	switch options[best].rank {
-	case fit:
+	case proven, untried:
 	case unproven:
 		return "nothing else is allowed or works: " + strings.Join(flaws(options), "; ")
 	default:

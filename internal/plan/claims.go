@@ -79,6 +79,8 @@ func (c *cluster) collectClaims() {
 			if len(n.NodeCIDRs) == 0 {
 				c.problem(n.Name, ReasonNoNodeCIDR, "node %s has no podCIDR, so its pods get no addresses: start kube-controller-manager with --allocate-node-cidrs=true, or set ClusterNetwork's addressSource to Blocks", n.Name)
 			}
+		} else if len(n.Holds) > 0 {
+			nodeCIDRs = append(nodeCIDRs, c.usableClaims(i, n.held(), false)...)
 		}
 		blocks = append(blocks, c.usableClaims(i, n.Blocks, true)...)
 	}
@@ -94,6 +96,13 @@ func (c *cluster) collectClaims() {
 	for _, own := range c.claims {
 		slices.SortStableFunc(own, nodeCIDRFirst)
 	}
+}
+
+// held returns those of the node's podCIDRs that it says are in use.
+func (n *Node) held() []netip.Prefix {
+	return slices.DeleteFunc(slices.Clone(n.NodeCIDRs), func(p netip.Prefix) bool {
+		return !p.IsValid() || !cidr.CoveredByAny(n.Holds, p.Masked())
+	})
 }
 
 func nodeCIDRFirst(a, b claim) int {
@@ -248,12 +257,33 @@ func markContested(claims []claim) {
 	}
 }
 
-// destinations returns what the node at position i owns, aggregated. A range
-// that overlaps another node's stays as it is: merged, it might be as long as
-// the other's, and no router could tell them apart.
-func (c *cluster) destinations(i int) []netip.Prefix {
+// destinations returns what the node at position i owns, aggregated.
+func (c *cluster) destinations(i int) []netip.Prefix { return merge(c.claims[i]) }
+
+// separate returns node i's claims without those inside another of its own (a
+// block of its podCIDR): they are reached as that one is.
+func (c *cluster) separate(i int) []claim {
+	own := c.claims[i]
+	if len(own) < 2 {
+		return own
+	}
+	var out []claim
+	for at, cl := range own {
+		inside := slices.ContainsFunc(own, func(o claim) bool { return o.dst != cl.dst && !o.contested && cidr.Covers(o.dst, cl.dst) })
+		twice := slices.ContainsFunc(own[:at], func(o claim) bool { return o.dst == cl.dst })
+		if cl.contested || !inside && !twice {
+			out = append(out, cl)
+		}
+	}
+	return out
+}
+
+// merge returns the ranges of one node's claims, aggregated. A range that
+// overlaps another node's stays as it is: merged, it might be as long as the
+// other's, and no router could tell them apart.
+func merge(claims []claim) []netip.Prefix {
 	var out, contested []netip.Prefix
-	for _, cl := range c.claims[i] {
+	for _, cl := range claims {
 		if cl.contested {
 			contested = append(contested, cl.dst)
 		} else {
@@ -316,11 +346,20 @@ func (c *cluster) firstOwn(i int, cl claim) netip.Addr {
 	return netip.Addr{}
 }
 
-// sources returns the node's own pod-network addresses, one per family.
+// sources returns the node's own pod-network addresses: for each family the
+// one that it sends from, and then those that its further ranges are probed at.
 func (c *cluster) sources(i int) []netip.Addr {
 	var out []netip.Addr
 	for _, f := range []Family{IPv4, IPv6} {
 		if a := c.source(i, f); a.IsValid() {
+			out = append(out, a)
+		}
+	}
+	if len(c.nodes[i].Sources) <= len(out) {
+		return out
+	}
+	for _, cl := range c.separate(i) {
+		if a := c.probedAt(cl); a.IsValid() && !slices.Contains(out, a) {
 			out = append(out, a)
 		}
 	}

@@ -5,6 +5,8 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+
+	"ropeway.dev/ropeway/internal/plan/cidr"
 )
 
 // Compute returns what the kernel of the node s.Self should hold. It is a total
@@ -66,17 +68,32 @@ func Allowed(network Network, f Family) []Transport {
 	return out
 }
 
-// use is what a route in use is looked up by: a destination of a node.
+// use is how a destination is reached now.
 type use struct {
-	peer string
-	dst  netip.Prefix
+	transport Transport
+	outer     netip.Addr
 }
 
-// inUse maps routes' destinations -> the transport that they go by.
-func inUse(now []Route) map[use]Transport {
-	out := make(map[use]Transport, len(now))
+// ways maps peer -> the routes to it that are in use.
+type ways map[string][]Route
+
+func inUse(now []Route) ways {
+	out := make(ways, len(now))
 	for _, r := range now {
-		out[use{r.Peer, r.Dst}] = r.Transport
+		out[r.Peer] = append(out[r.Peer], r)
+	}
+	return out
+}
+
+// to returns how the peer's range is reached now: by the longest route that
+// covers it.
+func (w ways) to(peer string, dst netip.Prefix) use {
+	var out use
+	longest := -1
+	for _, r := range w[peer] {
+		if r.Dst.Bits() > longest && cidr.Covers(r.Dst, dst) {
+			out, longest = use{r.Transport, r.Outer}, r.Dst.Bits()
+		}
 	}
 	return out
 }
@@ -93,7 +110,7 @@ func (c *cluster) vtep(i int) MAC {
 
 // planPeers fills the State's Peers and Routes. A node that is not Ready gets
 // routes too: they harm nobody, and its first pod is reached at once.
-func (c *cluster) planPeers(state *State, self int, found evidence, now map[use]Transport) {
+func (c *cluster) planPeers(state *State, self int, found evidence, now ways) {
 	for i := range c.nodes {
 		n := c.nodes[i]
 		if i == self || len(n.Addresses) == 0 {
@@ -103,24 +120,33 @@ func (c *cluster) planPeers(state *State, self int, found evidence, now map[use]
 		state.Peers = append(state.Peers, Peer{
 			Name: n.Name, Addresses: n.Addresses, Sources: c.sources(i), CIDRs: dsts, VTEP: c.vtep(i),
 		})
-		state.Routes = append(state.Routes, c.routesTo(self, i, dsts, found, now)...)
+		state.Routes = append(state.Routes, c.routesTo(self, i, found, now)...)
+	}
+	for _, r := range state.Routes { // one that is allowed no more carries packets all the same
+		if !slices.Contains(state.Transports, r.Transport) {
+			state.Transports = append(state.Transports, r.Transport)
+		}
 	}
 	slices.SortFunc(state.Peers, func(a, b Peer) int { return strings.Compare(a.Name, b.Name) })
 	slices.SortFunc(state.Routes, func(a, b Route) int { return a.Dst.Compare(b.Dst) })
 }
 
-// routesTo returns the routes to one peer's destinations.
-func (c *cluster) routesTo(self, peer int, dsts []netip.Prefix, found evidence, now map[use]Transport) []Route {
-	name := c.nodes[peer].Name
+// routesTo returns the routes to one peer's ranges: one for each that cannot be
+// merged with another that is reached alike.
+func (c *cluster) routesTo(self, peer int, found evidence, now ways) []Route {
 	type asked struct {
 		way
-		now Transport
+		now use
 	}
-	chosen := map[asked]*choice{} // most destinations of a peer are alike
-	var out []Route
-	for _, dst := range dsts {
-		f := FamilyOf(dst.Addr())
-		ask := asked{way{self, peer, f, c.provable(peer, dst)}, now[use{name, dst}]}
+	chosen := map[asked]*choice{} // most ranges of a peer are alike
+	type kind struct {
+		use
+		mtu int
+	}
+	alike := map[kind]*merging{}
+	var order []kind
+	for _, cl := range c.separate(peer) {
+		ask := asked{way{self, peer, FamilyOf(cl.dst.Addr()), c.probedAt(cl)}, now.to(c.nodes[peer].Name, cl.dst)}
 		if _, done := chosen[ask]; !done {
 			chosen[ask] = c.choose(ask.way, ask.now, found)
 		}
@@ -128,17 +154,49 @@ func (c *cluster) routesTo(self, peer int, dsts []netip.Prefix, found evidence, 
 		if picked == nil {
 			continue
 		}
-		gateway := c.source(peer, f)
-		if !gateway.IsValid() {
-			gateway = SourceOf(dst)
+		by := kind{use{picked.transport, picked.outer}, picked.mtu}
+		if alike[by] == nil {
+			alike[by] = &merging{}
+			order = append(order, by)
 		}
-		out = append(out, Route{
-			Dst: dst, Peer: name, Transport: picked.transport, Outer: picked.outer,
-			Gateway: gateway, Source: c.source(self, f), VTEP: c.vtep(peer),
-			MTU: found.pathMTU(name, f, picked.transport), Reason: picked.reason,
-		})
+		alike[by].add(cl, picked)
+	}
+	var out []Route
+	for _, by := range order {
+		for _, dst := range merge(alike[by].claims) {
+			out = append(out, c.route(self, peer, dst, *alike[by].choiceOf(dst)))
+		}
 	}
 	return out
+}
+
+// merging are ranges of one peer that are reached alike, and why each is.
+type merging struct {
+	claims  []claim
+	choices []*choice
+}
+
+func (m *merging) add(cl claim, why *choice) {
+	m.claims, m.choices = append(m.claims, cl), append(m.choices, why)
+}
+
+// choiceOf returns the choice for the first range of a merged destination.
+func (m *merging) choiceOf(dst netip.Prefix) *choice {
+	return m.choices[slices.IndexFunc(m.claims, func(cl claim) bool { return cidr.Covers(dst, cl.dst) })]
+}
+
+// route returns the route to one of a peer's destinations.
+func (c *cluster) route(self, peer int, dst netip.Prefix, picked choice) Route {
+	f := FamilyOf(dst.Addr())
+	gateway := c.source(peer, f)
+	if !gateway.IsValid() {
+		gateway = SourceOf(dst)
+	}
+	return Route{
+		Dst: dst, Peer: c.nodes[peer].Name, Transport: picked.transport, Outer: picked.outer,
+		Gateway: gateway, Source: c.source(self, f), VTEP: c.vtep(peer),
+		MTU: picked.mtu, Reason: picked.reason,
+	}
 }
 
 func sortProblems(in []Problem) []Problem {

@@ -118,9 +118,9 @@ func Defects(s Snapshot) []Defect {
 		if !slices.Contains(c.ways(to, p.Family), p.Transport) {
 			continue
 		}
-		_, reached := c.proven(c.nodes[to], p.Family, found)
+		_, verdict := c.proven(to, p.Family, found)
 		out = append(out, Defect{Fault: p.Fault, Node: p.To, From: p.From, Family: p.Family, Transport: p.Transport,
-			Message: p.Reason, Degraded: !reached})
+			Message: p.Reason, Degraded: !verdict.Reachable})
 	}
 	slices.SortFunc(out, func(a, b Defect) int {
 		return cmp.Or(cmp.Compare(a.Fault, b.Fault), strings.Compare(a.Node, b.Node), strings.Compare(a.From, b.From),

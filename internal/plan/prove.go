@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"fmt"
 	"hash/fnv"
+	"net/netip"
 	"slices"
 	"strings"
 )
@@ -17,6 +18,7 @@ type probed struct {
 	to        string // node
 	family    Family
 	transport Transport
+	address   netip.Addr // of direct
 }
 
 // finding is what is known of one probed thing.
@@ -25,8 +27,8 @@ type finding struct {
 	good *Probe // a peer that reached it; of several, the first by name
 	bad  *Probe // a peer that did not
 	// live counts the peers that reached it and are heard of, misses those that
-	// did not reach it.
-	live, misses int
+	// did not reach it, and missed those of them that are heard of.
+	live, misses, missed int
 	// pathMTU is the largest that any peer found to pass, 0 as soon as one of
 	// them found that everything does.
 	pathMTU int
@@ -65,7 +67,12 @@ func weigh(c *cluster, probes []Probe) evidence {
 		if !known || !fromKnown || p.From == p.To || c.nodes[to].UID != p.ToUID {
 			continue
 		}
-		key := probed{p.To, p.Family, p.Transport}
+		key := probed{to: p.To, family: p.Family, transport: p.Transport}
+		if p.Transport == Direct {
+			if key.address = p.Address.Unmap(); !key.address.IsValid() {
+				key.address = c.source(to, p.Family)
+			}
+		}
 		f := found[key]
 		if f == nil {
 			f = &finding{}
@@ -83,6 +90,9 @@ func weigh(c *cluster, probes []Probe) evidence {
 		default:
 			f.bad = firstProbe(f.bad, p)
 			f.misses++
+			if !c.nodes[from].Silent {
+				f.missed++
+			}
 		}
 	}
 	return found
@@ -106,50 +116,49 @@ func firstProbe(a, b *Probe) *Probe {
 	}
 }
 
+// of returns what is known of one thing; the zero value if nothing is.
+func (e evidence) of(what probed) finding {
+	if f := e[what]; f != nil {
+		return *f
+	}
+	return finding{}
+}
+
 // failing reports whether a transport is found failing, and why: by this node
 // itself, or by its provers where at least one says so and none says otherwise
 // (for direct: and no more say otherwise).
-func (e evidence) failing(to string, f Family, t Transport) (string, bool) {
-	found := e[probed{to, f, t}]
+func (f *finding) failing(t Transport) (string, bool) {
 	switch {
-	case found == nil:
-		return "", false
-	case found.self != nil:
-		return words(found.self), !found.self.Reachable
-	case found.bad != nil && (found.good == nil || t == Direct && !found.direct()):
-		return words(found.bad), true
+	case f.self != nil:
+		return words(f.self), !f.self.Reachable
+	case f.bad != nil && (f.good == nil || t == Direct && !f.direct()):
+		return words(f.bad), true
 	default:
 		return "", false
 	}
 }
 
-// proves reports whether direct is found working: by this node itself, or where
-// it has no word, by its provers.
-func (e evidence) proves(to string, f Family) bool {
-	found := e[probed{to, f, Direct}]
+// works reports whether a transport is found working: by this node itself, or
+// where it has no word, by its provers.
+func (f *finding) works(t Transport) bool {
 	switch {
-	case found == nil:
-		return false
-	case found.self != nil:
-		return found.self.Reachable
+	case f.self != nil:
+		return f.self.Reachable
+	case t == Direct:
+		return f.direct()
 	default:
-		return found.direct()
+		return f.good != nil
 	}
 }
 
-// pathMTU returns the largest packet that a path carries, 0 if it is as large
+// largest returns the largest packet that a path carries, 0 if it is as large
 // as it may be: as this node found, or where it has no word, as all of the
 // node's provers did, since then it lies at the node.
-func (e evidence) pathMTU(to string, f Family, t Transport) int {
-	found := e[probed{to, f, t}]
-	switch {
-	case found == nil:
-		return 0
-	case found.self != nil:
-		return found.self.PathMTU
-	default:
-		return found.pathMTU
+func (f *finding) largest() int {
+	if f.self != nil {
+		return f.self.PathMTU
 	}
+	return f.pathMTU
 }
 
 func words(p *Probe) string {
@@ -159,7 +168,10 @@ func words(p *Probe) string {
 // Verdict is whether a node is proven reachable, and by whom or why not.
 type Verdict struct {
 	Reachable bool
-	Reason    string
+	// Lost is true where others have tried every transport that is allowed, and
+	// none got through: not a lack of knowledge, but a finding.
+	Lost   bool
+	Reason string
 }
 
 // Reachable reports whether the node is proven: for each family that it owns
@@ -202,23 +214,23 @@ func (c *cluster) verdict(i, first, ready int, found evidence) Verdict {
 	families := c.families(i)
 	switch {
 	case !n.Ready:
-		return Verdict{false, fmt.Sprintf("the agent on node %s has not yet said that the node is programmed", n.Name)}
+		return Verdict{Reason: fmt.Sprintf("the agent on node %s has not yet said that the node is programmed", n.Name)}
 	case len(families) == 0:
-		return Verdict{false, fmt.Sprintf("node %s owns no usable range of pod addresses yet", n.Name)}
+		return Verdict{Reason: fmt.Sprintf("node %s owns no usable range of pod addresses yet", n.Name)}
 	case ready == 1 && i == first:
-		return Verdict{true, "proven by its local path: it is the cluster's first node, and no other is ready"}
+		return Verdict{Reachable: true, Reason: "proven by its local path: it is the cluster's first node, and no other is ready"}
 	case ready == 1:
-		return Verdict{false, fmt.Sprintf("no other node is ready to prove node %s: it waits for the agent on any, such as %s", n.Name, c.nodes[first].Name)}
+		return Verdict{Reason: fmt.Sprintf("no other node is ready to prove node %s: it waits for the agent on any, such as %s", n.Name, c.nodes[first].Name)}
 	}
 	var by []string
 	for _, f := range families {
-		who, ok := c.proven(n, f, found)
-		if !ok {
-			return Verdict{false, who}
+		who, v := c.proven(i, f, found)
+		if !v.Reachable {
+			return v
 		}
 		by = append(by, who)
 	}
-	return Verdict{true, "proven " + strings.Join(by, ", ")}
+	return Verdict{Reachable: true, Reason: "proven " + strings.Join(by, ", ")}
 }
 
 // families returns those that the node owns destinations of.
@@ -232,21 +244,25 @@ func (c *cluster) families(i int) []Family {
 	return out
 }
 
-// proven says who reached the node, or what those who tried have seen.
-func (c *cluster) proven(n Node, f Family, found evidence) (string, bool) {
+// proven says who reached node i, or in the verdict what those who tried have
+// seen.
+func (c *cluster) proven(i int, f Family, found evidence) (string, Verdict) {
+	n := c.nodes[i]
 	var seen []string
-	for _, t := range c.ways(c.index[n.Name], f) {
-		result := found[probed{n.Name, f, t}]
+	lost := true
+	for _, t := range c.ways(i, f) {
+		result := found.of(probedBy(way{family: f, probed: c.source(i, f)}, n.Name, t))
 		switch {
-		case result == nil:
-			seen = append(seen, fmt.Sprintf("%s: not tried yet", t))
 		case result.good != nil:
-			return fmt.Sprintf("by node %s by %s (%s)", result.good.From, t, f), true
+			return fmt.Sprintf("by node %s by %s (%s)", result.good.From, t, f), Verdict{Reachable: true}
+		case result.bad == nil:
+			seen = append(seen, fmt.Sprintf("%s: not tried yet", t))
 		default:
 			seen = append(seen, fmt.Sprintf("%s: %s", t, words(result.bad)))
 		}
+		lost = lost && result.missed > 0
 	}
-	return fmt.Sprintf("no peer has reached node %s by %s yet (%s)", n.Name, f, strings.Join(seen, "; ")), false
+	return "", Verdict{Lost: lost, Reason: fmt.Sprintf("no peer has reached node %s by %s yet (%s)", n.Name, f, strings.Join(seen, "; "))}
 }
 
 // prover is a node that may prove others.

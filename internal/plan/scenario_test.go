@@ -24,8 +24,8 @@ var rewrite = flag.Bool("rewrite", false, "write the scenarios' output as it is 
 //	network fabric=CIDR,..  where the fabric's routes hold
 //	network metadata=A,.. exempt=NAMESPACE,..
 //	pod NAMESPACE|- LINK    a pod of every node that is planned for
-//	node NAME uid=U created=N addr=A,.. blocks=CIDR,.. cidrs=CIDR,.. sources=A,.. ready refuses=T:WHY fault=F:WHY
-//	probe FROM TO FAMILY TRANSPORT ok|fail|FAULT|PATHMTU REASON   a fault is a failure, a path MTU an answer
+//	node NAME uid=U created=N addr=A,.. blocks=CIDR,.. cidrs=CIDR,.. holds=CIDR,.. sources=A,.. ready refuses=T:WHY fault=F:WHY
+//	probe FROM TO FAMILY TRANSPORT[@ADDRESS] ok|fail|FAULT|PATHMTU REASON   a fault is a failure, a path MTU an answer
 //	forget node NAME | forget probes | forget pod LINK
 //	hold NODE | hold     from now on, the routes that NODE was last planned are in its kernel (nobody's are)
 //	plan NODE            the node's State
@@ -258,6 +258,8 @@ func (s *scenario) node(name string, words []string) {
 			n.Blocks = each(value, s.prefix)
 		case "cidrs":
 			n.NodeCIDRs = each(value, s.prefix)
+		case "holds":
+			n.Holds = each(value, s.prefix)
 		case "sources":
 			n.Sources = each(value, s.addr)
 		case "ready":
@@ -283,12 +285,16 @@ func (s *scenario) node(name string, words []string) {
 }
 
 func (s *scenario) probe(words []string) {
-	p := plan.Probe{From: words[0], To: words[1], Family: plan.Family(words[2]), Transport: plan.Transport(words[3]),
+	transport, address, named := strings.Cut(words[3], "@")
+	p := plan.Probe{From: words[0], To: words[1], Family: plan.Family(words[2]), Transport: plan.Transport(transport),
 		Reachable: words[4] == "ok", Reason: strings.Join(words[5:], " ")}
 	if bytes, err := strconv.Atoi(words[4]); err == nil {
 		p.Reachable, p.PathMTU, p.Fault = true, bytes, plan.MTUBlackHole
 	} else if plan.Fault(words[4]).Remedy() != "" {
 		p.Fault = plan.Fault(words[4])
+	}
+	if named {
+		p.Address = s.addr(address)
 	}
 	for _, n := range s.snap.Nodes {
 		if n.Name == p.To {
@@ -296,7 +302,7 @@ func (s *scenario) probe(words []string) {
 		}
 	}
 	same := func(q plan.Probe) bool {
-		return q.From == p.From && q.To == p.To && q.Family == p.Family && q.Transport == p.Transport
+		return q.From == p.From && q.To == p.To && q.Family == p.Family && q.Transport == p.Transport && q.Address == p.Address
 	}
 	s.snap.Probes = append(slices.DeleteFunc(s.snap.Probes, same), p)
 }

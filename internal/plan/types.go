@@ -84,11 +84,16 @@ type Node struct {
 	NodeCIDRs []netip.Prefix
 	// Blocks are the leases that the node holds.
 	Blocks []netip.Prefix
+	// Holds are ranges that the node's agent says are in use there. Those of
+	// NodeCIDRs that are among them are the node's also where addresses come
+	// from blocks: pods may still have addresses of before.
+	Holds []netip.Prefix
 	// Ready is true once the node's agent has said, for this UID, that its
 	// kernel is programmed; the fields below are its words.
 	Ready bool
-	// Sources are the node's own addresses in the pod network, at most one
-	// per family. No pod gets one of them.
+	// Sources are the node's own addresses in the pod network, which no pod
+	// gets. The first of a family is what the node sends from; the others are
+	// there to be probed, one in each further range that the node owns.
 	Sources []netip.Addr
 	VTEP    MAC // of the node's vxlan device
 	// Refuses maps transport -> why the node cannot receive by it.
@@ -104,6 +109,10 @@ type Probe struct {
 	ToUID     string // UID of the destination that was probed
 	Family    Family // of the inner packet
 	Transport Transport
+	// Address is the one that was probed, where the Transport is Direct: each
+	// range has a route of its own in the fabric. Without it, the first of the
+	// node's Sources is meant.
+	Address   netip.Addr
 	Reachable bool
 	// Fault is what is wrong with the path, as far as the prober can tell. A
 	// path that is reachable may have one: packets of full size get lost.
@@ -120,8 +129,8 @@ type Snapshot struct {
 	Network Network
 	Nodes   []Node  // all of them, Self included
 	Probes  []Probe // all nodes' published ones, and Self's latest
-	// Now are the routes that Self's kernel has; without them, where every
-	// transport is found failing, the most preferred is taken for the one in use.
+	// Now are the routes that Self's kernel has: a way in use is left only for
+	// one that is proven, or that is at least no worse.
 	Now []Route
 	// Pods are Self's own.
 	Pods []LocalPod
@@ -135,10 +144,10 @@ type Snapshot struct {
 type State struct {
 	Self       string
 	Addresses  []netip.Addr   // own, in the fabric
-	Sources    []netip.Addr   // own, in the pod network: assigned to lo
+	Sources    []netip.Addr   // own, in the pod network, as Node.Sources: assigned to lo
 	CIDRs      []netip.Prefix // own destinations, aggregated
 	PodCIDRs   []netip.Prefix // pods' packets to these leave untranslated
-	Transports []Transport    // allowed; MTU and MSS follow the smallest
+	Transports []Transport    // allowed, and others in use; MTU and MSS follow the smallest
 	VXLAN      VXLANDevice
 	MTU        MTUPolicy
 	Masquerade bool

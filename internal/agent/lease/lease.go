@@ -114,8 +114,19 @@ func (d *decider) claim(block netip.Prefix) {
 }
 
 // cover leases the blocks around addresses that pods have and that no CIDR of
-// the node contains: without that nobody could reach those pods.
+// the node contains: without that nobody could reach those pods. Where addresses
+// come from blocks, the node's own is among them: what goes on with that address
+// is not to be cut when the podCIDR that it is of is not the node's any more.
 func (d *decider) cover() {
+	for _, a := range d.Sources {
+		block, err := a.Prefix(d.Network.BlockBits[plan.FamilyOf(a)])
+		if d.Network.NodeCIDR || err != nil || contains(d.owned, a) || !contains(d.Network.PodCIDRs, a) {
+			continue
+		}
+		if block.Bits() > 0 && !slices.ContainsFunc(slices.Concat(d.taken, d.OthersCIDRs), block.Overlaps) {
+			d.claim(block)
+		}
+	}
 	for _, a := range d.Uncovered {
 		if !contains(d.Network.PodCIDRs, a) || contains(d.owned, a) {
 			continue

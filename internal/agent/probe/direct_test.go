@@ -1,6 +1,7 @@
 package probe
 
 import (
+	"fmt"
 	"net/netip"
 	"slices"
 	"strings"
@@ -114,6 +115,44 @@ func TestDirectAloneIsProvenOneWay(t *testing.T) {
 		if n := p.fabric.Carried(plan.IPIP) + p.fabric.Carried(plan.VXLAN); n > 4 { // from before
 			t.Errorf("%d packets in tunnels", n)
 		}
+	})
+}
+
+// TestEachAddressIsProvenAlone: a route of the fabric leads to each range of a
+// node, and what is known of one says nothing of the others.
+func TestEachAddressIsProvenAlone(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := newDirectPair(t, false)
+		defer p.cancel()
+		second := netip.MustParseAddr("10.244.9.0")
+		p.nodeB.Sources = append(p.nodeB.Sources, second)
+		p.viewB.Self = p.nodeB
+		p.viewA.Nodes = []Node{p.nodeB}
+		p.b.Set(p.viewB)
+		p.a.Set(p.viewA)
+		known := func() string {
+			var out []string
+			for _, r := range p.a.Results() {
+				if r.Transport == plan.Direct {
+					out = append(out, fmt.Sprint(r.Address, r.Reachable))
+				}
+			}
+			return strings.Join(out, " ")
+		}
+		becomes := func(want string) {
+			t.Helper()
+			for start := time.Now(); known() != want; synctest.Wait() {
+				if time.Since(start) > 4*time.Second {
+					t.Fatalf("%s, want %s", known(), want)
+				}
+				time.Sleep(10 * time.Millisecond)
+			}
+		}
+		becomes("10.244.1.1 true 10.244.9.0 true")
+		p.fabric.BlockTo(second, plan.Direct)
+		becomes("10.244.1.1 true 10.244.9.0 false")
+		p.fabric.BlockTo(second, "")
+		becomes("10.244.1.1 true 10.244.9.0 true")
 	})
 }
 

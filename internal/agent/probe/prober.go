@@ -146,7 +146,7 @@ func (p *Prober) Set(v View) {
 			continue
 		}
 		for _, path := range v.paths(target) {
-			k := key{target.Name, plan.FamilyOf(path.InnerDst), path.Transport}
+			k := keyOf(target.Name, path)
 			wanted[k] = true
 			p.want(k, target.UID, path)
 		}
@@ -163,9 +163,6 @@ func (p *Prober) Set(v View) {
 // address) keeps the result until probes say otherwise.
 func (p *Prober) want(k key, uid string, path Path) {
 	s := p.states[k]
-	if s != nil && k.transport == plan.Direct && s.path.InnerDst != path.InnerDst {
-		s = nil // another address, which another route of the fabric leads to
-	}
 	if s == nil || s.uid != uid {
 		p.states[k] = &state{uid: uid, path: path}
 		return
@@ -186,7 +183,7 @@ func (p *Prober) Seed(published []plan.Probe) {
 	}
 	p.seeded = true
 	for _, r := range published {
-		s := p.states[key{r.To, r.Family, r.Transport}]
+		s := p.states[key{r.To, r.Family, r.Transport, r.Address}]
 		if s == nil || s.uid != r.ToUID || s.known || r.From != p.view.Self.Name {
 			continue
 		}
@@ -203,11 +200,12 @@ func (p *Prober) Results() []plan.Probe {
 	for k, s := range p.states {
 		if s.known {
 			results = append(results, plan.Probe{From: p.view.Self.Name, To: k.node, ToUID: s.uid,
-				Family: k.family, Transport: k.transport, Reachable: s.reachable, Fault: s.fault, Reason: s.said, PathMTU: s.sizes.found})
+				Family: k.family, Transport: k.transport, Address: k.address, Reachable: s.reachable, Fault: s.fault, Reason: s.said, PathMTU: s.sizes.found})
 		}
 	}
 	slices.SortFunc(results, func(a, b plan.Probe) int {
-		return strings.Compare(a.To+"/"+string(a.Family)+"/"+string(a.Transport), b.To+"/"+string(b.Family)+"/"+string(b.Transport))
+		return cmp.Or(strings.Compare(a.To+"/"+string(a.Family)+"/"+string(a.Transport), b.To+"/"+string(b.Family)+"/"+string(b.Transport)),
+			a.Address.Compare(b.Address))
 	})
 	return results
 }
@@ -476,11 +474,12 @@ func (p *Prober) receive(d Datagram) {
 
 // take takes an answer.
 func (p *Prober) take(from Node, source netip.Addr, m message) {
-	k := key{from.Name, plan.FamilyOf(source), m.transport}
+	k := key{node: from.Name, family: plan.FamilyOf(source), transport: m.transport}
 	switch m.leg {
 	case legPath:
+		k = p.asked(k, m)
 	case legSize:
-		p.hitSize(k, m)
+		p.hitSize(p.asked(k, m), m)
 		return
 	case legChecksum:
 		p.hitOffload(k, m)
@@ -498,6 +497,20 @@ func (p *Prober) take(from Node, source netip.Addr, m message) {
 		return
 	}
 	p.hit(k, s, m.hops)
+}
+
+// asked completes the key of a path by direct: the answer comes from the address
+// that the other node sends from, whichever of its addresses was asked.
+func (p *Prober) asked(k key, m message) key {
+	if k.transport != plan.Direct {
+		return k
+	}
+	for other, s := range p.states {
+		if k.address = other.address; k == other && (s.nonce == m.nonce || s.sizes.nonce == m.nonce) {
+			return k
+		}
+	}
+	return key{}
 }
 
 // hit notes an answer.

@@ -12,7 +12,7 @@ import (
 type Node struct {
 	Name, UID string
 	Outer     []netip.Addr // in the fabric, at most one per family
-	Sources   []netip.Addr // in the pod network, at most one per family
+	Sources   []netip.Addr // in the pod network; the first of a family is what it sends from
 	VTEP      plan.MAC
 	// Refuses maps transport -> why the node cannot use it; such a transport is
 	// not probed.
@@ -97,11 +97,21 @@ func (p Path) along(l leg) Path {
 	return p
 }
 
-// key names what is proven: a family of a node by a transport.
+// key names what is proven: a family of a node by a transport, and by direct one
+// address of it.
 type key struct {
 	node      string
 	family    plan.Family
 	transport plan.Transport
+	address   netip.Addr
+}
+
+func keyOf(node string, p Path) key {
+	k := key{node: node, family: plan.FamilyOf(p.InnerDst), transport: p.Transport}
+	if p.Transport == plan.Direct {
+		k.address = p.InnerDst // a route of its own leads to each
+	}
+	return k
 }
 
 // paths lists every path to a node that the plan may choose, in the order of
@@ -110,8 +120,17 @@ func (v View) paths(to Node) []Path {
 	var found []Path
 	for _, family := range []plan.Family{plan.IPv4, plan.IPv6} {
 		for _, transport := range v.ways(to, family) {
-			if p, ok := v.path(to, family, transport); ok {
-				found = append(found, p)
+			p, ok := v.path(to, family, transport)
+			if !ok {
+				continue
+			}
+			found = append(found, p)
+			for _, a := range to.Sources {
+				if transport == plan.Direct && a != p.InnerDst && plan.FamilyOf(a) == family {
+					further := p
+					further.InnerDst = a
+					found = append(found, further)
+				}
 			}
 		}
 	}
