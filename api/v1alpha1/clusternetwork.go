@@ -313,6 +313,13 @@ const (
 	// ConditionPathsSound is False when a path between nodes that the spec
 	// allows does not carry what it should; status.faults says which and why.
 	ConditionPathsSound = "PathsSound"
+	// ConditionNodesKnown is True when the cloud shows the instance of every
+	// node. It is there only with spec.cloud.nodes: ropeway.
+	ConditionNodesKnown = "NodesKnown"
+	// ConditionCloudRights is False when the cloud refuses an action that the
+	// configuration needs to the controller's credentials. It is there only
+	// where something is needed.
+	ConditionCloudRights = "CloudRights"
 )
 
 // MaxFaults bounds ClusterNetworkStatus.Faults.

@@ -1,6 +1,6 @@
 // Command ropeway is Ropeway's one program: what runs on nodes (agent,
 // controller, node-clean) and what a person runs at a terminal (install,
-// uninstall, status, plan, routes, doctor, version).
+// uninstall, status, plan, routes, cloud, doctor, version).
 package main
 
 import (
@@ -16,6 +16,8 @@ import (
 
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
+
+	"ropeway.dev/ropeway/internal/cloud/alibaba"
 )
 
 // version is the release, set by the linker.
@@ -28,8 +30,11 @@ type environment struct {
 	gogc              string // how garbage is collected, where somebody has said so
 	stdin             io.Reader
 	stdout, stderr    io.Writer
-	terminal          bool // stdin is one: a person can be asked
-	cloud             cloudKeys
+	terminal          bool      // stdin is one: a person can be asked
+	cloud             cloudKeys // the person's, for doctor
+	// controllerKeys are the cloud's credentials for the controller, by the keys
+	// of the Secret that they stand for; nil without any.
+	controllerKeys map[string][]byte
 }
 
 func main() {
@@ -48,6 +53,7 @@ func run() int {
 		cloud: cloudKeys{
 			id: os.Getenv("ALIBABA_CLOUD_ACCESS_KEY_ID"), secret: os.Getenv("ALIBABA_CLOUD_ACCESS_KEY_SECRET"), token: os.Getenv("ALIBABA_CLOUD_SECURITY_TOKEN"),
 		},
+		controllerKeys: controllerKeys(os.Getenv),
 	}
 	err := secretsStaySecret(os.Getenv("DEBUG"))
 	if err == nil {
@@ -61,6 +67,25 @@ func run() int {
 	}
 	fmt.Fprintln(os.Stderr, "ropeway:", err)
 	return 1
+}
+
+// controllerKeys reads an AccessKey under the names that the vendor's libraries know,
+// or those of its cloud controller manager.
+func controllerKeys(getenv func(string) string) map[string][]byte {
+	for _, prefix := range []string{"ALIBABA_CLOUD_", ""} {
+		keys := map[string][]byte{}
+		for key, name := range map[string]string{
+			alibaba.SecretKeyID: "ACCESS_KEY_ID", alibaba.SecretKeySecret: "ACCESS_KEY_SECRET", alibaba.SecretToken: "SECURITY_TOKEN",
+		} {
+			if value := getenv(prefix + name); value != "" {
+				keys[key] = []byte(value)
+			}
+		}
+		if keys[alibaba.SecretKeyID] != nil {
+			return keys
+		}
+	}
+	return nil
 }
 
 // secretsStaySecret refuses the value of DEBUG that makes the cloud vendor's
@@ -101,7 +126,7 @@ func newRoot(env environment) *cobra.Command {
 	root.PersistentFlags().StringVar(&g.kubeconfig, "kubeconfig", "", "path of the kubeconfig (default: KUBECONFIG, then ~/.kube/config)")
 	root.PersistentFlags().StringVar(&g.context, "context", "", "context of the kubeconfig")
 	root.AddGroup(&cobra.Group{ID: "person", Title: "At a terminal:"}, &cobra.Group{ID: "node", Title: "In the cluster (the manifests run these):"})
-	for _, cmd := range []*cobra.Command{newInstall(env, g), newUninstall(env, g), newStatus(g), newPlan(g), newRoutes(g), newDoctor(env, g), newVersion()} {
+	for _, cmd := range []*cobra.Command{newInstall(env, g), newUninstall(env, g), newStatus(g), newPlan(g), newRoutes(g), newCloud(), newDoctor(env, g), newVersion()} {
 		cmd.GroupID = "person"
 		root.AddCommand(cmd)
 	}

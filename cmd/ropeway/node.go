@@ -91,7 +91,8 @@ func readConfigDir(dir string, c *agent.Config) error {
 }
 
 func newController(env environment, g *global) *cobra.Command {
-	c := controller.Config{Identity: env.podName, Version: version, Providers: map[string]cloud.New{string(v1alpha1.CloudAlibaba): alibaba.New}}
+	c := controller.Config{Identity: env.podName, Version: version, CloudKeys: env.controllerKeys,
+		Providers: map[string]cloud.New{string(v1alpha1.CloudAlibaba): alibaba.New}}
 	c.Defaults()
 	var level string
 	cmd := &cobra.Command{
@@ -106,6 +107,7 @@ func newController(env environment, g *global) *cobra.Command {
 			if c.API, err = kube.RESTConfig(g.kubeconfig, g.context); err != nil {
 				return err
 			}
+			kube.LogAll(c.Log)
 			go resident.Keep(cmd.Context(), env.gogc != "")
 			return controller.Run(cmd.Context(), c)
 		},

@@ -2,6 +2,7 @@ package cloud
 
 import (
 	"context"
+	"log/slog"
 	"time"
 )
 
@@ -19,9 +20,14 @@ type Settings struct {
 	// accessKeySecret, and securityToken with temporary ones. nil means the
 	// rights of the instance's role, from the metadata service.
 	Secret map[string][]byte
+	// ReadSecret reads Secret; with it, a change is followed without a new
+	// provider.
+	ReadSecret func(ctx context.Context) (map[string][]byte, error)
 	// Called is told of every call of the cloud's API when it ends; nil for
 	// nobody. It may be called from several goroutines.
 	Called func(action string, took time.Duration, err error)
+	// Log is nil for slog.Default().
+	Log *slog.Logger
 }
 
 // New makes a provider. It may call the metadata service and the cloud once to

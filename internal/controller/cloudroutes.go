@@ -36,24 +36,29 @@ func (c *controller) newPlanner() *routes.Planner {
 	})
 }
 
-// makeProvider makes the provider of a setup, with the credentials that its
-// Secret holds now.
-func (c *controller) makeProvider(ctx context.Context, s routes.Setup) (cloud.Provider, error) {
+// makeProvider makes the provider of a setup, with the credentials of its
+// Secret, or those of the environment where it names none.
+func (c *controller) makeProvider(ctx context.Context, s cloud.Setup) (cloud.Provider, error) {
 	make, known := c.cfg.Providers[s.Provider]
 	if !known {
 		return nil, &cloud.Error{Class: cloud.Permanent, Message: fmt.Sprintf("this version knows no provider %q", s.Provider),
 			Err: errors.New("spec.cloud.provider of the ClusterNetwork")}
 	}
-	settings := cloud.Settings{Region: s.Region, VPC: s.VPC, Tables: s.Tables, Endpoint: s.Endpoint, Called: c.metrics.routes.Called}
-	if s.Secret != "" {
-		var secret corev1.Secret
-		err := c.api.Get(ctx, client.ObjectKey{Namespace: c.cfg.Namespace, Name: s.Secret}, &secret)
-		if err != nil {
-			return nil, &cloud.Error{Class: cloud.Unauthenticated, Message: fmt.Sprintf("the Secret %s/%s with the credentials cannot be read", c.cfg.Namespace, s.Secret), Err: err}
-		}
-		settings.Secret = secret.Data
+	settings := cloud.Settings{Region: s.Region, VPC: s.VPC, Tables: s.Tables, Endpoint: s.Endpoint, Called: c.metrics.routes.Called, Log: c.log}
+	if s.Secret == "" {
+		settings.Secret = c.cfg.CloudKeys
+		return make(ctx, settings)
 	}
+	settings.ReadSecret = func(ctx context.Context) (map[string][]byte, error) { return c.readSecret(ctx, s.Secret) }
 	return make(ctx, settings)
+}
+
+func (c *controller) readSecret(ctx context.Context, name string) (map[string][]byte, error) {
+	var secret corev1.Secret
+	if err := c.api.Get(ctx, client.ObjectKey{Namespace: c.cfg.Namespace, Name: name}, &secret); err != nil {
+		return nil, fmt.Errorf("the Secret %s/%s with the credentials cannot be read: %w", c.cfg.Namespace, name, err)
+	}
+	return secret.Data, nil
 }
 
 // liveRoutes is what the planner is given, read from the API server itself.
@@ -77,10 +82,7 @@ func routesInput(o *kube.Objects, s plan.Snapshot, spec *v1alpha1.ClusterNetwork
 		return in
 	}
 	cl := spec.Cloud
-	in.Setup = routes.Setup{
-		Provider: string(cl.Provider), Region: cl.RegionID, VPC: cl.VPCID, Endpoint: cl.Endpoint,
-		Tables: slices.Clone(cl.RouteTableIDs), Secret: cl.CredentialsSecret,
-	}
+	in.Setup = cloudSetup(cl)
 	in.PodCIDRs, in.Blocks = slices.Clone(s.Network.PodCIDRs), !s.Network.NodeCIDR
 	if o.Network != nil {
 		a := o.Network.Annotations
@@ -158,7 +160,7 @@ func wants(o *kube.Objects, s plan.Snapshot) []routes.Want {
 	return out
 }
 
-// planRoutes tells the planner what this pass has found.
+// planRoutes tells those who work in the cloud what this pass has found.
 func (c *controller) planRoutes(o *observed, m *memory) {
 	if m.newlyFailing(o.snapshot.Probes) {
 		c.planner.Look()
@@ -168,6 +170,8 @@ func (c *controller) planRoutes(o *observed, m *memory) {
 		in.Mode, in.Why = routes.External, o.rival.why
 	}
 	c.planner.Set(in)
+	c.nodes.Set(nodesInput(o.inForce))
+	c.rights.set(rightsNeeded(o.inForce, in), refusedIn(c.planner.Status(), c.nodes.Status()))
 }
 
 // newlyFailing brings m.failing up to date, and says whether a probe finds that
@@ -228,25 +232,14 @@ func withdrawal(s *routes.Status) (reason, message string) {
 	return routes.ReasonWithdrawn, "no entry of this cluster is left in the route tables"
 }
 
-// tellRoutes records an event for each problem that a person must act on: at
-// the node where it is about one, else at the ClusterNetwork.
+// tellRoutes records events of what is wrong with routes, and why none are
+// written.
 func (c *controller) tellRoutes(cn *v1alpha1.ClusterNetwork, s *routes.Status, m *memory) {
-	now := map[told]bool{}
-	if s.Why != "" {
-		now[told{"routes", reasonNotWritten}] = true
-		c.tellIn(m.routesTold, networkReference(cn), "routes", s.Mode == routes.External, reasonNotWritten, s.Why)
+	const why = "why"
+	if s.Why == "" {
+		delete(m.cloudTold, told{why, reasonNotWritten})
+	} else {
+		c.tellIn(m.cloudTold, networkReference(cn), why, s.Mode == routes.External, reasonNotWritten, s.Why)
 	}
-	for _, p := range s.Problems {
-		object, ref := "routes", networkReference(cn)
-		if p.Node != "" {
-			object, ref = "routes/"+p.Node, kube.NodeReference(p.Node)
-		}
-		now[told{object, p.Reason}] = true
-		c.tellIn(m.routesTold, ref, object, true, p.Reason, p.Message)
-	}
-	for key := range m.routesTold {
-		if !now[key] {
-			delete(m.routesTold, key)
-		}
-	}
+	c.tellCloud(cn, "routes", s.Problems, m.cloudTold)
 }

@@ -217,7 +217,7 @@ func TestCloudRoutes(t *testing.T) {
 	first := startReplica(t, "first", provide)
 	eventually(t, "published", networkIs(t, api, routes.ConditionPublished, "False", routes.ReasonConflict, "i-somebody"))
 	eventually(t, "entries", entriesAre(fake, "10.244.0.0/24 i-0, 10.244.1.0/24 i-1, 10.244.2.0/24 i-2, 10.244.3.0/24 i-somebody"))
-	if string(settings.Secret["accessKeySecret"]) != "secret" || settings.Region != "cn-chengdu" || settings.Tables[0] != "vtb-1" {
+	if secret, err := settings.ReadSecret(t.Context()); err != nil || string(secret["accessKeySecret"]) != "secret" || settings.Region != "cn-chengdu" || settings.Tables[0] != "vtb-1" {
 		t.Errorf("the provider was made with %+v", settings)
 	}
 	first.stop()

@@ -27,7 +27,14 @@ type Config struct {
 	Log     *slog.Logger
 	// Providers maps spec.cloud.provider -> how to make one.
 	Providers map[string]cloud.New
+	// CloudKeys are the cloud's credentials from the environment, by the keys
+	// of the Secret; they count where the ClusterNetwork names no Secret. Empty
+	// means the instance's role.
+	CloudKeys map[string][]byte
 
+	// Confirm is the least time between the two looks at the cloud that find a
+	// node's instance gone, Monitor how often silent nodes are looked at.
+	Confirm, Monitor time.Duration
 	// Grace is how long a node is gone before its leases are taken back.
 	Grace time.Duration
 	// Interval is the least time between passes, Resync the greatest.

@@ -17,6 +17,7 @@ import (
 
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
+	"ropeway.dev/ropeway/internal/controller/nodes"
 	"ropeway.dev/ropeway/internal/controller/routes"
 	"ropeway.dev/ropeway/internal/kube"
 )
@@ -30,7 +31,9 @@ type controller struct {
 	recorder record.EventRecorder
 	events   record.EventBroadcaster
 	metrics  *metrics
-	planner  *routes.Planner // of the cloud's routes
+	planner  *routes.Planner   // of the cloud's routes
+	nodes    *nodes.Controller // of the nodes' instances
+	rights   *rights           // in the cloud
 	// inspector asks the cloud what stands in the way of bare packets.
 	inspector *inspector
 	// services says that the API server has ServiceCIDR objects.
@@ -91,6 +94,8 @@ func (c *controller) connect(ctx context.Context) error {
 	}
 	c.planner = c.newPlanner()
 	c.inspector = &inspector{make: c.makeProvider, changed: c.observer.Touch, now: c.now, log: c.log}
+	c.nodes = c.newNodes()
+	c.rights = newRights(c.makeProvider, c.observer.Touch, c.log, 6*c.cfg.Resync)
 	c.events, c.recorder, err = kube.NewRecorder(api, "ropeway-controller", c.cfg.Identity, c.log)
 	return err
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"net/netip"
+	"sync"
 	"time"
 
 	networkingv1 "k8s.io/api/networking/v1"
@@ -52,9 +53,9 @@ type memory struct {
 	missing map[string]time.Time      // node that has leases but no Node -> since when
 	nodes   map[types.UID]*nodeMemory // Node -> what was done to its condition
 	told    map[told]string           // event -> its message as last recorded
-	// routesTold is told for the cloud's routes, which are looked at by another
-	// clock.
-	routesTold map[told]string
+	// cloudTold is told for what is wrong in the cloud, which is looked at by
+	// another clock.
+	cloudTold  map[told]string
 	failing    map[string]bool // UIDs of nodes that probes do not reach by direct
 	faults     map[plan.Fault]seenFault
 	faultsTold map[told]string
@@ -73,24 +74,23 @@ type memory struct {
 type told struct{ object, reason string }
 
 func newMemory() *memory {
-	return &memory{missing: map[string]time.Time{}, nodes: map[types.UID]*nodeMemory{}, told: map[told]string{}, routesTold: map[told]string{},
+	return &memory{missing: map[string]time.Time{}, nodes: map[types.UID]*nodeMemory{}, told: map[told]string{}, cloudTold: map[told]string{},
 		faults: map[plan.Fault]seenFault{}, faultsTold: map[told]string{},
 		poolsTold: map[told]string{}, poolsWritten: map[types.UID]string{}}
 }
 
-// planInBackground lets the planner of the cloud's routes work until the
-// context ends or the returned function is called, which waits for its end: a
-// call of the cloud that has begun is the last of this leader.
-func (c *controller) planInBackground(ctx context.Context) (stop func()) {
+// inBackground lets those who work in the cloud do so until the context ends or
+// the returned function is called, which waits for their end: a call that has
+// begun is the last of this leader.
+func (c *controller) inBackground(ctx context.Context) (stop func()) {
 	ctx, cancel := context.WithCancel(ctx)
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		c.planner.Run(ctx)
-	}()
+	var working sync.WaitGroup
+	for _, work := range []func(context.Context){c.planner.Run, c.nodes.Run, c.rights.run} {
+		working.Go(func() { work(ctx) })
+	}
 	return func() {
 		cancel()
-		<-done
+		working.Wait()
 	}
 }
 
@@ -105,7 +105,7 @@ func (c *controller) lead(ctx context.Context) {
 	defer c.leading.Store(false)
 	defer c.metrics.resign()
 	m := newMemory()
-	defer c.planInBackground(ctx)()
+	defer c.inBackground(ctx)()
 	for ctx.Err() == nil {
 		wait := c.cfg.Resync
 		start := c.now()

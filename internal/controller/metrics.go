@@ -4,6 +4,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 
+	"ropeway.dev/ropeway/internal/controller/nodes"
 	"ropeway.dev/ropeway/internal/controller/routes"
 	"ropeway.dev/ropeway/internal/ipam/pool"
 )
@@ -25,6 +26,7 @@ type metrics struct {
 	passErrors        prometheus.Counter
 	passSeconds       prometheus.Histogram
 	routes            *routes.Metrics
+	instances         *nodes.Metrics
 }
 
 func newMetrics() *metrics {
@@ -37,6 +39,7 @@ func newMetrics() *metrics {
 	m := &metrics{
 		registry:          prometheus.NewRegistry(),
 		routes:            routes.NewMetrics(),
+		instances:         nodes.NewMetrics(),
 		leader:            gauge("ropeway_controller_leader", "1 on the replica that holds the Lease."),
 		nodes:             gauge("ropeway_nodes", "Nodes of the cluster."),
 		reachable:         gauge("ropeway_nodes_reachable", "Nodes whose pod CIDRs are proven reachable."),
@@ -66,6 +69,7 @@ func newMetrics() *metrics {
 		m.conditionWrites, m.blocksCollected, m.passErrors, m.passSeconds,
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	m.registry.MustRegister(m.routes.Collectors()...)
+	m.registry.MustRegister(m.instances.Collectors()...)
 	return m
 }
 

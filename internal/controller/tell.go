@@ -1,9 +1,12 @@
 package controller
 
 import (
+	"strings"
+
 	corev1 "k8s.io/api/core/v1"
 
 	"ropeway.dev/ropeway/api/v1alpha1"
+	"ropeway.dev/ropeway/internal/controller/routes"
 	"ropeway.dev/ropeway/internal/kube"
 )
 
@@ -19,11 +22,35 @@ func (c *controller) tellIn(before map[told]string, ref *corev1.ObjectReference,
 		return
 	}
 	before[key] = message
+	c.record(ref, warning, reason, message)
+}
+
+func (c *controller) record(ref *corev1.ObjectReference, warning bool, reason, message string) {
 	kind := corev1.EventTypeNormal
 	if warning {
 		kind = corev1.EventTypeWarning
 	}
 	c.recorder.Event(ref, kind, reason, message)
+}
+
+// tellCloud records an event for each problem of the cloud's that a person must
+// act on: at the node where it is about one, else at the ClusterNetwork. The
+// part (routes, nodes) has its own memory of what was told.
+func (c *controller) tellCloud(cn *v1alpha1.ClusterNetwork, part string, problems []routes.Problem, before map[told]string) {
+	now := map[told]bool{}
+	for _, p := range problems {
+		object, ref := part, networkReference(cn)
+		if p.Node != "" {
+			object, ref = part+"/"+p.Node, kube.NodeReference(p.Node)
+		}
+		now[told{object, p.Reason}] = true
+		c.tellIn(before, ref, object, true, p.Reason, p.Message)
+	}
+	for key := range before {
+		if (key.object == part || strings.HasPrefix(key.object, part+"/")) && !now[key] {
+			delete(before, key)
+		}
+	}
 }
 
 func networkReference(cn *v1alpha1.ClusterNetwork) *corev1.ObjectReference {

@@ -62,6 +62,9 @@ func full() Options {
 		Transports: []v1alpha1.Transport{v1alpha1.TransportVXLAN}, VXLANPort: 4790, VXLANVNI: 1<<24 - 1,
 		MTU: "1400", Masquerade: &no, APIServer: "[fd00::10]:6443", TakeOver: []string{"calico", "calico-ipam"},
 		CNIBinDir: "/usr/libexec/cni", CNIConfDir: "/var/lib/rancher/k3s/agent/etc/cni/net.d", LogLevel: "debug",
+		Cloud: v1alpha1.CloudSpec{Provider: v1alpha1.CloudAlibaba, RegionID: "cn-chengdu", VPCID: "vpc-1", RouteTableIDs: []string{"vtb-1"},
+			VPCCIDRs: []string{"192.168.0.0/16"}, Endpoint: "http://100.100.0.10", Routes: v1alpha1.DutyExternal, Nodes: v1alpha1.DutyRopeway,
+			LoadBalancers: v1alpha1.DutyOff, CredentialsSecret: "keys"},
 	}
 }
 

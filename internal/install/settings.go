@@ -41,6 +41,10 @@ func (s Settings) CloudSecret() string {
 	return orElse(s.Network.Cloud.CredentialsSecret, DefaultCloudSecret)
 }
 
+// KeepsNodes says whether the controller looks after the nodes' instances, for
+// which it needs rights on Nodes.
+func (s Settings) KeepsNodes() bool { return s.Network.Cloud.KeepsNodes() }
+
 // Resolve finds what the options leave open: in the cluster's own ClusterNetwork,
 // in the cluster, or in the defaults. survey is nil when there is no cluster to
 // look at. The notes say, as sentences, what was found or assumed.

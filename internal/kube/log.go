@@ -20,3 +20,9 @@ func WithLog(ctx context.Context, log *slog.Logger) context.Context {
 func logCache(log *slog.Logger) {
 	ctrllog.SetLogger(logr.FromSlogHandler(log.Handler()))
 }
+
+// LogAll lets all of client-go and what is built on it log to log, also where no
+// context says so. It is for main, before anything else runs.
+func LogAll(log *slog.Logger) {
+	klog.SetLogger(logr.FromSlogHandler(log.Handler()))
+}

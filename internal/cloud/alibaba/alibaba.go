@@ -27,7 +27,7 @@ type Options struct {
 	cloud.Settings
 	Metadata string        // URL of the metadata service; "" means the real one's
 	Pause    time.Duration // before the second try of a reading call; 0 means 500 ms
-	Log      *slog.Logger  // nil means slog.Default()
+	Log      *slog.Logger  // nil means Settings'
 	// HTTP sends the signed requests; nil means a client of its own.
 	HTTP dara.HttpClient
 }
@@ -35,6 +35,9 @@ type Options struct {
 func (o *Options) setDefaults() {
 	if o.Pause == 0 {
 		o.Pause = 500 * time.Millisecond
+	}
+	if o.Log == nil {
+		o.Log = o.Settings.Log
 	}
 	if o.Log == nil {
 		o.Log = slog.Default()
@@ -55,6 +58,7 @@ type Provider struct {
 
 var (
 	_ cloud.Provider = (*Provider)(nil)
+	_ cloud.Checker  = (*Provider)(nil)
 	_ cloud.New      = New
 )
 
@@ -72,11 +76,9 @@ func Open(ctx context.Context, o Options) (*Provider, error) {
 	if err != nil {
 		return nil, err
 	}
-	keys := keySource(&roleKeys{service: service, log: o.Log, now: time.Now})
-	if o.Secret != nil {
-		if keys, err = keysOfSecret(o.Secret); err != nil {
-			return nil, &cloud.Error{Class: cloud.Unauthenticated, Message: "no credentials", Err: err}
-		}
+	keys, err := keysOf(ctx, o, service)
+	if err != nil {
+		return nil, err
 	}
 	for _, p := range []product{vpcAPI(), ecsAPI()} {
 		if _, err := endpointOf(p, region, o.Endpoint); err != nil {
@@ -88,6 +90,23 @@ func Open(ctx context.Context, o Options) (*Provider, error) {
 		log: o.Log.With("region", region, "vpc", vpc), pause: o.Pause, now: time.Now,
 	}
 	return &Provider{vpc: vpc, tables: slices.Clone(o.Tables), call: call}, nil
+}
+
+// keysOf returns where the credentials come from.
+func keysOf(ctx context.Context, o Options, service *metadata.Client) (keySource, error) {
+	switch {
+	case o.ReadSecret != nil:
+		keys := &secretKeys{read: o.ReadSecret, log: o.Log, now: time.Now}
+		_, err := keys.credential(ctx) // say now what is missing
+		return keys, err
+	case o.Secret != nil:
+		keys, err := keysOfSecret(o.Secret)
+		if err != nil {
+			return nil, &cloud.Error{Class: cloud.Unauthenticated, Message: "no credentials", Err: err}
+		}
+		return staticKeys{keys}, nil
+	}
+	return &roleKeys{service: service, log: o.Log, now: time.Now}, nil
 }
 
 // place returns the region and the VPC: as set, or where this machine is.

@@ -125,6 +125,9 @@ func (c *caller) once(ctx context.Context, p product, action string, params map[
 	if after := cloud.AfterOf(err); after > 0 {
 		c.hold(action, after)
 	}
+	if cloud.Is(err, cloud.Unauthenticated) {
+		c.keys.refused()
+	}
 	if c.observe != nil {
 		c.observe(action, c.now().Sub(start), err)
 	}

@@ -33,16 +33,78 @@ const renewBefore = 10 * time.Minute
 // are still good when one renewal fails.
 type keySource interface {
 	credential(ctx context.Context) (credentials.Credential, error)
+	// refused is told that the cloud does not take the credentials any more.
+	refused()
 }
 
-// staticKeys are keys from a Secret.
+// staticKeys are keys that do not change.
 type staticKeys struct{ keys credentials.Credential }
 
 func (s staticKeys) credential(context.Context) (credentials.Credential, error) { return s.keys, nil }
 
+func (staticKeys) refused() {}
+
+// readEvery is how old keys from a Secret may be, and readAgain how soon they
+// are read again after the cloud has refused them.
+const (
+	readEvery = time.Minute
+	readAgain = 5 * time.Second
+)
+
+// secretKeys are keys from a Secret that may change: the new ones are used
+// within a minute, or at once where the old ones are refused. Keys at hand are
+// used on while the Secret cannot be read, or has none.
+type secretKeys struct {
+	read func(ctx context.Context) (map[string][]byte, error)
+	log  *slog.Logger
+	now  func() time.Time
+
+	mu    sync.Mutex
+	keys  credentials.Credential
+	last  time.Time // when the Secret was read
+	wrong bool      // the cloud has refused them since
+}
+
+func (s *secretKeys) credential(ctx context.Context) (credentials.Credential, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	age := s.now().Sub(s.last)
+	if s.keys != nil && (age < readAgain || age < readEvery && !s.wrong) {
+		return s.keys, nil
+	}
+	s.last, s.wrong = s.now(), false
+	keys, err := s.renew(ctx)
+	switch {
+	case err == nil:
+		s.keys = keys
+	case s.keys != nil:
+		s.log.Warn("the Secret with the cloud's credentials cannot be used; those at hand are used on", "error", err)
+	default:
+		return nil, err
+	}
+	return s.keys, nil
+}
+
+func (s *secretKeys) renew(ctx context.Context) (keys credentials.Credential, err error) {
+	data, err := s.read(ctx)
+	if err == nil {
+		keys, err = keysOfSecret(data)
+	}
+	if err != nil {
+		return nil, &cloud.Error{Class: cloud.Unauthenticated, Message: "no credentials", Err: err}
+	}
+	return keys, nil
+}
+
+func (s *secretKeys) refused() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.wrong = true
+}
+
 // keysOfSecret reads a Secret's data. Space around values is dropped: a file's
 // last newline ends up in Secrets all the time.
-func keysOfSecret(data map[string][]byte) (keySource, error) {
+func keysOfSecret(data map[string][]byte) (credentials.Credential, error) {
 	value := func(key string) string { return strings.TrimSpace(string(data[key])) }
 	var missing []error
 	for _, key := range []string{SecretKeyID, SecretKeySecret} {
@@ -53,11 +115,7 @@ func keysOfSecret(data map[string][]byte) (keySource, error) {
 	if err := errors.Join(missing...); err != nil {
 		return nil, err
 	}
-	keys, err := newCredential(value(SecretKeyID), value(SecretKeySecret), value(SecretToken))
-	if err != nil {
-		return nil, err
-	}
-	return staticKeys{keys}, nil
+	return newCredential(value(SecretKeyID), value(SecretKeySecret), value(SecretToken))
 }
 
 func newCredential(id, secret, token string) (credentials.Credential, error) {
@@ -84,6 +142,7 @@ type roleKeys struct {
 	keys    credentials.Credential
 	expires time.Time
 	again   time.Time // no renewal before
+	renewed time.Time
 }
 
 func (r *roleKeys) credential(ctx context.Context) (credentials.Credential, error) {
@@ -104,6 +163,15 @@ func (r *roleKeys) credential(ctx context.Context) (credentials.Credential, erro
 	return nil, err
 }
 
+// refused lets the next call ask for new keys, but not in quick succession.
+func (r *roleKeys) refused() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.now().Sub(r.renewed) >= readAgain {
+		r.keys = nil
+	}
+}
+
 func (r *roleKeys) usable() bool { return r.keys != nil && r.now().Before(r.expires) }
 
 func (r *roleKeys) renew(ctx context.Context) error {
@@ -120,7 +188,7 @@ func (r *roleKeys) renew(ctx context.Context) error {
 	if err != nil {
 		return &cloud.Error{Class: cloud.Unauthenticated, Message: "no credentials", Err: err}
 	}
-	r.keys, r.expires = keys, got.Expires
+	r.keys, r.expires, r.renewed = keys, got.Expires, r.now()
 	r.again = r.now().Add(got.Expires.Sub(r.now()) / 2) // short-lived keys are not renewed at each call
 	return nil
 }

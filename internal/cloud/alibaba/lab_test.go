@@ -2,11 +2,15 @@ package alibaba
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net/http"
 	"net/http/httptest"
 	"net/netip"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -261,8 +265,8 @@ func TestLabInstances(t *testing.T) {
 	if err != nil || len(found) != 3 {
 		t.Fatalf("%v, %v", found, err)
 	}
-	if got := fmt.Sprint(found[1]); got != "{i-2 [172.16.0.12 2408:4000:1::12] cn-chengdu-a ecs.g7.large true}" {
-		t.Errorf("the second instance reads %s", got)
+	if in := found[1]; fmt.Sprintf("%s %v %s %s %v", in.ID, in.Addresses, in.Zone, in.Type, in.Running) != "i-2 [172.16.0.12 2408:4000:1::12] cn-chengdu-a ecs.g7.large true" {
+		t.Errorf("the second instance reads %+v", in)
 	}
 }
 
@@ -309,7 +313,7 @@ func TestLabRole(t *testing.T) {
 }
 
 func TestLabPreflight(t *testing.T) {
-	refusedOf := func(permissions []Permission) string {
+	refusedOf := func(permissions []cloud.Permission) string {
 		var out []string
 		for _, p := range permissions {
 			if cloud.Is(p.Err, cloud.Forbidden, cloud.Unauthenticated) {
@@ -320,25 +324,26 @@ func TestLabPreflight(t *testing.T) {
 		}
 		return strings.Join(out, " ")
 	}
-	readers := []string{"vpc:DescribeRouteTableList", "vpc:DescribeRouteEntryList", "ecs:DescribeInstances"}
+	both := cloud.Duties{Routes: true, Nodes: true}
+	readers := []string{"vpc:DescribeRouteTableList", "vpc:DescribeRouteEntryList", "ecs:DescribeInstances", "ecs:DescribeNetworkInterfaces", "ecs:DescribeSecurityGroupAttribute"}
 	for name, c := range map[string]struct {
 		change func(*openapi.Settings)
 		want   string
 	}{
 		"everything":       {func(*openapi.Settings) {}, ""},
-		"the least policy": {func(s *openapi.Settings) { s.Allow = Actions() }, ""},
-		"reading only":     {func(s *openapi.Settings) { s.Allow = readers }, "vpc:CreateRouteEntries vpc:DeleteRouteEntries vpc:ModifyRouteEntry"},
+		"the least policy": {func(s *openapi.Settings) { s.Allow = Actions(both) }, ""},
+		"reading only":     {func(s *openapi.Settings) { s.Allow = readers }, "vpc:CreateRouteEntries vpc:DeleteRouteEntries vpc:ModifyRouteEntry ecs:ModifyNetworkInterfaceAttribute"},
 		"the vendor's old": {func(s *openapi.Settings) {
 			s.Allow = []string{"vpc:Describe*", "vpc:CreateRouteEntry", "vpc:DeleteRouteEntry"}
-		}, "ecs:DescribeInstances vpc:CreateRouteEntries vpc:DeleteRouteEntries vpc:ModifyRouteEntry"},
+		}, "ecs:DescribeInstances ecs:DescribeNetworkInterfaces ecs:DescribeSecurityGroupAttribute vpc:CreateRouteEntries vpc:DeleteRouteEntries vpc:ModifyRouteEntry ecs:ModifyNetworkInterfaceAttribute"},
 		"no tables":         {func(s *openapi.Settings) { s.Allow = []string{"ecs:*", "vpc:*Entries"} }, "vpc:DescribeRouteTableList vpc:DescribeRouteEntryList? vpc:CreateRouteEntries? vpc:DeleteRouteEntries? vpc:ModifyRouteEntry?"},
-		"a key of no worth": {func(s *openapi.Settings) { s.KeyDisabled = true }, "vpc:DescribeRouteTableList vpc:DescribeRouteEntryList? ecs:DescribeInstances vpc:CreateRouteEntries? vpc:DeleteRouteEntries? vpc:ModifyRouteEntry?"},
+		"a key of no worth": {func(s *openapi.Settings) { s.KeyDisabled = true }, "vpc:DescribeRouteTableList vpc:DescribeRouteEntryList? ecs:DescribeInstances ecs:DescribeNetworkInterfaces ecs:DescribeSecurityGroupAttribute vpc:CreateRouteEntries? vpc:DeleteRouteEntries? vpc:ModifyRouteEntry? ecs:ModifyNetworkInterfaceAttribute"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			l := newLab(t)
 			l.call("2016-04-28", "CreateRouteEntry", map[string]string{"RouteTableId": testTable, "DestinationCidrBlock": "10.244.1.0/24", "NextHopId": "i-3"})
 			l.set(c.change)
-			got := l.provider().Preflight(t.Context())
+			got := l.provider().Preflight(t.Context(), both)
 			if refusedOf(got) != c.want {
 				t.Errorf("refused %q, want %q", refusedOf(got), c.want)
 			}
@@ -346,8 +351,8 @@ func TestLabPreflight(t *testing.T) {
 			for _, p := range got {
 				asked = append(asked, p.Action)
 			}
-			if !slices.Equal(asked, Actions()) {
-				t.Errorf("asked about %v, want %v", asked, Actions())
+			if slices.Sort(asked); !slices.Equal(asked, slices.Sorted(slices.Values(Actions(both)))) {
+				t.Errorf("asked about %v, want %v", asked, Actions(both))
 			}
 			if n := len(l.snapshot().Entries); n != 1 {
 				t.Errorf("the preflight has changed the table: %d entries", n)
@@ -356,10 +361,119 @@ func TestLabPreflight(t *testing.T) {
 	}
 }
 
+// TestPreflightAsksForWhatIsNeeded: a duty that is another's needs no right.
+func TestPreflightAsksForWhatIsNeeded(t *testing.T) {
+	for want, d := range map[string]cloud.Duties{
+		"[ecs:DescribeInstances ecs:DescribeNetworkInterfaces ecs:ModifyNetworkInterfaceAttribute]":                                                                                                                         {Nodes: true},
+		"[vpc:DescribeRouteTableList vpc:DescribeRouteEntryList ecs:DescribeInstances ecs:DescribeNetworkInterfaces ecs:DescribeSecurityGroupAttribute vpc:CreateRouteEntries vpc:DeleteRouteEntries vpc:ModifyRouteEntry]": {Routes: true},
+		"[]": {},
+	} {
+		l := newLab(t)
+		l.set(func(s *openapi.Settings) { s.Allow = append(Actions(d), "sts:None") })
+		var asked []string
+		for _, p := range l.provider().Preflight(t.Context(), d) {
+			asked = append(asked, p.Action)
+			if p.Err != nil {
+				t.Errorf("%+v: %s: %v", d, p.Action, p.Err)
+			}
+		}
+		if got := fmt.Sprint(asked); got != want {
+			t.Errorf("%+v: asked about %s, want %s", d, got, want)
+		}
+	}
+}
+
+// TestPolicyIsWhatIsUsed: and what the manual shows is the same.
 func TestPolicyIsWhatIsUsed(t *testing.T) {
+	both := cloud.Duties{Routes: true, Nodes: true}
 	var policy struct{ Statement []struct{ Action []string } }
-	if err := json.Unmarshal([]byte(Policy()), &policy); err != nil || !slices.Equal(policy.Statement[0].Action, Actions()) {
-		t.Errorf("policy %s, %v", Policy(), err)
+	if err := json.Unmarshal([]byte(Policy(both)), &policy); err != nil || !slices.Equal(policy.Statement[0].Action, Actions(both)) {
+		t.Errorf("policy %s, %v", Policy(both), err)
+	}
+	manual, err := os.ReadFile(filepath.Join("..", "..", "..", "docs", "cloud.md"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !strings.Contains(string(manual), Policy(both)) {
+		t.Errorf("docs/cloud.md does not show this policy:\n%s", Policy(both))
+	}
+}
+
+// TestDescribeAndForwardingInTheLab: the same against a server that keeps the
+// API's rules.
+func TestDescribeAndForwardingInTheLab(t *testing.T) {
+	l := newLab(t, func(s *openapi.Spec) {
+		s.Instances[1].SourceDestCheck = true
+		s.Instances[1].Public = []netip.Addr{netip.MustParseAddr("203.0.113.9")}
+		s.Instances[1].Tags = map[string]string{"ack.alibabacloud.com/nodepool-id": "np1"}
+	})
+	p := l.provider()
+	found, err := p.Instances().Describe(t.Context(), []string{"i-2", "i-9"})
+	if err != nil || len(found) != 1 {
+		t.Fatalf("%+v, %v", found, err)
+	}
+	got := fmt.Sprintf("%+v", found[0])
+	want := "{ID:i-2 Host:node2 Addresses:[172.16.0.12 2408:4000:1::12] Primary:2 Public:[203.0.113.9] Interface:eni-2 VPC:vpc-2vc1 Region:cn-chengdu Zone:cn-chengdu-a " +
+		"Type:ecs.g7.large Labels:map[node.alibabacloud.com/instance-charge-type:PostPaid node.alibabacloud.com/nodepool-id:np1 node.alibabacloud.com/spot-strategy:NoSpot] Running:true Stopped:false}"
+	if got != want {
+		t.Errorf("got  %s\nwant %s", got, want)
+	}
+	all, err := p.Instances().List(t.Context())
+	if err != nil || len(all) != 3 {
+		t.Fatalf("%+v, %v", all, err)
+	}
+	for _, want := range []string{"[i-2]", "[]"} {
+		changed, err := p.Instances().AllowForwarding(t.Context(), all)
+		if err != nil || fmt.Sprint(changed) != want {
+			t.Errorf("changed %v, %v; want %s", changed, err, want)
+		}
+	}
+}
+
+// TestSecretIsReadAnew: a new key is used once the old one is refused, without
+// a new provider, and no call is wasted on a Secret that cannot be read.
+func TestSecretIsReadAnew(t *testing.T) {
+	l := newLab(t)
+	secret, reads := map[string][]byte{SecretKeyID: []byte("LTAIold"), SecretKeySecret: []byte("old")}, 0
+	var failing error
+	p := l.provider(func(o *Options) {
+		o.Secret = nil
+		o.ReadSecret = func(context.Context) (map[string][]byte, error) { reads++; return secret, failing }
+	})
+	keys := p.call.keys.(*secretKeys)
+	now := time.Now()
+	keys.now = func() time.Time { return now }
+	ask := func() string {
+		_, err := p.Instances().List(t.Context())
+		if err == nil {
+			return "ok"
+		}
+		return cloud.ClassOf(err).String()
+	}
+	for _, step := range []struct {
+		what  string
+		after time.Duration
+		do    func()
+		want  string
+		reads int
+	}{
+		{"a wrong key", 0, func() {}, "unauthenticated", 1},
+		{"is not read at each call", 0, func() {}, "unauthenticated", 1},
+		{"the right key", readAgain, func() {
+			secret = map[string][]byte{SecretKeyID: []byte("LTAItest"), SecretKeySecret: []byte("hush-hush")}
+		}, "ok", 2},
+		{"is kept", readAgain, func() {}, "ok", 2},
+		{"an API server that is down", readEvery, func() { failing = errors.New("down") }, "ok", 3},
+		{"a Secret without keys", readEvery, func() { failing, secret = nil, nil }, "ok", 4},
+		{"a key that was replaced", readEvery, func() {
+			secret = map[string][]byte{SecretKeyID: []byte("LTAInew"), SecretKeySecret: []byte("new")}
+		}, "unauthenticated", 5},
+	} {
+		now = now.Add(step.after)
+		step.do()
+		if got := ask(); got != step.want || reads != step.reads {
+			t.Errorf("%s: %s after %d reads, want %s after %d", step.what, got, reads, step.want, step.reads)
+		}
 	}
 }
 

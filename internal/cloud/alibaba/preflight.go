@@ -3,6 +3,7 @@ package alibaba
 import (
 	"context"
 	"encoding/json"
+	"slices"
 	"strings"
 
 	"ropeway.dev/ropeway/internal/cloud"
@@ -10,32 +11,37 @@ import (
 
 // What no entry, instance or table is called: a preflight asks to change these.
 const (
-	noEntry    = "rte-ropewaypreflight000"
-	noInstance = "i-ropewaypreflight00000"
+	noEntry     = "rte-ropewaypreflight000"
+	noInstance  = "i-ropewaypreflight00000"
+	noInterface = "eni-ropewaypreflight000"
+	noGroup     = "sg-ropewaypreflight000"
 	// noRange is the range of the cloud's own services, which the API refuses
 	// as a destination.
 	noRange = "100.64.0.0/10"
 )
 
-// Permission is what is known of the right to one action.
-type Permission struct {
-	Action string // as RAM spells it, such as vpc:CreateRouteEntries
-	// Err is nil if the action is allowed. Of class Forbidden or
-	// Unauthenticated it is refused; of any other nothing is known.
-	Err error
-}
-
-// Actions returns the RAM actions that this provider needs, those that write
-// last. They are the least policy.
-func Actions() []string {
-	return []string{
-		"vpc:DescribeRouteTableList", "vpc:DescribeRouteEntryList", "ecs:DescribeInstances",
-		"vpc:CreateRouteEntries", "vpc:DeleteRouteEntries", "vpc:ModifyRouteEntry",
+// Actions returns the RAM actions that the duties need, those that write last.
+// They are the least policy.
+func Actions(d cloud.Duties) []string {
+	var read, write []string
+	if d.Routes {
+		read = append(read, "vpc:DescribeRouteTableList", "vpc:DescribeRouteEntryList")
+		write = append(write, "vpc:CreateRouteEntries", "vpc:DeleteRouteEntries", "vpc:ModifyRouteEntry")
 	}
+	if d.Routes || d.Nodes {
+		read = append(read, "ecs:DescribeInstances", "ecs:DescribeNetworkInterfaces")
+	}
+	if d.Routes {
+		read = append(read, "ecs:DescribeSecurityGroupAttribute") // to say why packets do not arrive (Inspect)
+	}
+	if d.Nodes {
+		write = append(write, "ecs:ModifyNetworkInterfaceAttribute")
+	}
+	return append(read, write...)
 }
 
-// Policy returns the least RAM policy as the console takes it.
-func Policy() string {
+// Policy returns the least RAM policy for the duties, as the console takes it.
+func Policy(d cloud.Duties) string {
 	type statement struct {
 		Effect   string
 		Action   []string
@@ -44,7 +50,7 @@ func Policy() string {
 	text, err := json.MarshalIndent(struct {
 		Version   string
 		Statement []statement
-	}{"1", []statement{{"Allow", Actions(), "*"}}}, "", "  ")
+	}{"1", []statement{{"Allow", Actions(d), "*"}}}, "", "  ")
 	if err != nil {
 		panic(err) // strings only
 	}
@@ -52,27 +58,34 @@ func Policy() string {
 }
 
 // Preflight finds out which of Actions the credentials may call, and changes
-// nothing: the writing ones are called for an entry that does not exist, and the
-// creation with a destination and a next hop that the API both refuses. RAM
-// answers before any of that is looked at. It may run beside a planner; each
-// call takes the VPC's turn for a moment at most.
-func (p *Provider) Preflight(ctx context.Context) []Permission {
-	tables, err := p.usedTables(ctx)
-	// A refusal of ours (several tables, a wrong id) is an answer to the call.
-	out := []Permission{{"vpc:DescribeRouteTableList", verdict(err)}}
+// nothing: the writing ones are called for an entry or interface that does not
+// exist, and the creation with a destination and a next hop that the API both
+// refuses. RAM answers before any of that is looked at. It may run beside a
+// planner; each call takes the VPC's turn for a moment at most.
+func (p *Provider) Preflight(ctx context.Context, d cloud.Duties) []cloud.Permission {
+	var out []cloud.Permission
 	table := ""
-	switch {
-	case err == nil:
-		table = tables[0]
-	case len(p.tables) > 0:
-		table = p.tables[0]
+	if d.Routes {
+		tables, err := p.usedTables(ctx)
+		// A refusal of ours (several tables, a wrong id) is an answer to the call.
+		out = append(out, cloud.Permission{Action: "vpc:DescribeRouteTableList", Err: verdict(err)})
+		switch {
+		case err == nil:
+			table = tables[0]
+		case len(p.tables) > 0:
+			table = p.tables[0]
+		}
 	}
+	needed := Actions(d)
 	for _, probe := range p.probes(table) {
+		if !slices.Contains(needed, probe.action) {
+			continue
+		}
 		err := error(&cloud.Error{Class: cloud.Lost, Action: bare(probe.action), Code: "ropeway.NotAsked", Message: "no route table is known to ask about"})
 		if table != "" || !probe.table {
 			err = verdict(probe.ask(ctx))
 		}
-		out = append(out, Permission{probe.action, err})
+		out = append(out, cloud.Permission{Action: probe.action, Err: err})
 	}
 	return out
 }
@@ -97,21 +110,27 @@ func (p *Provider) probes(table string) []probe {
 			return nil
 		}}
 	}
+	ecs := func(action string, params map[string]string, call func(context.Context, product, string, map[string]string, any) error) probe {
+		return probe{"ecs:" + action, false, func(ctx context.Context) error {
+			var answer struct{}
+			return call(ctx, ecsAPI(), action, params, &answer)
+		}}
+	}
 	return []probe{
 		{"vpc:DescribeRouteEntryList", true, func(ctx context.Context) error {
 			var answer struct{}
 			return p.call.read(ctx, vpcAPI(), "DescribeRouteEntryList", map[string]string{"RouteTableId": table, "MaxResult": "1"}, &answer)
 		}},
-		{"ecs:DescribeInstances", false, func(ctx context.Context) error {
-			var answer struct{}
-			return p.call.read(ctx, ecsAPI(), "DescribeInstances", map[string]string{"VpcId": p.vpc, "MaxResults": "10"}, &answer)
-		}},
+		ecs("DescribeInstances", map[string]string{"VpcId": p.vpc, "MaxResults": "10"}, p.call.read),
+		ecs("DescribeNetworkInterfaces", map[string]string{"VpcId": p.vpc, "MaxResults": "10"}, p.call.read),
+		ecs("DescribeSecurityGroupAttribute", map[string]string{"SecurityGroupId": noGroup, "Direction": "ingress"}, p.call.read),
 		write("CreateRouteEntries", map[string]string{
 			"RouteEntries.1.RouteTableId": table, "RouteEntries.1.DstCidrBlock": noRange,
 			"RouteEntries.1.NextHop": noInstance, "RouteEntries.1.NextHopType": hopInstance,
 		}),
 		write("DeleteRouteEntries", map[string]string{"RouteEntries.1.RouteTableId": table, "RouteEntries.1.RouteEntryId": noEntry}),
 		write("ModifyRouteEntry", map[string]string{"RouteEntryId": noEntry, "Description": "ropeway preflight", "DryRun": "true"}),
+		ecs("ModifyNetworkInterfaceAttribute", map[string]string{"NetworkInterfaceId": noInterface, "SourceDestCheck": "false"}, p.call.write),
 	}
 }
 

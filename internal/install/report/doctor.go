@@ -65,6 +65,7 @@ func Doctor(s *install.Survey, c *kube.Objects) Diagnosis {
 	d.availability(c)
 	d.leases(c)
 	d.cloudRoutes(c)
+	d.cloud(c)
 	return *d
 }
 

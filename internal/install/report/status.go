@@ -32,6 +32,8 @@ type NetworkStatus struct {
 	Problem string `json:"problem,omitempty"`
 	// Faults are what is wrong with the paths between nodes.
 	Faults []v1alpha1.FaultReport `json:"faults,omitempty"`
+	// Cloud says what is wrong with the cloud's rights and instances.
+	Cloud []string `json:"cloud,omitempty"`
 }
 
 // NodeStatus is one node's part.
@@ -107,6 +109,7 @@ func networkStatus(c *kube.Objects, problem string) NetworkStatus {
 		out.Problem = notAccepted(c.Network)
 	}
 	out.Faults = faultsOf(c)
+	out.Cloud = cloudProblems(c.Network)
 	return out
 }
 
@@ -222,6 +225,9 @@ func (s Status) Table(w io.Writer, wide bool) error {
 	}
 	for _, f := range s.Network.Faults {
 		fmt.Fprintf(w, "! %s: %s\n  -> %s\n", f.Fault, faultSentence(f), f.Remedy)
+	}
+	for _, line := range s.Network.Cloud {
+		fmt.Fprintf(w, "! cloud: %s\n", line)
 	}
 	if len(s.Network.PodCIDRs) > 0 {
 		fmt.Fprintf(w, "pod CIDRs %s   addresses from %s   transports %s\n\n", strings.Join(s.Network.PodCIDRs, ","),

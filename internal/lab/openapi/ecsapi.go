@@ -80,6 +80,14 @@ func (s *Server) instanceAnswer(in Instance) answer {
 	if len(v4) > 0 {
 		primary = v4[0]
 	}
+	public, elastic := []string{}, ""
+	for i, a := range in.Public {
+		if i == 0 {
+			public = append(public, a.String())
+		} else {
+			elastic = a.String()
+		}
+	}
 	return answer{
 		"InstanceId": in.ID, "InstanceName": in.Host, "HostName": in.Host, "RegionId": s.spec.Region, "ZoneId": s.zone(in),
 		"InstanceType": in.Type, "InstanceTypeFamily": "ecs.g7", "Status": in.Status, "InstanceNetworkType": "vpc",
@@ -87,8 +95,8 @@ func (s *Server) instanceAnswer(in Instance) answer {
 		"VpcAttributes": answer{
 			"VpcId": s.spec.VPC, "VSwitchId": in.VSwitch, "NatIpAddress": "", "PrivateIpAddress": answer{"IpAddress": v4},
 		},
-		"PublicIpAddress": answer{"IpAddress": []string{}}, "InnerIpAddress": answer{"IpAddress": []string{}},
-		"EipAddress":       answer{"AllocationId": "", "IpAddress": "", "InternetChargeType": ""},
+		"PublicIpAddress": answer{"IpAddress": public}, "InnerIpAddress": answer{"IpAddress": []string{}},
+		"EipAddress":       answer{"AllocationId": "", "IpAddress": elastic, "InternetChargeType": ""},
 		"SecurityGroupIds": answer{"SecurityGroupId": []string{s.spec.SecurityGroup}},
 		"NetworkInterfaces": answer{"NetworkInterface": []answer{{
 			"NetworkInterfaceId": in.Interface, "Type": "Primary", "MacAddress": in.MAC, "PrimaryIpAddress": primary,

@@ -23,6 +23,9 @@ const (
 	FaultCommitTimeout FaultKind = "commit-timeout"
 	// FaultSlow: what the call changes stays in its passing state for Delay.
 	FaultSlow FaultKind = "slow"
+	// FaultEmpty: the call is answered as if this account had nothing in the
+	// region, as for rights or a region that hide everything.
+	FaultEmpty FaultKind = "empty"
 	// FaultEntry: of a batch, the entries inside CIDR fail with Code.
 	FaultEntry FaultKind = "entry"
 )
@@ -67,9 +70,9 @@ func (f Fault) Validate() error {
 		if f.Delay <= 0 {
 			errs = append(errs, errors.New("fault of kind slow: give a delay, such as 30s"))
 		}
-	case FaultTimeout, FaultCommitTimeout:
+	case FaultTimeout, FaultCommitTimeout, FaultEmpty:
 	default:
-		errs = append(errs, fmt.Errorf("fault of kind %q: choose error, timeout, commit-timeout, slow or entry", f.Kind))
+		errs = append(errs, fmt.Errorf("fault of kind %q: choose error, timeout, commit-timeout, slow, empty or entry", f.Kind))
 	}
 	if _, err := path.Match(f.Action, ""); err != nil {
 		errs = append(errs, fmt.Errorf("fault on action %q: give a name or a pattern such as Describe*", f.Action))

@@ -241,6 +241,9 @@ func (s *Server) do(q *request, c *call) (answer, error) {
 	if _, hit := c.hit.find(FaultTimeout); hit {
 		return nil, bad("Timeout", "an injected fault: no answer")
 	}
+	if _, hit := c.hit.find(FaultEmpty); hit {
+		c.elsewhere = true
+	}
 	return s.run(a, c)
 }
 

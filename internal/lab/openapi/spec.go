@@ -51,6 +51,9 @@ type Instance struct {
 	Interface string       `json:"interface"`
 	MAC       string       `json:"mac"`
 	Addresses []netip.Addr `json:"addresses"`
+	// Public are addresses of the outside that lead here: the first is the
+	// machine's own, the second an elastic one. The VPC does not carry them.
+	Public []netip.Addr `json:"public,omitempty"`
 	// Status is the API's: Running, Stopped, ...
 	Status string `json:"status"`
 	// SourceDestCheck drops what is neither from nor to the interface's own
