@@ -70,10 +70,38 @@ func removeNetns(name string) error {
 			return fmt.Errorf("unmount network namespace %s: %w", name, err)
 		}
 	}
-	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+	err := os.Remove(path)
+	if errors.Is(err, unix.EBUSY) {
+		err = removeHidden(path)
+	}
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
 		return fmt.Errorf("remove network namespace %s: %w", name, err)
 	}
 	return nil
+}
+
+// removeHidden removes a name that is still mounted on below another mount of netnsDir: the first `ip netns add` on a
+// machine lays the directory over itself, and what was mounted before can be reached by no path. In a mount namespace
+// that has neither mount the name can be removed, and the kernel then takes the mounts on it away everywhere.
+func removeHidden(path string) error {
+	done := make(chan error, 1)
+	go func() {
+		runtime.LockOSThread() // for good, as in createNetns
+		if err := unix.Unshare(unix.CLONE_FS | unix.CLONE_NEWNS); err != nil {
+			done <- fmt.Errorf("unshare: %w", err)
+			return
+		}
+		if err := unix.Mount("none", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
+			done <- fmt.Errorf("make mounts private: %w", err)
+			return
+		}
+		for _, on := range []string{netnsDir, path} {
+			for unix.Unmount(on, unix.MNT_DETACH) == nil {
+			}
+		}
+		done <- os.Remove(path)
+	}()
+	return <-done
 }
 
 // inNetns runs f on a thread of the named namespace. Goroutines that f starts are not in it; processes are.
