@@ -139,8 +139,9 @@ func transportNumber(t plan.Transport) byte {
 }
 
 func transportOf(number byte) plan.Transport {
-	if number < 1 || int(number) > len(numbered()) {
+	all := numbered()
+	if number < 1 || int(number) > len(all) {
 		return ""
 	}
-	return numbered()[number-1]
+	return all[number-1]
 }

@@ -76,10 +76,10 @@ func (t *tender) run(ctx context.Context, publish func(*Status)) {
 	retry := t.cfg.Retry
 	for ctx.Err() == nil {
 		if now := t.cfg.Now(); !now.Before(due) {
-			due, retry = now.Add(t.cfg.Update), t.cfg.Retry
-			if !t.tend(ctx) {
-				due = now.Add(retry)
-				retry = min(2*retry, time.Minute)
+			if t.tend(ctx) {
+				due, retry = now.Add(t.cfg.Update), t.cfg.Retry
+			} else {
+				due, retry = now.Add(retry), min(2*retry, time.Minute)
 			}
 		}
 		if ctx.Err() == nil {
