@@ -37,6 +37,7 @@ func (c *controller) newNodes() *nodes.Controller {
 		Metrics: c.metrics.instances,
 		Confirm: c.cfg.Confirm,
 		Monitor: c.cfg.Monitor,
+		Retry:   c.cfg.Monitor,
 	})
 }
 

@@ -33,7 +33,8 @@ type Config struct {
 	CloudKeys map[string][]byte
 
 	// Confirm is the least time between the two looks at the cloud that find a
-	// node's instance gone, Monitor how often silent nodes are looked at.
+	// node's instance gone, Monitor how often silent nodes are looked at, and how
+	// soon what failed there is tried again.
 	Confirm, Monitor time.Duration
 	// Grace is how long a node is gone before its leases are taken back.
 	Grace time.Duration

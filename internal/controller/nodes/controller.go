@@ -36,7 +36,8 @@ type Config struct {
 	// Confirm is the least time between the two looks that find an instance
 	// gone.
 	Confirm time.Duration
-	// Retry is how soon what failed is tried again, at first.
+	// Retry is how soon what failed is tried again at first; thirty times that
+	// is the longest wait.
 	Retry time.Duration
 	// CallTimeout bounds one question to the cloud, all its pages included.
 	CallTimeout time.Duration
@@ -68,6 +69,8 @@ func (c *Config) Defaults() {
 		c.Metrics = NewMetrics()
 	}
 }
+
+func (c *Config) longest() time.Duration { return 30 * c.Retry }
 
 // Input is what the configuration asks for.
 type Input struct {
@@ -151,7 +154,7 @@ func (c *Controller) Run(ctx context.Context) {
 			c.cfg.Log.Warn("the nodes' instances are not looked after; trying again", "error", err, "wait", retry)
 			c.publish(&Status{On: true, Problems: []Problem{problemOf(err)}})
 			c.pause(ctx, retry)
-			retry = min(2*retry, time.Minute)
+			retry = min(2*retry, c.cfg.longest())
 		}
 	}
 }

@@ -79,7 +79,7 @@ func (t *tender) run(ctx context.Context, publish func(*Status)) {
 			if t.tend(ctx) {
 				due, retry = now.Add(t.cfg.Update), t.cfg.Retry
 			} else {
-				due, retry = now.Add(retry), min(2*retry, time.Minute)
+				due, retry = now.Add(retry), min(2*retry, t.cfg.longest())
 			}
 		}
 		if ctx.Err() == nil {
