@@ -108,7 +108,7 @@ func TestCloudReachesTheVPC(t *testing.T) {
 	if err := json.Unmarshal(data, &written); err != nil || written.Lab != "lab" || len(written.Spec.Key.Secret) < 20 {
 		t.Errorf("the description is %+v, %v", written, err)
 	}
-	if _, err := (&Lab{manifest: &ledger.Manifest{Name: "old"}}).Cloud(); err == nil || !strings.Contains(err.Error(), "without a cloud") {
+	if _, err := (&Lab{manifest: &ledger.Manifest{Name: "old"}}).Cloud(); err == nil || !strings.Contains(err.Error(), "has no cloud") {
 		t.Errorf("a lab without a cloud: %v", err)
 	}
 }
