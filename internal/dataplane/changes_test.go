@@ -33,7 +33,8 @@ func TestChanges(t *testing.T) {
 			t.Errorf("not told: %s", cause)
 		}
 	}
-	f.sh(n.ns, "ip link set eth0 up mtu 1500; ip route replace default via 192.168.1.1; ip addr replace fd00:1::2/64 dev eth0 nodad; ip -6 route replace default via fd00:1::1")
+	// Without duplicate address detection, whose end would be told late.
+	f.sh(n.ns, "sysctl -qw net.ipv6.conf.eth0.accept_dad=0; ip link set eth0 up mtu 1500; ip route replace default via 192.168.1.1; ip addr replace fd00:1::2/64 dev eth0 nodad; ip -6 route replace default via fd00:1::1")
 	f.setAll()
 	// Of pods and of routes that are right, nothing is told.
 	drain(changes)

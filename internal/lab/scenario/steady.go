@@ -18,19 +18,20 @@ import (
 )
 
 // steadyPods are the two ends of the traffic: the server on the second node, a
-// client on the first, and a Service before the server.
+// client on the first, and a Service before the server. They ask for CPU: with
+// the weight of a pod that asks for nothing they would be what loses packets.
 const steadyPods = `apiVersion: v1
 kind: Pod
 metadata: {name: steady-server, labels: {app: steady}}
 spec: {nodeName: %[3]s, terminationGracePeriodSeconds: 0, tolerations: [{operator: Exists}], volumes: [{name: program, hostPath: {path: %[1]s}}],
-  containers: [{name: steady, image: lab.ropeway.dev/web:1, command: [/steady, %[4]s, serve], volumeMounts: [{name: program, mountPath: /steady}],
+  containers: [{name: steady, image: lab.ropeway.dev/web:1, command: [/steady, %[4]s, serve], volumeMounts: [{name: program, mountPath: /steady}], resources: {requests: {cpu: 500m}},
     readinessProbe: {tcpSocket: {port: %[5]d}, periodSeconds: 1}}]}
 ---
 apiVersion: v1
 kind: Pod
 metadata: {name: steady-client}
 spec: {nodeName: %[2]s, terminationGracePeriodSeconds: 0, tolerations: [{operator: Exists}], volumes: [{name: program, hostPath: {path: %[1]s}}],
-  containers: [{name: steady, image: lab.ropeway.dev/web:1, volumeMounts: [{name: program, mountPath: /steady}]}]}
+  containers: [{name: steady, image: lab.ropeway.dev/web:1, volumeMounts: [{name: program, mountPath: /steady}], resources: {requests: {cpu: 500m}}}]}
 ---
 apiVersion: v1
 kind: Service
