@@ -22,8 +22,9 @@ var version = "v0.1.0-dev"
 // downLimit bounds taking the lab down after a Ctrl-C.
 const downLimit = 2 * time.Minute
 
-// demoScenarios are what `demo` plays, in order: the reference scenario's rows.
-var demoScenarios = []string{"install", "tunnel-ipip", "tunnel-vxlan", "routed-host-local"}
+// demoScenarios are what `demo` plays, in order: the reference scenario's
+// "install" and "tunnel mode" rows.
+var demoScenarios = []string{"install", "tunnel-ipip", "tunnel-vxlan"}
 
 func newDemo(g *global) *cobra.Command {
 	var keep bool
