@@ -69,7 +69,8 @@ type ClusterNetworkSpec struct {
 	// +kubebuilder:default={ipip,vxlan}
 	// +kubebuilder:validation:MinItems=1
 	// +kubebuilder:validation:MaxItems=3
-	// +listType=set
+	// +kubebuilder:validation:XValidation:rule="self.all(a, self.exists_one(b, a == b))",message="Duplicate value: name each transport once"
+	// +listType=atomic
 	// +optional
 	Transports []Transport `json:"transports,omitempty"`
 
