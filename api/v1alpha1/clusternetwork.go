@@ -47,7 +47,7 @@ type ClusterNetworkSpec struct {
 	// +kubebuilder:validation:items:MaxLength=43
 	// +kubebuilder:validation:items:XValidation:rule="isCIDR(self) && cidr(self) == cidr(self).masked()",message="must be a CIDR such as 10.244.0.0/16 or fd00:10:244::/48, with no bits set behind the prefix"
 	// +kubebuilder:validation:items:XValidation:rule="!isCIDR(self) || cidr(self).prefixLength() >= (cidr(self).ip().family() == 4 ? 8 : 16) && cidr(self).prefixLength() <= (cidr(self).ip().family() == 4 ? 29 : 125)",message="must be from /8 to /29 for IPv4, from /16 to /125 for IPv6"
-	// +listType=set
+	// +listType=atomic
 	PodCIDRs []string `json:"podCIDRs"`
 
 	// AddressSource says where a node's pod addresses come from.
@@ -129,7 +129,8 @@ type MetadataAccess struct {
 	// +kubebuilder:validation:MaxItems=16
 	// +kubebuilder:validation:items:MaxLength=45
 	// +kubebuilder:validation:items:XValidation:rule="isIP(self) && !ip(self).isUnspecified() && !ip(self).isLoopback()",message="must be an address such as 100.100.100.200 or fd00:ec2::254"
-	// +listType=set
+	// +kubebuilder:validation:XValidation:rule="self.all(a, self.exists_one(b, a == b))",message="Duplicate value: name each address once"
+	// +listType=atomic
 	// +optional
 	Addresses []string `json:"addresses,omitempty"`
 }
@@ -232,7 +233,8 @@ type CloudSpec struct {
 	// +kubebuilder:validation:items:MinLength=1
 	// +kubebuilder:validation:items:MaxLength=64
 	// +kubebuilder:validation:items:Pattern=`^[A-Za-z0-9-]+$`
-	// +listType=set
+	// +kubebuilder:validation:XValidation:rule="self.all(a, self.exists_one(b, a == b))",message="Duplicate value: name each route table once"
+	// +listType=atomic
 	// +optional
 	RouteTableIDs []string `json:"routeTableIDs,omitempty"`
 
@@ -244,7 +246,8 @@ type CloudSpec struct {
 	// +kubebuilder:validation:items:MaxLength=43
 	// +kubebuilder:validation:items:XValidation:rule="isCIDR(self) && cidr(self) == cidr(self).masked()",message="must be a CIDR such as 192.168.0.0/16, with no bits set behind the prefix"
 	// +kubebuilder:validation:items:XValidation:rule="!isCIDR(self) || cidr(self).prefixLength() >= 8",message="must be /8 or longer: it is the VPC's own range, not the world"
-	// +listType=set
+	// +kubebuilder:validation:XValidation:rule="self.all(a, self.exists_one(b, a == b))",message="Duplicate value: name each range once"
+	// +listType=atomic
 	// +optional
 	VPCCIDRs []string `json:"vpcCIDRs,omitempty"`
 

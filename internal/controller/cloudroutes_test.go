@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/netip"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -197,10 +198,10 @@ func setProvider(t *testing.T, c client.Client, n *corev1.Node, id string) {
 func TestCloudRoutes(t *testing.T) {
 	api := admin(t)
 	fake := cloud.NewFake("cn-chengdu", cloud.Table{ID: "vtb-1", Quota: 200})
-	var settings cloud.Settings
+	var made atomic.Pointer[cloud.Settings] // by several: the planner, and who asks for rights
 	provide := func(cfg *Config) {
 		cfg.Providers = map[string]cloud.New{"alibaba": func(_ context.Context, s cloud.Settings) (cloud.Provider, error) {
-			settings = s
+			made.Store(&s)
 			return fake, nil
 		}}
 	}
@@ -217,8 +218,9 @@ func TestCloudRoutes(t *testing.T) {
 	first := startReplica(t, "first", provide)
 	eventually(t, "published", networkIs(t, api, routes.ConditionPublished, "False", routes.ReasonConflict, "i-somebody"))
 	eventually(t, "entries", entriesAre(fake, "10.244.0.0/24 i-0, 10.244.1.0/24 i-1, 10.244.2.0/24 i-2, 10.244.3.0/24 i-somebody"))
+	settings := made.Load()
 	if secret, err := settings.ReadSecret(t.Context()); err != nil || string(secret["accessKeySecret"]) != "secret" || settings.Region != "cn-chengdu" || settings.Tables[0] != "vtb-1" {
-		t.Errorf("the provider was made with %+v", settings)
+		t.Errorf("the provider was made with %+v", *settings)
 	}
 	first.stop()
 	if err := api.Delete(t.Context(), nodes[2]); err != nil {

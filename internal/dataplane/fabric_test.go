@@ -114,14 +114,16 @@ func emptyFabric(t *testing.T, transports ...plan.Transport) *fabric {
 }
 
 // wire connects a namespace's eth0 with a device of the router. Packets on it
-// are as large as on a real wire.
+// are as large as on a real wire. Its ends are as those of machines that have been
+// up for a while: the detection of duplicate addresses, during which nobody is
+// asked for on behalf of forwarded packets, is over.
 func (f *fabric) wire(ns *netnstest.NS, device, routerAddr, addr, routerAddr6, addr6 string) {
 	f.t.Helper()
 	f.sh(f.router, "ip link add "+device+" type veth peer name eth0 netns "+ns.Path())
-	f.sh(f.router, "ip addr add "+routerAddr+" dev "+device+"; ip addr add "+routerAddr6+" dev "+device+" nodad; ip link set "+device+" up")
+	f.sh(f.router, "sysctl -qw net.ipv6.conf."+device+".accept_dad=0; ip addr add "+routerAddr+" dev "+device+"; ip addr add "+routerAddr6+" dev "+device+" nodad; ip link set "+device+" up")
 	gw, _, _ := strings.Cut(routerAddr, "/")
 	gw6, _, _ := strings.Cut(routerAddr6, "/")
-	f.sh(ns, "ip addr add "+addr+" dev eth0; ip addr add "+addr6+" dev eth0 nodad; ip link set eth0 up; "+
+	f.sh(ns, "sysctl -qw net.ipv6.conf.eth0.accept_dad=0; ip addr add "+addr+" dev eth0; ip addr add "+addr6+" dev eth0 nodad; ip link set eth0 up; "+
 		"ip route add default via "+gw+"; ip -6 route add default via "+gw6)
 	for _, end := range []struct {
 		ns  *netnstest.NS
