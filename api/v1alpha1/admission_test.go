@@ -77,7 +77,7 @@ func specCases() []specCase {
 		{name: "overlap", spec: `podCIDRs: [10.244.0.0/16, 10.244.4.0/22]`, refused: "podCIDRs overlap", field: "spec.podCIDRs[1]"},
 		{name: "overlap, the wider last", spec: `podCIDRs: [10.244.4.0/22, 10.244.0.0/16]`, refused: "podCIDRs overlap", field: "spec.podCIDRs[1]"},
 		{name: "IPv6 overlap", spec: `podCIDRs: ["fd00:10:244::/48", "fd00:10:244:8000::/49"]`, refused: "podCIDRs overlap", field: "spec.podCIDRs[1]"},
-		{name: "the same twice", spec: `podCIDRs: [10.244.0.0/16, 10.244.0.0/16]`, refused: "Duplicate value", field: "spec.podCIDRs[1]"},
+		{name: "the same twice", spec: `podCIDRs: [10.244.0.0/16, 10.244.0.0/16]`, refused: "overlap", field: "spec.podCIDRs[1]"},
 		{name: "unknown source", spec: `{podCIDRs: [10.244.0.0/16], addressSource: Magic}`, refused: "spec.addressSource: Unsupported value", field: "spec.addressSource"},
 		{name: "block too large", spec: `{podCIDRs: [10.244.0.0/16], blockSize: {ipv4: 19}}`, refused: "spec.blockSize.ipv4", field: "spec.blockSize.ipv4"},
 		{name: "block too small", spec: `{podCIDRs: [10.244.0.0/16], blockSize: {ipv4: 32}}`, refused: "spec.blockSize.ipv4", field: "spec.blockSize.ipv4"},
