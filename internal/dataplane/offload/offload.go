@@ -1,38 +1,31 @@
 // Package offload reads and sets the offload features of network devices: what
 // the kernel leaves to a device, or to a later moment. It works in the network
-// namespace of the thread.
+// namespace of the thread. The messages are documented in the kernel's
+// networking/ethtool-netlink, FEATURES_GET and FEATURES_SET.
 package offload
 
 import (
 	"bytes"
 	"fmt"
+	"maps"
+	"slices"
 
-	"github.com/vishvananda/netlink"
-	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
+
+	"ropeway.dev/ropeway/internal/dataplane/podlink/rtnl"
 )
 
 // Features returns the names of a link's features in one set: ETHTOOL_A_FEATURES_HW (those that can be changed)
-// or ETHTOOL_A_FEATURES_ACTIVE. The message is documented in the kernel's networking/ethtool-netlink, FEATURES_GET.
+// or ETHTOOL_A_FEATURES_ACTIVE. Kernels before 5.7 have no such interface: the error is unix.ENOENT.
 func Features(link int, set uint16) ([]string, error) {
-	req, err := request(unix.ETHTOOL_MSG_FEATURES_GET, link)
+	reply, err := ask(link, unix.ETHTOOL_MSG_FEATURES_GET, func(*rtnl.Batch) {})
 	if err != nil {
-		return nil, err
-	}
-	replies, err := req.Execute(unix.NETLINK_GENERIC, 0)
-	if err != nil {
-		return nil, fmt.Errorf("read the offload features of link %d (the kernel needs ethtool netlink, 5.7 or later): %w", link, err)
+		return nil, fmt.Errorf("read the offload features of link %d: %w", link, err)
 	}
 	var names []string
-	for _, reply := range replies {
-		attrs, err := nl.ParseRouteAttr(reply[nl.SizeofGenlmsg:])
-		if err != nil {
-			return nil, fmt.Errorf("parse the offload features of link %d: %w", link, err)
-		}
-		for _, a := range attrs {
-			if a.Attr.Type&^unix.NLA_F_NESTED == set {
-				names = append(names, bitNames(a.Value)...)
-			}
+	for kind, bitset := range rtnl.GenericAttrs(reply) {
+		if kind == set {
+			names = append(names, bitNames(bitset)...)
 		}
 	}
 	return names, nil
@@ -41,9 +34,9 @@ func Features(link int, set uint16) ([]string, error) {
 // bitNames returns the names of the bits in a verbose bitset.
 func bitNames(bitset []byte) []string {
 	var names []string
-	eachAttr(bitset, unix.ETHTOOL_A_BITSET_BITS, func(bits []byte) {
-		eachAttr(bits, unix.ETHTOOL_A_BITSET_BITS_BIT, func(bit []byte) {
-			eachAttr(bit, unix.ETHTOOL_A_BITSET_BIT_NAME, func(name []byte) {
+	each(bitset, unix.ETHTOOL_A_BITSET_BITS, func(bits []byte) {
+		each(bits, unix.ETHTOOL_A_BITSET_BITS_BIT, func(bit []byte) {
+			each(bit, unix.ETHTOOL_A_BITSET_BIT_NAME, func(name []byte) {
 				names = append(names, string(bytes.TrimRight(name, "\x00")))
 			})
 		})
@@ -51,50 +44,58 @@ func bitNames(bitset []byte) []string {
 	return names
 }
 
-func eachAttr(data []byte, kind uint16, f func([]byte)) {
-	attrs, err := nl.ParseRouteAttr(data)
-	if err != nil {
-		return // the kernel's own message: what cannot be read is not there
-	}
-	for _, a := range attrs {
-		if a.Attr.Type&^unix.NLA_F_NESTED == kind {
-			f(a.Value)
+func each(data []byte, kind uint16, f func([]byte)) {
+	for k, value := range rtnl.Attrs(data) {
+		if k == kind {
+			f(value)
 		}
 	}
 }
 
 // Change switches features of a link, by the names that ethtool -k shows; want maps
-// feature -> on. Names that the kernel does not know are an error.
+// feature -> on. Names that the kernel does not know are an error. Kernels before
+// 5.7 have no such interface: the error is unix.ENOENT.
 func Change(link int, want map[string]bool) error {
-	req, err := request(unix.ETHTOOL_MSG_FEATURES_SET, link)
+	_, err := ask(link, unix.ETHTOOL_MSG_FEATURES_SET, func(b *rtnl.Batch) {
+		b.Nest(unix.ETHTOOL_A_FEATURES_WANTED|unix.NLA_F_NESTED, nil, func() {
+			b.Nest(unix.ETHTOOL_A_BITSET_BITS|unix.NLA_F_NESTED, nil, func() {
+				for _, name := range slices.Sorted(maps.Keys(want)) {
+					addBit(b, name, want[name])
+				}
+			})
+		})
+	})
 	if err != nil {
-		return err
-	}
-	wanted := nl.NewRtAttr(unix.ETHTOOL_A_FEATURES_WANTED|unix.NLA_F_NESTED, nil)
-	bits := wanted.AddRtAttr(unix.ETHTOOL_A_BITSET_BITS|unix.NLA_F_NESTED, nil)
-	for name, on := range want {
-		bit := bits.AddRtAttr(unix.ETHTOOL_A_BITSET_BITS_BIT|unix.NLA_F_NESTED, nil)
-		bit.AddRtAttr(unix.ETHTOOL_A_BITSET_BIT_NAME, nl.ZeroTerminated(name))
-		if on {
-			bit.AddRtAttr(unix.ETHTOOL_A_BITSET_BIT_VALUE, nil)
-		}
-	}
-	req.AddData(wanted)
-	if _, err := req.Execute(unix.NETLINK_GENERIC, 0); err != nil {
 		return fmt.Errorf("set the offload features of link %d: %w", link, err)
 	}
 	return nil
 }
 
-func request(command uint8, link int) (*nl.NetlinkRequest, error) {
-	family, err := netlink.GenlFamilyGet("ethtool")
+func addBit(b *rtnl.Batch, name string, on bool) {
+	b.Nest(unix.ETHTOOL_A_BITSET_BITS_BIT|unix.NLA_F_NESTED, nil, func() {
+		b.String(unix.ETHTOOL_A_BITSET_BIT_NAME, name)
+		if on {
+			b.Attr(unix.ETHTOOL_A_BITSET_BIT_VALUE, nil)
+		}
+	})
+}
+
+// ask sends a command about a link, with what fill adds, and returns the reply.
+func ask(link int, command uint8, fill func(*rtnl.Batch)) ([]byte, error) {
+	ethtool, err := rtnl.OpenGeneric(unix.ETHTOOL_GENL_NAME, unix.ETHTOOL_GENL_VERSION)
 	if err != nil {
-		return nil, fmt.Errorf("find the kernel's ethtool netlink family (5.7 or later): %w", err)
+		return nil, fmt.Errorf("%w (Linux 5.7 or later has ethtool's)", err)
 	}
-	req := nl.NewNetlinkRequest(int(family.ID), unix.NLM_F_ACK)
-	req.AddData(&nl.Genlmsg{Command: command, Version: unix.ETHTOOL_GENL_VERSION})
-	header := nl.NewRtAttr(unix.ETHTOOL_A_FEATURES_HEADER|unix.NLA_F_NESTED, nil)
-	header.AddRtAttr(unix.ETHTOOL_A_HEADER_DEV_INDEX, nl.Uint32Attr(uint32(link)))
-	req.AddData(header)
-	return req, nil
+	defer ethtool.Close()
+	var b rtnl.Batch
+	ethtool.Begin(&b, command)
+	b.Nest(unix.ETHTOOL_A_FEATURES_HEADER|unix.NLA_F_NESTED, nil, func() {
+		b.Uint32(unix.ETHTOOL_A_HEADER_DEV_INDEX, uint32(link))
+	})
+	fill(&b)
+	answers, err := ethtool.Do(&b)
+	if err != nil {
+		return nil, err
+	}
+	return answers[0].Body, nil
 }

@@ -3,7 +3,8 @@
 // messages by one system call, answers without a poller. The CNI plugin starts
 // once for every pod, and spends its time in system calls and in switches
 // between threads; this package needs the fewest of both, and little code to be
-// loaded. Everything else uses the netlink library.
+// loaded. Generic netlink (linux/genetlink.h), which offload features need, goes
+// the same way. Everything else uses the netlink library.
 package rtnl
 
 import (
@@ -49,8 +50,10 @@ func (e *Error) Unwrap() error { return e.Errno }
 var errShort = errors.New("the kernel's answer is cut short")
 
 // Open opens a socket in the calling thread's network namespace.
-func Open() (*Conn, error) {
-	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_ROUTE)
+func Open() (*Conn, error) { return dial(unix.NETLINK_ROUTE) }
+
+func dial(protocol int) (*Conn, error) {
+	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, protocol)
 	if err != nil {
 		return nil, fmt.Errorf("opening a netlink socket: %w", err)
 	}

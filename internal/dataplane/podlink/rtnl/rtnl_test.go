@@ -64,6 +64,21 @@ func TestBatch(t *testing.T) {
 	}
 }
 
+// A family of generic netlink is found by its name, or is not there.
+func TestGeneric(t *testing.T) {
+	g, err := OpenGeneric("nlctrl", 2)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer g.Close()
+	if id, err := g.find("nlctrl"); err != nil || id != unix.GENL_ID_CTRL || g.family != id {
+		t.Errorf("family %d, found %d, %v", g.family, id, err)
+	}
+	if _, err := OpenGeneric("no-such-family", 1); !errors.Is(err, unix.ENOENT) || !strings.Contains(err.Error(), "no-such-family") {
+		t.Errorf("got %v", err)
+	}
+}
+
 func TestTheKernelExplains(t *testing.T) {
 	c := open(t)
 	var b Batch
