@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -20,16 +21,30 @@ import (
 	"ropeway.dev/ropeway/internal/dataplane/podlink"
 )
 
-// pluginCommand is the hidden command of the plugins' part; it is run on a node.
-const pluginCommand = "__plugin"
+// The hidden commands of the plugins' part; they are run on a node.
+const (
+	pluginCommand = "__plugin"
+	paceCommand   = "__pace"
+)
 
 const (
-	ownPlugin  = "ropeway"
-	peerPlugin = "ptp + host-local"
+	pace       = 10 // sandboxes added and deleted per second
+	paceLength = 10 * time.Second
+)
 
-	pluginTurns = 5   // rounds that count
-	sandboxes   = 100 // in each round
-	atOnce      = 10
+// Names of what is measured, in the order of the table.
+const (
+	ownPlugin     = "ropeway"
+	ownHostLocal  = "ropeway with host-local"
+	peerPlugin    = "ptp + host-local"
+	bridgePlugin  = "bridge + host-local"
+	ownChained    = "ropeway, portmap, bandwidth"
+	peerChained   = "ptp + host-local, portmap, bandwidth"
+	pluginState   = "/run/rwbench"
+	pluginTurns   = 5   // rounds that count
+	sandboxes     = 100 // in each round
+	atOnce        = 10
+	firstHostPort = 20000
 )
 
 // pluginRound is what one round of one plugin took.
@@ -40,31 +55,22 @@ type pluginRound struct {
 
 // pluginRounds are all rounds.
 type pluginRounds struct {
-	Rounds map[string][]pluginRound // plugin -> rounds
+	Rounds map[string][]pluginRound // what is measured -> rounds
 	// Empty is what an empty program takes to run, Wiring what the wiring of a
 	// pod takes without any program; in ms.
 	Empty, Wiring []float64
 	Loaded        bool
 }
 
-// peerConflist is what the reference plugins are measured with.
-const peerConflist = `{"cniVersion": "1.0.0", "name": "rwbench", "plugins": [{"type": "ptp", "mtu": 1500, "ipam": {
-  "type": "host-local", "dataDir": "/run/rwbench/host-local", "subnet": "10.98.0.0/16", "routes": [{"dst": "0.0.0.0/0"}]}}]}`
-
 // runPlugins is the command pluginCommand: confDir has the node's conflist, dir
 // the reference plugins.
 func runPlugins(ctx context.Context, confDir, dir string) error {
-	own, err := ownConflist(confDir)
+	contenders, err := contenders(confDir)
 	if err != nil {
 		return err
 	}
-	peer, err := libcni.NetworkConfFromBytes([]byte(peerConflist))
-	if err != nil {
-		return fmt.Errorf("the peer's conflist: %w", err)
-	}
-	const state = "/run/rwbench"
-	defer os.RemoveAll(state)
-	d := &driver{cni: libcni.NewCNIConfigWithCacheDir([]string{"/opt/cni/bin", dir}, filepath.Join(state, "cache"), nil)}
+	defer os.RemoveAll(pluginState)
+	d := &driver{cni: libcni.NewCNIConfigWithCacheDir([]string{"/opt/cni/bin", dir}, filepath.Join(pluginState, "cache"), nil)}
 	defer d.dropSandboxes()
 	if err := d.makeSandboxes(); err != nil {
 		return err
@@ -77,16 +83,17 @@ func runPlugins(ctx context.Context, confDir, dir string) error {
 		return err
 	}
 	for turn := range pluginTurns + 1 {
-		for name, list := range map[string]*libcni.NetworkConfigList{ownPlugin: own, peerPlugin: peer} {
-			round, err := d.round(ctx, list, turn)
+		for i := range contenders {
+			c := contenders[(i+turn)%len(contenders)]
+			round, err := d.round(ctx, c.list, turn)
 			if err != nil {
-				return fmt.Errorf("%s: %w", name, err)
+				return fmt.Errorf("%s: %w", c.name, err)
 			}
 			if turn == 0 {
 				continue // caches, leases
 			}
-			r.Rounds[name] = append(r.Rounds[name], round)
-			fmt.Fprintf(os.Stderr, "         round %d: %s: ADD p50 %s ms, %s/s at %d in parallel; DEL p50 %s ms\n", turn, name,
+			r.Rounds[c.name] = append(r.Rounds[c.name], round)
+			fmt.Fprintf(os.Stderr, "         round %d: %s: ADD p50 %s ms, %s/s at %d in parallel; DEL p50 %s ms\n", turn, c.name,
 				number(percentile(round.Add, 50)), number(round.AddPerSecond), atOnce, number(percentile(round.Del, 50)))
 		}
 	}
@@ -94,9 +101,85 @@ func runPlugins(ctx context.Context, confDir, dir string) error {
 	return json.NewEncoder(os.Stdout).Encode(r)
 }
 
-// ownConflist is the node's, without the plugins chained behind the first: the
-// peer has none either.
-func ownConflist(dir string) (*libcni.NetworkConfigList, error) {
+// runPace is the command paceCommand: for paceLength, a sandbox is added and
+// another one deleted, pace times per second.
+func runPace(ctx context.Context, confDir string) error {
+	contenders, err := contenders(confDir)
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(pluginState)
+	d := &driver{cni: libcni.NewCNIConfigWithCacheDir([]string{"/opt/cni/bin"}, filepath.Join(pluginState, "cache"), nil)}
+	defer d.dropSandboxes()
+	if err := d.makeSandboxes(); err != nil {
+		return err
+	}
+	own := contenders[0].list
+	tick := time.NewTicker(time.Second / pace)
+	defer tick.Stop()
+	for i := range int(paceLength.Seconds()) * pace {
+		<-tick.C
+		rc := d.runtimeConf("rwbench-pace", i%sandboxes)
+		if _, err := d.cni.AddNetworkList(ctx, own, rc); err != nil {
+			return err
+		}
+		if err := d.cni.DelNetworkList(ctx, own, rc); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// contender is a list of plugins that is measured.
+type contender struct {
+	name string
+	list *libcni.NetworkConfigList
+}
+
+// contenders are the node's own plugin and the reference plugins, each alone and
+// with the same plugins chained behind.
+func contenders(confDir string) ([]contender, error) {
+	own, err := ownPluginConf(confDir)
+	if err != nil {
+		return nil, err
+	}
+	hostLocal := func(subnet string) map[string]any {
+		return map[string]any{"type": "host-local", "dataDir": pluginState + "/host-local", "subnet": subnet,
+			"routes": []any{map[string]any{"dst": "0.0.0.0/0"}}}
+	}
+	delegating := maps.Clone(own)
+	delegating["ipam"] = hostLocal("10.97.128.0/17")
+	ptp := map[string]any{"type": "ptp", "mtu": 1500, "ipam": hostLocal("10.98.0.0/16")}
+	bridge := map[string]any{"type": "bridge", "bridge": "rwbench", "isGateway": true, "mtu": 1500, "ipam": hostLocal("10.99.0.0/16")}
+	portmap := map[string]any{"type": "portmap", "snat": true, "capabilities": map[string]any{"portMappings": true}}
+	bandwidth := map[string]any{"type": "bandwidth", "capabilities": map[string]any{"bandwidth": true}}
+	var out []contender
+	for _, c := range []struct {
+		name    string
+		plugins []map[string]any
+	}{
+		{ownPlugin, []map[string]any{own}},
+		{ownHostLocal, []map[string]any{delegating}},
+		{peerPlugin, []map[string]any{ptp}},
+		{bridgePlugin, []map[string]any{bridge}},
+		{ownChained, []map[string]any{own, portmap, bandwidth}},
+		{peerChained, []map[string]any{ptp, portmap, bandwidth}},
+	} {
+		data, err := json.Marshal(map[string]any{"cniVersion": "1.0.0", "name": fmt.Sprintf("rwbench%d", len(out)), "plugins": c.plugins})
+		if err != nil {
+			return nil, err
+		}
+		list, err := libcni.NetworkConfFromBytes(data)
+		if err != nil {
+			return nil, fmt.Errorf("the conflist of %s: %w", c.name, err)
+		}
+		out = append(out, contender{c.name, list})
+	}
+	return out, nil
+}
+
+// ownPluginConf is the first plugin of the node's conflist.
+func ownPluginConf(dir string) (map[string]any, error) {
 	files, err := libcni.ConfFiles(dir, []string{".conflist"})
 	if err != nil || len(files) == 0 {
 		return nil, fmt.Errorf("find the node's conflist in %s: %d files (%w)", dir, len(files), err)
@@ -105,19 +188,16 @@ func ownConflist(dir string) (*libcni.NetworkConfigList, error) {
 	if err != nil {
 		return nil, fmt.Errorf("read the node's conflist: %w", err)
 	}
-	var list map[string]any
+	var list struct {
+		Plugins []map[string]any `json:"plugins"`
+	}
 	if err := json.Unmarshal(data, &list); err != nil {
 		return nil, fmt.Errorf("%s: %w", files[0], err)
 	}
-	plugins, _ := list["plugins"].([]any)
-	if len(plugins) == 0 {
+	if len(list.Plugins) == 0 {
 		return nil, fmt.Errorf("%s has no plugins", files[0])
 	}
-	list["plugins"] = plugins[:1]
-	if data, err = json.Marshal(list); err != nil {
-		return nil, err
-	}
-	return libcni.NetworkConfFromBytes(data)
+	return list.Plugins[0], nil
 }
 
 // driver adds and deletes sandboxes.
@@ -179,6 +259,11 @@ func (d *driver) runtimeConf(id string, i int) *libcni.RuntimeConf {
 		// No pod is named: the agent would wait for one that the API server
 		// does not have, to know which address pools it asks for.
 		Args: [][2]string{{"IgnoreUnknown", "1"}, {"K8S_POD_INFRA_CONTAINER_ID", container}},
+		// For the plugins that declare the capability: a port, and 100 Mbit/s.
+		CapabilityArgs: map[string]any{
+			"portMappings": []map[string]any{{"hostPort": firstHostPort + i, "containerPort": 80, "protocol": "tcp"}},
+			"bandwidth":    map[string]any{"ingressRate": 100_000_000, "ingressBurst": 10_000_000, "egressRate": 100_000_000, "egressBurst": 10_000_000},
+		},
 	}
 }
 

@@ -4,23 +4,34 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 )
 
-func TestOwnConflistIsUnchained(t *testing.T) {
+func TestContenders(t *testing.T) {
 	dir := t.TempDir()
 	conflist := `{"cniVersion":"1.0.0","name":"k8s-pod-network","plugins":[{"type":"ropeway","ipam":{"type":"ropeway-ipam"}},{"type":"portmap","capabilities":{"portMappings":true}}]}`
 	if err := os.WriteFile(filepath.Join(dir, "10-ropeway.conflist"), []byte(conflist), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	list, err := ownConflist(dir)
+	all, err := contenders(dir)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if list.Name != "k8s-pod-network" || len(list.Plugins) != 1 || list.Plugins[0].Network.Type != "ropeway" || list.Plugins[0].Network.IPAM.Type != "ropeway-ipam" {
-		t.Errorf("the list is %+v", list)
+	for _, c := range all {
+		var types []string
+		for _, p := range c.list.Plugins {
+			types = append(types, strings.Trim(p.Network.Type+"/"+p.Network.IPAM.Type, "/"))
+		}
+		want := map[string]string{
+			ownPlugin: "ropeway/ropeway-ipam", ownHostLocal: "ropeway/host-local", peerPlugin: "ptp/host-local", bridgePlugin: "bridge/host-local",
+			ownChained: "ropeway/ropeway-ipam portmap bandwidth", peerChained: "ptp/host-local portmap bandwidth",
+		}[c.name]
+		if got := strings.Join(types, " "); got != want {
+			t.Errorf("%s is %s, want %s", c.name, got, want)
+		}
 	}
-	if _, err := ownConflist(t.TempDir()); err == nil {
+	if _, err := contenders(t.TempDir()); err == nil {
 		t.Error("no conflist is no error")
 	}
 }

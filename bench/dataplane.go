@@ -31,7 +31,6 @@ const (
 )
 
 const (
-	port      = 7000
 	runLength = 600 * time.Millisecond
 	// quiet is how busy the other CPUs may be before what was measured is
 	// measured again, and patience for how long that is done.
@@ -42,6 +41,7 @@ const (
 // Names of the ways, in the order of the table.
 const (
 	wayNodes   = "nodes"
+	wayBare    = "bare"
 	wayPlain   = "plain"
 	wayDirect  = "direct"
 	wayIPIP    = "ipip"
@@ -50,13 +50,13 @@ const (
 )
 
 func wayNames() []string {
-	return []string{wayNodes, wayPlain, wayDirect, wayIPIP, wayVXLAN, wayFlannel}
+	return []string{wayNodes, wayBare, wayPlain, wayDirect, wayIPIP, wayVXLAN, wayFlannel}
 }
 
 // wayDocs say what each is.
 func wayDocs(peer string) map[string]string {
 	return map[string]string{
-		wayNodes: "node to node", wayPlain: "kernel routing", wayDirect: "ropeway direct",
+		wayNodes: "node to node", wayBare: "kernel routing without kube-proxy", wayPlain: "kernel routing", wayDirect: "ropeway direct",
 		wayIPIP: "ropeway ipip", wayVXLAN: "ropeway vxlan", wayFlannel: peer,
 	}
 }
@@ -64,14 +64,40 @@ func wayDocs(peer string) map[string]string {
 // cpuPerGbit stands beside traffic's tests: the stream's other figure.
 const cpuPerGbit = traffic.Test("CPU")
 
+// trial is a test of a server, or of the Service before it. Its text is the end
+// of its claims' keys.
+type trial string
+
+const viaService = ".service"
+
+func trialOf(test traffic.Test, service bool) trial {
+	if service {
+		return trial(test + viaService)
+	}
+	return trial(test)
+}
+
+func (t trial) service() bool { return strings.HasSuffix(string(t), viaService) }
+
+func (t trial) test() traffic.Test { return traffic.Test(strings.TrimSuffix(string(t), viaService)) }
+
+// trials lists what is played, in order.
+func trials() []trial {
+	var out []trial
+	for _, test := range traffic.Tests() {
+		out = append(out, trialOf(test, false), trialOf(test, true))
+	}
+	return out
+}
+
 // measured is what the dataplane's part found.
 type measured struct {
 	// Peer says what stands for flannel.
 	Peer string
-	// Values maps test -> way -> a value for each repetition.
-	Values map[traffic.Test]map[string][]float64
-	// Loaded maps test -> whether other work ran meanwhile.
-	Loaded map[traffic.Test]bool
+	// Values maps trial -> way -> a value for each repetition.
+	Values map[trial]map[string][]float64
+	// Loaded maps trial -> whether other work ran meanwhile.
+	Loaded map[trial]bool
 }
 
 // dataplane runs the dataplane's part in a process of its own, whose mount
@@ -104,28 +130,27 @@ func (b *bench) dataplane(ctx context.Context) error {
 
 // claimDataplane turns figures into claims.
 func (b *bench) claimDataplane(m measured) error {
-	detail := func(test traffic.Test) string {
+	for t, values := range m.Values {
 		var parts []string
 		for _, way := range wayNames() {
-			parts = append(parts, fmt.Sprintf("%s %s", wayDocs(m.Peer)[way], number(median(m.Values[test][way]))))
-		}
-		return strings.Join(parts, ", ") + " " + unitOf(test)
-	}
-	for test, values := range m.Values {
-		for _, way := range wayNames() {
-			if len(values[way]) == 0 {
-				return fmt.Errorf("%s was not measured for %s", test, way)
+			switch {
+			case len(values[way]) > 0:
+				parts = append(parts, fmt.Sprintf("%s %s", wayDocs(m.Peer)[way], number(median(values[way]))))
+			case way != wayBare || !t.service():
+				return fmt.Errorf("%s was not measured for %s", t, way)
 			}
 		}
-		claim := func(own, peer string) {
-			b.samples[own+"."+string(test)] = sample{
-				values: compare(test, values[own], values[peer]), detail: detail(test), loaded: m.Loaded[test],
+		detail := strings.Join(parts, ", ") + " " + unitOf(t.test())
+		claim := func(key, own, peer string) {
+			b.samples[key+"."+string(t)] = sample{
+				values: compare(t.test(), values[own], values[peer]), detail: detail, loaded: m.Loaded[t],
 			}
 		}
-		claim(wayVXLAN, wayFlannel)
-		claim(wayDirect, wayPlain)
-		if test == traffic.RR {
-			claim(wayIPIP, wayVXLAN)
+		claim("vxlan", wayVXLAN, wayFlannel)
+		claim("direct", wayDirect, wayPlain)
+		claim("ipip", wayIPIP, wayVXLAN)
+		if !t.service() {
+			claim("bare", wayDirect, wayBare)
 		}
 	}
 	return nil
@@ -171,18 +196,18 @@ func runFabric(ctx context.Context, dir, flannel string, repetitions int) error 
 		return err
 	}
 	for _, w := range ways {
-		server := inside(ctx, w.Server, self, serverCommand, netip.AddrPortFrom(w.At, port).String())
+		server := inside(ctx, w.Server, self, serverCommand, netip.AddrPortFrom(w.At, fabric.Port).String())
 		if err := server.Start(); err != nil {
 			return fmt.Errorf("start the server of %s: %w", w.Name, err)
 		}
 		go server.Wait()
 	}
-	m := &measured{Peer: peer, Values: map[traffic.Test]map[string][]float64{}, Loaded: map[traffic.Test]bool{}}
+	m := &measured{Peer: peer, Values: map[trial]map[string][]float64{}, Loaded: map[trial]bool{}}
 	r := &rounds{self: self, ways: ways, found: m, until: time.Now().Add(patience)}
 	for i := range repetitions {
 		fmt.Fprintf(os.Stderr, "         round %d of %d\n", i+1, repetitions)
-		for _, test := range traffic.Tests() {
-			if err := r.play(ctx, test, i); err != nil {
+		for _, t := range trials() {
+			if err := r.play(ctx, t, i); err != nil {
 				return err
 			}
 		}
@@ -198,6 +223,8 @@ func lay(ctx context.Context, dir, flannel string) (ways []fabric.Way, peer stri
 		switch name {
 		case wayNodes:
 			w, err = fabric.NodeToNode(ctx, name, dir)
+		case wayBare:
+			w, err = fabric.Bare(ctx, name, dir)
 		case wayPlain:
 			w, err = fabric.Plain(ctx, name, dir)
 		case wayDirect:
@@ -242,17 +269,20 @@ type rounds struct {
 
 // play plays a test once on each way, one right after the other, and again if
 // other work was in the way. Each round begins with another way.
-func (r *rounds) play(ctx context.Context, test traffic.Test, round int) error {
+func (r *rounds) play(ctx context.Context, t trial, round int) error {
 	for {
 		before, err := readCPUs()
 		if err != nil {
 			return err
 		}
-		got := map[traffic.Test]map[string]float64{test: {}, cpuPerGbit: {}}
+		got := map[trial]map[string]float64{t: {}, trialOf(cpuPerGbit, t.service()): {}}
 		for i := range r.ways {
 			w := r.ways[(i+round)%len(r.ways)]
-			if err := r.one(ctx, w, test, got); err != nil {
-				return fmt.Errorf("%s on %s: %w", test, w.Name, err)
+			if t.service() && !w.Service.IsValid() {
+				continue
+			}
+			if err := r.one(ctx, w, t, got); err != nil {
+				return fmt.Errorf("%s on %s: %w", t, w.Name, err)
 			}
 		}
 		after, err := readCPUs()
@@ -263,35 +293,39 @@ func (r *rounds) play(ctx context.Context, test traffic.Test, round int) error {
 		if loaded && time.Now().Before(r.until) {
 			continue
 		}
-		for test, values := range got {
-			r.found.note(test, values, loaded)
+		for t, values := range got {
+			r.found.note(t, values, loaded)
 		}
 		return nil
 	}
 }
 
-func (m *measured) note(test traffic.Test, values map[string]float64, loaded bool) {
+func (m *measured) note(t trial, values map[string]float64, loaded bool) {
 	if len(values) == 0 {
 		return
 	}
-	if m.Values[test] == nil {
-		m.Values[test] = map[string][]float64{}
+	if m.Values[t] == nil {
+		m.Values[t] = map[string][]float64{}
 	}
 	for way, v := range values {
-		m.Values[test][way] = append(m.Values[test][way], v)
+		m.Values[t][way] = append(m.Values[t][way], v)
 	}
-	m.Loaded[test] = m.Loaded[test] || loaded
+	m.Loaded[t] = m.Loaded[t] || loaded
 }
 
 // one plays a test on one way.
-func (r *rounds) one(ctx context.Context, w fabric.Way, test traffic.Test, got map[traffic.Test]map[string]float64) error {
+func (r *rounds) one(ctx context.Context, w fabric.Way, t trial, got map[trial]map[string]float64) error {
 	before, err := readCPUs()
 	if err != nil {
 		return err
 	}
 	ctx, cancel := context.WithTimeout(ctx, 15*time.Second)
 	defer cancel()
-	client := inside(ctx, w.From, r.self, clientCommand, string(test), netip.AddrPortFrom(w.At, port).String(), runLength.String())
+	at := w.At
+	if t.service() {
+		at = w.Service
+	}
+	client := inside(ctx, w.From, r.self, clientCommand, string(t.test()), netip.AddrPortFrom(at, fabric.Port).String(), runLength.String())
 	var complaint bytes.Buffer
 	client.Stderr = &complaint
 	out, err := client.Output()
@@ -302,8 +336,8 @@ func (r *rounds) one(ctx context.Context, w fabric.Way, test traffic.Test, got m
 	if err := json.Unmarshal(out, &result); err != nil {
 		return fmt.Errorf("read the client's result: %w", err)
 	}
-	got[test][w.Name] = result.Value
-	if test != traffic.Stream {
+	got[t][w.Name] = result.Value
+	if t.test() != traffic.Stream {
 		return nil
 	}
 	after, err := readCPUs()
@@ -312,7 +346,7 @@ func (r *rounds) one(ctx context.Context, w fabric.Way, test traffic.Test, got m
 	}
 	const ticks = 100 // in a second, for user space (proc_stat(5))
 	spent := (after[pinnedCPU()].busy - before[pinnedCPU()].busy) / ticks
-	got[cpuPerGbit][w.Name] = spent / (result.Bits / 1e9)
+	got[trialOf(cpuPerGbit, t.service())][w.Name] = spent / (result.Bits / 1e9)
 	return nil
 }
 

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 
 	"ropeway.dev/ropeway/internal/lab"
 )
@@ -14,7 +15,7 @@ import (
 const nodeDir = "/opt/rwbench"
 
 // plugin has a node of the lab, as it is installed, add and delete sandboxes by
-// libcni, beside the reference plugins ptp and host-local.
+// libcni, beside the reference plugins.
 func (b *bench) plugin(ctx context.Context, l *lab.Lab) error {
 	dir, err := os.MkdirTemp("", "rwbench-")
 	if err != nil {
@@ -22,12 +23,12 @@ func (b *bench) plugin(ctx context.Context, l *lab.Lab) error {
 	}
 	defer os.RemoveAll(dir)
 	const reference = "github.com/containernetworking/plugins/plugins/"
-	if err := goBuild(ctx, b.root, dir+"/", reference+"main/ptp", reference+"ipam/host-local", "./bench/empty"); err != nil {
+	if err := goBuild(ctx, b.root, dir+"/", reference+"main/ptp", reference+"main/bridge", reference+"ipam/host-local", "./bench/empty"); err != nil {
 		return err
 	}
 	node := l.Nodes()[0].Name
 	files := map[string]string{"bench": b.self}
-	for _, name := range []string{"ptp", "host-local", "empty"} {
+	for _, name := range []string{"ptp", "bridge", "host-local", "empty"} {
 		files[name] = filepath.Join(dir, name)
 	}
 	for name, from := range files {
@@ -78,17 +79,24 @@ func (b *bench) claimPlugin(r pluginRounds) {
 	dels := func(p pluginRound) []float64 { return p.Del }
 	put := func(key string, s sample) { s.loaded = r.Loaded; b.samples[key] = s }
 	detail := func(what string, of func(pluginRound) []float64) string {
-		return fmt.Sprintf("%s p50/p99: ropeway %s/%s ms, ptp + host-local %s/%s ms; an empty program %s ms, the wiring alone %s ms", what,
-			number(*pooled(own, of, 50)), number(*pooled(own, of, 99)), number(*pooled(peer, of, 50)), number(*pooled(peer, of, 99)),
-			number(median(r.Empty)), number(median(r.Wiring)))
+		var parts []string
+		for _, name := range []string{ownPlugin, ownHostLocal, peerPlugin, bridgePlugin, ownChained, peerChained} {
+			rounds := r.Rounds[name]
+			parts = append(parts, fmt.Sprintf("%s %s/%s/%s", name, number(*pooled(rounds, of, 50)), number(*pooled(rounds, of, 99)), number(*pooled(rounds, of, 100))))
+		}
+		return fmt.Sprintf("%s p50/p99/max in ms: %s; an empty program %s, the wiring alone %s", what, strings.Join(parts, ", "), number(median(r.Empty)), number(median(r.Wiring)))
+	}
+	rates := func(what string, of func(pluginRound) float64) string {
+		var parts []string
+		for _, name := range []string{ownPlugin, ownHostLocal, peerPlugin, bridgePlugin, ownChained, peerChained} {
+			parts = append(parts, name+" "+number(median(each(r.Rounds[name], of))))
+		}
+		return fmt.Sprintf("%s per second, %d in parallel: %s", what, atOnce, strings.Join(parts, ", "))
 	}
 	put("add.p50", sample{values: each(own, addP50), value: pooled(own, adds, 50), detail: detail("ADD", adds)})
 	put("add.p99", sample{values: each(own, addP99), value: pooled(own, adds, 99)})
 	put("add.ratio", sample{values: ratios(each(own, addP50), each(peer, addP50))})
 	put("del.p99", sample{values: each(own, delP99), value: pooled(own, dels, 99), detail: detail("DEL", dels)})
 	put("add.parallel", sample{values: ratios(each(own, perSecond), each(peer, perSecond)),
-		detail: fmt.Sprintf("ADD per second, 10 in parallel: ropeway %s, ptp + host-local %s; DEL: %s, %s",
-			number(median(each(own, perSecond))), number(median(each(peer, perSecond))),
-			number(median(each(own, func(p pluginRound) float64 { return p.DelPerSecond }))),
-			number(median(each(peer, func(p pluginRound) float64 { return p.DelPerSecond }))))})
+		detail: rates("ADD", perSecond) + "; " + rates("DEL", func(p pluginRound) float64 { return p.DelPerSecond })})
 }

@@ -9,6 +9,8 @@ import (
 	"slices"
 	"strings"
 	"text/tabwriter"
+
+	"ropeway.dev/ropeway/bench/traffic"
 )
 
 // Senses of a target.
@@ -28,25 +30,57 @@ type target struct {
 
 // targets are all claims, in the order of the table.
 func targets() []target {
-	return []target{
+	out := []target{
 		{"lab.up", "lab: `up` with warm caches until all nodes are Ready with Ropeway", atMost, 60, "s"},
 		{"lab.left", "lab: what `down` leaves on the machine", atMost, 0, "things"},
-		{"vxlan.TCP_RR", "vxlan / flannel's vxlan, TCP request/response", atLeast, 1, "x"},
-		{"vxlan.TCP_CRR", "vxlan / flannel's vxlan, TCP connect/request/response", atLeast, 1, "x"},
-		{"vxlan.TCP_STREAM", "vxlan / flannel's vxlan, TCP stream", atLeast, 1, "x"},
-		{"vxlan.CPU", "flannel's vxlan / vxlan, CPU per Gbit", atLeast, 1, "x"},
-		{"vxlan.UDP", "UDP loss at a fixed rate, vxlan less flannel's vxlan", atMost, 0, "percentage points"},
-		{"direct.TCP_RR", "direct / plain kernel routing, TCP request/response", atLeast, 0.98, "x"},
-		{"direct.TCP_CRR", "direct / plain kernel routing, TCP connect/request/response", atLeast, 0.98, "x"},
-		{"direct.TCP_STREAM", "direct / plain kernel routing, TCP stream", atLeast, 0.98, "x"},
-		{"direct.CPU", "plain kernel routing / direct, CPU per Gbit", atLeast, 0.98, "x"},
-		{"direct.UDP", "UDP loss at a fixed rate, direct less plain kernel routing", atMost, 0, "percentage points"},
-		{"ipip.TCP_RR", "ipip / vxlan, TCP request/response", atLeast, 1.05, "x"},
+	}
+	for _, t := range append(trials(), trialOf(cpuPerGbit, false), trialOf(cpuPerGbit, true)) {
+		out = append(out, trialTargets(t)...)
+	}
+	return append(out, otherTargets()...)
+}
+
+// trialTargets are the claims about one trial of the dataplane.
+func trialTargets(t trial) []target {
+	what := map[traffic.Test]string{
+		traffic.RR: "TCP request/response", traffic.CRR: "TCP connect/request/response", traffic.Stream: "TCP stream",
+		cpuPerGbit: "CPU per Gbit", traffic.UDP: "UDP loss at a fixed rate",
+	}[t.test()]
+	if t.service() {
+		what += ", by a ClusterIP"
+	}
+	claim := func(key, own, peer string, least float64) target {
+		key += "." + string(t)
+		switch t.test() {
+		case traffic.UDP:
+			return target{key, fmt.Sprintf("%s: %s less %s", what, own, peer), atMost, 0, "percentage points"}
+		case cpuPerGbit: // less is better
+			own, peer = peer, own
+		}
+		return target{key, fmt.Sprintf("%s: %s / %s", what, own, peer), atLeast, least, "x"}
+	}
+	out := []target{
+		claim("vxlan", "vxlan", "flannel's vxlan", 1),
+		claim("direct", "direct", "plain kernel routing, both with kube-proxy", 0.98),
+	}
+	if !t.service() {
+		out = append(out, claim("bare", "direct", "kernel routing on nodes without any rule", 0.98))
+	}
+	if t.test() == traffic.RR {
+		out = append(out, claim("ipip", "ipip", "vxlan", 1.05))
+	}
+	return out
+}
+
+// otherTargets are the claims behind those about packets.
+func otherTargets() []target {
+	return []target{
 		{"add.p50", "plugin: ADD one at a time, p50", atMost, 5, "ms"},
 		{"add.ratio", "plugin: ADD one at a time, p50 / that of ptp + host-local", atMost, 0.45, "x"},
 		{"add.p99", "plugin: ADD one at a time, p99", atMost, 12, "ms"},
 		{"add.parallel", "plugin: ADD per second, 10 in parallel / that of ptp + host-local", atLeast, 1.5, "x"},
 		{"del.p99", "plugin: DEL one at a time, p99", atMost, 10, "ms"},
+		{"pods.running", "a Deployment of 100 pods on a node to Running / the same with hostNetwork", atMost, 1.05, "x"},
 		{"rss.agent", "agent, idle: resident memory", atMost, 40, "MiB"},
 		{"rss.controller", "controller, idle: resident memory", atMost, 60, "MiB"},
 		{"scale.calls.1000", "scale: calls of the cloud until 1,000 routes are Available / the least possible", atMost, 1.2, "x"},
@@ -128,7 +162,7 @@ func judge(all []target, samples map[string]sample, whyNot map[string]string) []
 func section(key string) string {
 	head, _, _ := strings.Cut(key, ".")
 	switch head {
-	case "vxlan", "ipip", "direct":
+	case "vxlan", "ipip", "direct", "bare":
 		return "dataplane"
 	case "add", "del":
 		return "plugin"

@@ -96,30 +96,41 @@ func TestPercentiles(t *testing.T) {
 }
 
 func TestClaimsOfTheDataplane(t *testing.T) {
-	m := measured{Peer: "flannel vxlan", Values: map[traffic.Test]map[string][]float64{}, Loaded: map[traffic.Test]bool{traffic.CRR: true}}
-	for _, test := range append(traffic.Tests(), cpuPerGbit) {
-		m.Values[test] = map[string][]float64{}
+	rr := trialOf(traffic.RR, false)
+	m := measured{Peer: "flannel vxlan", Values: map[trial]map[string][]float64{}, Loaded: map[trial]bool{trialOf(traffic.CRR, false): true}}
+	for _, t := range append(trials(), trialOf(cpuPerGbit, false), trialOf(cpuPerGbit, true)) {
+		m.Values[t] = map[string][]float64{}
 		for _, way := range wayNames() {
-			m.Values[test][way] = []float64{2, 2, 2}
+			if way != wayBare || !t.service() {
+				m.Values[t][way] = []float64{2, 2, 2}
+			}
 		}
 	}
-	m.Values[traffic.RR][wayIPIP] = []float64{4, 3, 4}
-	m.Values[cpuPerGbit][wayVXLAN] = []float64{1, 1, 1} // half of flannel's: twice as good
-	m.Values[traffic.UDP][wayVXLAN] = []float64{2.5, 2.5, 2.5}
+	m.Values[rr][wayIPIP] = []float64{4, 3, 4}
+	m.Values[rr][wayBare] = []float64{4, 4, 4}
+	m.Values[trialOf(traffic.RR, true)][wayDirect] = []float64{6, 6, 6}
+	m.Values[trialOf(cpuPerGbit, false)][wayVXLAN] = []float64{1, 1, 1} // half of flannel's: twice as good
+	m.Values[trialOf(traffic.UDP, false)][wayVXLAN] = []float64{2.5, 2.5, 2.5}
 	b := &bench{samples: map[string]sample{}}
 	if err := b.claimDataplane(m); err != nil {
 		t.Fatal(err)
 	}
-	for key, want := range map[string]float64{"vxlan.TCP_RR": 1, "vxlan.TCP_CRR": 1, "vxlan.TCP_STREAM": 1, "vxlan.CPU": 2, "vxlan.UDP": 50, "ipip.TCP_RR": 2, "direct.TCP_RR": 1, "direct.UDP": 0} {
+	for key, want := range map[string]float64{"vxlan.TCP_RR": 1, "vxlan.TCP_CRR": 1, "vxlan.TCP_STREAM": 1, "vxlan.CPU": 2, "vxlan.UDP": 50, "ipip.TCP_RR": 2, "direct.TCP_RR": 1, "direct.UDP": 0,
+		"bare.TCP_RR": 0.5, "direct.TCP_RR.service": 3, "vxlan.CPU.service": 1} {
 		s, there := b.samples[key]
 		if !there || median(s.values) != want || !strings.Contains(s.detail, "flannel vxlan 2 ") {
 			t.Errorf("%s is %+v, want %v", key, s, want)
 		}
 	}
+	for _, asked := range targets() {
+		if _, there := b.samples[asked.key]; section(asked.key) == "dataplane" && !there {
+			t.Errorf("nothing is said of %s", asked.claim)
+		}
+	}
 	if !b.samples["vxlan.TCP_CRR"].loaded || b.samples["vxlan.TCP_RR"].loaded {
 		t.Error("load is not told of the test that it was there in")
 	}
-	delete(m.Values[traffic.RR], wayFlannel)
+	delete(m.Values[rr], wayFlannel)
 	if err := b.claimDataplane(m); err == nil {
 		t.Error("a way that was not measured is no error")
 	}

@@ -2,6 +2,7 @@ package fabric
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/netip"
 	"os"
@@ -21,6 +22,9 @@ type Way struct {
 	// the server's address.
 	From, Server string
 	At           netip.Addr
+	// Service is the ClusterIP before the server, invalid where there is no
+	// kube-proxy.
+	Service netip.Addr
 }
 
 // between is the way from pod to pod over a fabric, once it is proven that
@@ -31,7 +35,10 @@ func (f *Fabric) between(ctx context.Context, match string) (Way, error) {
 	if err == nil && !seen {
 		err = fmt.Errorf("fabric %s: no packet of the kind %q was on the wire", f.Name, match)
 	}
-	return w, err
+	if err != nil {
+		return w, err
+	}
+	return w, f.serve(ctx, &w)
 }
 
 // NodeToNode has no pods: what the wires and the router allow.
@@ -41,6 +48,23 @@ func NodeToNode(ctx context.Context, name, dir string) (Way, error) {
 		return Way{}, err
 	}
 	w := Way{Name: name, From: f.Node(1), Server: f.Node(2), At: f.NodeAddress(2)}
+	if err := Reach(ctx, w.From, w.At); err != nil {
+		return w, err
+	}
+	return w, f.serve(ctx, &w)
+}
+
+// Bare is plain routing on nodes that have not a single rule, not even
+// kube-proxy's, and track no connections: no cluster has such nodes.
+func Bare(ctx context.Context, name, dir string) (Way, error) {
+	f, err := New(ctx, name, dir)
+	if err != nil {
+		return Way{}, err
+	}
+	if err := errors.Join(f.addPods(ctx, MTU), f.routePods(ctx)); err != nil {
+		return Way{}, err
+	}
+	w := Way{Name: f.Name, From: f.Pod(1), Server: f.Pod(2), At: f.PodAddress(2)}
 	return w, Reach(ctx, w.From, w.At)
 }
 
