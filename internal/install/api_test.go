@@ -144,7 +144,9 @@ func installOn(t *testing.T, c *Cluster, o Options) *lines {
 
 func uninstallFrom(t *testing.T, c *Cluster) *lines {
 	t.Helper()
-	ctx := limited(t, time.Minute)
+	// The API server looks every 5 s, and later when it is busy, whether the
+	// objects of a CRD that goes are gone.
+	ctx := limited(t, 5*time.Minute)
 	r, err := PlanRemoval(ctx, c, "docker.io/ropeway/ropeway:v1.2.3")
 	if err != nil {
 		t.Fatal(err)
