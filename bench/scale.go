@@ -230,11 +230,12 @@ func (s *scaleRun) playLarge(ctx context.Context) (out size, err error) {
 // controllerSize is what publishing all routes took.
 type controllerSize struct {
 	nodes     int
-	unmarked  int           // of the nodes, at first
-	available time.Duration // until the cloud has all routes Available
-	told      time.Duration // until the condition says so
-	marked    time.Duration // until all nodes are marked available
-	calls     map[string]int
+	unmarked  int                // of the nodes, at first
+	available time.Duration      // until the cloud has all routes Available
+	told      time.Duration      // until the condition says so
+	marked    time.Duration      // until all nodes are marked available
+	calls     map[string]int     // until the condition says so
+	after     map[string]int     // while it was left alone then
 	writes    map[string]float64 // of the API server
 	memory    scale.Memory
 }
@@ -285,39 +286,49 @@ func stopped(cloud *scale.Cloud) error {
 }
 
 // publishPatience bounds how long a whole cluster's routes may take.
-const publishPatience = 3 * time.Minute
+const publishPatience = 8 * time.Minute
 
 func (s *scaleRun) watchPublishing(ctx context.Context, cloud *scale.Cloud, controller *scale.Controller, before map[string]float64, out *controllerSize) error {
 	took := func() time.Duration { return time.Since(controller.Started) }
-	err := poll(ctx, publishPatience, "all routes published and all nodes marked", func() (bool, error) {
-		metrics, err := controller.Metrics(ctx)
-		if err != nil {
-			return false, nil // it has just been started
-		}
-		if n, err := cloud.Available(ctx); out.available == 0 && (err != nil || n >= out.nodes) {
-			out.available = took()
-		}
-		// Before that, the condition may still speak of a smaller cluster.
-		if out.told == 0 && out.available > 0 && s.published(ctx) {
-			out.told = took()
-		}
-		marked := scale.Sum(metrics, "ropeway_node_condition_writes_total")
-		if out.marked == 0 && int(marked) >= out.unmarked {
+	marked := func() {
+		metrics, err := controller.Metrics(ctx) // an error: it has just been started
+		if n := scale.Sum(metrics, "ropeway_node_condition_writes_total"); err == nil && out.marked == 0 && int(n) >= out.unmarked {
 			out.marked = took()
 		}
-		return out.available > 0 && out.told > 0 && out.marked > 0, nil
+	}
+	err := poll(ctx, publishPatience, "all routes Available", func() (bool, error) {
+		marked()
+		n, err := cloud.Available(ctx)
+		return n >= out.nodes, err
 	})
 	if err != nil {
-		metrics, metricsErr := controller.Metrics(ctx)
-		n, countErr := cloud.Available(ctx)
-		return errors.Join(fmt.Errorf("%w; available %d, conditions written %v", err, n, scale.Sum(metrics, "ropeway_node_condition_writes_total")), metricsErr, countErr)
+		return err
+	}
+	out.available = took()
+	// Before that, the condition may still speak of a smaller cluster. Often, so
+	// that what is called afterwards is told apart.
+	err = pollEvery(ctx, 50*time.Millisecond, publishPatience, "all routes told of", func() (bool, error) { return s.published(ctx), nil })
+	if err != nil {
+		return err
+	}
+	out.told = took()
+	if out.calls, err = cloud.Calls(ctx); err != nil {
+		return err
+	}
+	err = poll(ctx, publishPatience, "all nodes marked", func() (bool, error) { marked(); return out.marked > 0, nil })
+	if err != nil {
+		return err
 	}
 	if err := sleep(ctx, idleTime); err != nil {
 		return err
 	}
-	if out.calls, err = cloud.Calls(ctx); err != nil {
+	if out.after, err = cloud.Calls(ctx); err != nil {
 		return err
 	}
+	for action, n := range out.calls {
+		out.after[action] -= n
+	}
+	maps.DeleteFunc(out.after, func(_ string, n int) bool { return n == 0 })
 	after, err := scale.Writes(ctx, s.cfg)
 	out.writes = scale.Grown(before, after)
 	if err != nil {
@@ -474,8 +485,8 @@ func (s *scaleRun) claim(sizes map[int]size, loaded bool) {
 	how := fmt.Sprintf("the lab's cloud: %s a call, during which the VPC takes no other change, entries Pending for %s", cloudLatency, cloudDelay)
 	for key, one := range sizes {
 		c, n := one.controller, one.controller.nodes
-		at(fmt.Sprintf("scale.calls.%d", key), float64(c.all())/float64(c.least()), fmt.Sprintf("%d calls, refused ones included: %v; least %d: %d of %d entries, a look at the tables, two calls for an empty table before, pages of %d after. %s",
-			c.all(), c.calls, c.least(), (n+maxBatch-1)/maxBatch, maxBatch, listPage, how))
+		at(fmt.Sprintf("scale.calls.%d", key), float64(c.all())/float64(c.least()), fmt.Sprintf("%d calls, refused ones included: %v; least %d: %d of %d entries, a look at the tables, two calls for an empty table before, pages of %d after; then, in %s, %v (rights that nothing has used yet are asked about). %s",
+			c.all(), c.calls, c.least(), (n+maxBatch-1)/maxBatch, maxBatch, listPage, idleTime, c.after, how))
 	}
 	l, m := sizes[largeNodes], sizes[smallNodes]
 	at("scale.restart.cloud", float64(l.restart.cloudWrites), fmt.Sprintf("and %d calls that read: %v", l.restart.cloudReads, l.restart.calls))

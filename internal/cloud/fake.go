@@ -235,7 +235,7 @@ func (f *Fake) begin(ctx context.Context, action string, count int) (fault, bool
 func (f *Fake) List(ctx context.Context) (Listing, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if hit, failed := f.begin(ctx, "List", 0); failed {
+	if hit, failed := f.begin(ctx, "List", len(f.entries)); failed {
 		return Listing{}, hit.err
 	}
 	return Listing{Tables: slices.Clone(f.tables), Entries: f.sorted()}, nil

@@ -104,6 +104,7 @@ type ecsCluster struct {
 	api   client.Client
 	cloud *labCloud
 	log   *lockedBuffer
+	first *replica
 }
 
 // lockedBuffer holds what was logged.
@@ -130,18 +131,30 @@ func (b *lockedBuffer) String() string {
 // gives their nodes to Ropeway, the Secret, and a replica.
 func newECSCluster(t *testing.T, names ...string) *ecsCluster {
 	t.Helper()
+	return newECSClusterWith(t, func(s *v1alpha1.ClusterNetworkSpec) { s.Cloud.Routes = v1alpha1.DutyOff }, names...)
+}
+
+func newECSClusterWith(t *testing.T, change func(*v1alpha1.ClusterNetworkSpec), names ...string) *ecsCluster {
+	t.Helper()
 	e := &ecsCluster{t: t, api: admin(t), cloud: newLabCloud(t, names...), log: &lockedBuffer{}}
 	create(t, e.api, &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Name: "ropeway-cloud", Namespace: "kube-system"},
 		Data: map[string][]byte{"accessKeyID": []byte(cloudKey.ID), "accessKeySecret": []byte(cloudKey.Secret)}})
 	create(t, e.api, directNetwork(func(s *v1alpha1.ClusterNetworkSpec) {
-		s.Cloud.Endpoint, s.Cloud.Nodes, s.Cloud.Routes = e.cloud.url, v1alpha1.DutyRopeway, v1alpha1.DutyOff
+		s.Cloud.Endpoint, s.Cloud.Nodes = e.cloud.url, v1alpha1.DutyRopeway
+		change(s)
 	}))
-	startReplica(t, "one", func(c *Config) {
+	e.first = e.startReplica("one")
+	return e
+}
+
+// startReplica starts one that looks after the cluster's cloud.
+func (e *ecsCluster) startReplica(identity string, options ...func(*Config)) *replica {
+	e.t.Helper()
+	return startReplica(e.t, identity, append([]func(*Config){func(c *Config) {
 		c.Providers = map[string]cloud.New{"alibaba": alibaba.New}
 		c.Confirm, c.Monitor = 300*time.Millisecond, 100*time.Millisecond
 		c.Log = slog.New(slog.NewTextHandler(e.log, &slog.HandlerOptions{Level: slog.LevelDebug}))
-	})
-	return e
+	}}, options...)...)
 }
 
 // join registers a node as a kubelet does that waits for a cloud controller,

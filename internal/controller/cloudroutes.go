@@ -162,7 +162,8 @@ func wants(o *kube.Objects, s plan.Snapshot) []routes.Want {
 
 // planRoutes tells those who work in the cloud what this pass has found.
 func (c *controller) planRoutes(o *observed, m *memory) {
-	if m.newlyFailing(o.snapshot.Probes) {
+	status := c.planner.Status()
+	if m.newlyFailing(o.snapshot.Probes, carried(o.snapshot.Nodes, status)) {
 		c.planner.Look()
 	}
 	in := routesInput(o.objects, o.snapshot, o.inForce)
@@ -171,27 +172,51 @@ func (c *controller) planRoutes(o *observed, m *memory) {
 	}
 	c.planner.Set(in)
 	c.nodes.Set(nodesInput(o.inForce))
-	c.rights.set(rightsNeeded(o.inForce, in), refusedIn(c.planner.Status(), c.nodes.Status()))
+	c.rights.set(rightsNeeded(o.inForce, in), rightsHints{
+		refused: refusedIn(status, c.nodes.Status()), busy: publishing(in, status), known: rightsKnown(o.objects.Network),
+	})
+}
+
+// carried are the UIDs of the nodes that every entry of theirs leads to, as far
+// as was seen last. That nothing reaches others by direct is no news.
+func carried(nodes []plan.Node, s *routes.Status) map[string]bool {
+	names := map[string]bool{}
+	for i := range s.Rows {
+		if r := &s.Rows[i]; r.Node != "" {
+			all, seen := names[r.Node]
+			names[r.Node] = (all || !seen) && r.State.Good()
+		}
+	}
+	out := make(map[string]bool, len(names))
+	for _, n := range nodes {
+		out[n.UID] = names[n.Name]
+	}
+	return out
 }
 
 // newlyFailing brings m.failing up to date, and says whether a probe finds that
-// the fabric does not lead to a node any more: somebody may have removed its
-// route by hand.
-func (m *memory) newlyFailing(probes []plan.Probe) bool {
+// the fabric does not lead any more to a node that it is known to have led to:
+// somebody may have removed its route by hand.
+func (m *memory) newlyFailing(probes []plan.Probe, carried map[string]bool) bool {
 	now := map[string]bool{}
 	fresh := false
 	for _, p := range probes {
 		if p.Transport == plan.Direct && !p.Reachable {
 			now[p.ToUID] = true
-			fresh = fresh || !m.failing[p.ToUID]
+			fresh = fresh || !m.failing[p.ToUID] && carried[p.ToUID]
 		}
 	}
 	m.failing = now
 	return fresh
 }
 
-// setRoutes fills the conditions that speak of the cloud's routes.
+// setRoutes fills the conditions that speak of the cloud's routes. What an
+// earlier leader has said stays until this one knows better: a restart with
+// nothing to do writes nothing.
 func setRoutes(cn *v1alpha1.ClusterNetwork, s *routes.Status) {
+	if s.Mode == "" {
+		return
+	}
 	if s.Mode == routes.Off {
 		meta.RemoveStatusCondition(&cn.Status.Conditions, routes.ConditionPublished)
 		meta.RemoveStatusCondition(&cn.Status.Conditions, routes.ConditionWithheld)

@@ -175,8 +175,30 @@ func TestNewlyFailing(t *testing.T) {
 	}{
 		{[]plan.Probe{tunnel}, false}, {[]plan.Probe{failing, tunnel}, true}, {[]plan.Probe{failing}, false}, {nil, false}, {[]plan.Probe{failing}, true},
 	} {
-		if got := m.newlyFailing(step.probes); got != step.want {
+		if got := m.newlyFailing(step.probes, map[string]bool{"u-b": true, "u-c": true}); got != step.want {
 			t.Errorf("step %d: %v", i, got)
+		}
+	}
+}
+
+// TestUnpublishedFailsWithoutALook: while a node's entries are Pending nothing
+// reaches it by direct, and each listing of a large table is many calls.
+func TestUnpublishedFailsWithoutALook(t *testing.T) {
+	row := func(node string, state routes.State) routes.Row { return routes.Row{Node: node, State: state} }
+	s := &routes.Status{Rows: []routes.Row{
+		row("a", routes.Published), row("a", routes.Pending), row("b", routes.Published), row("c", routes.Missing), row("d", routes.Used), row("", routes.Stale),
+	}}
+	var nodes []plan.Node
+	var probes []plan.Probe
+	for _, name := range []string{"a", "b", "c", "d", "e"} {
+		nodes = append(nodes, plan.Node{Name: name, UID: "u-" + name})
+		probes = append(probes, plan.Probe{From: "z", To: name, ToUID: "u-" + name, Transport: plan.Direct})
+	}
+	known := carried(nodes, s)
+	for i, name := range []string{"a", "b", "c", "d", "e"} {
+		want := name == "b" || name == "d"
+		if got := newMemory().newlyFailing(probes[i:i+1], known); got != want {
+			t.Errorf("a probe that fails to node %s makes the tables be read: %v", name, got)
 		}
 	}
 }

@@ -46,6 +46,8 @@ func admin(t *testing.T) client.Client {
 // replica is a controller that runs in a test.
 type replica struct {
 	writes atomic.Int64 // writes of anything but Leases and events
+	events atomic.Int64 // writes of events
+	looks  atomic.Int64 // at the Lease of a vendor's controller, one every other pass
 	cut    atomic.Bool  // no request of its gets through
 	stop   func()       // ends it and waits
 }
@@ -65,10 +67,7 @@ func startReplica(t *testing.T, identity string, options ...func(*Config)) *repl
 			if r.cut.Load() {
 				return nil, errors.New("cut off by the test")
 			}
-			path := req.URL.Path
-			if req.Method != http.MethodGet && !strings.Contains(path, "/leases") && !strings.Contains(path, "/events") {
-				r.writes.Add(1)
-			}
+			r.count(req)
 			return next.RoundTrip(req)
 		})
 	})
@@ -88,6 +87,19 @@ func startReplica(t *testing.T, identity string, options ...func(*Config)) *repl
 	}
 	t.Cleanup(r.stop)
 	return r
+}
+
+func (r *replica) count(req *http.Request) {
+	path, reads := req.URL.Path, req.Method == http.MethodGet
+	switch {
+	case reads && strings.HasSuffix(path, "/leases/"+kube.VendorLease):
+		r.looks.Add(1)
+	case reads, strings.Contains(path, "/leases"):
+	case strings.Contains(path, "/events"):
+		r.events.Add(1)
+	default:
+		r.writes.Add(1)
+	}
 }
 
 type roundTripper func(*http.Request) (*http.Response, error)

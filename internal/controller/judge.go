@@ -248,10 +248,11 @@ func (c *controller) writeNetworkStatus(ctx context.Context, o *observed, j judg
 		return fmt.Errorf("write the status of ClusterNetwork %s: %w", before.Name, err)
 	}
 	m.toldAt = c.now()
-	if was := meta.FindStatusCondition(before.Status.Conditions, v1alpha1.ConditionAccepted); was == nil || was.Message != j.message {
+	// The condition remembers what an earlier leader has told.
+	if was := meta.FindStatusCondition(before.Status.Conditions, v1alpha1.ConditionAccepted); was == nil || was.Reason != j.reason || was.Message != j.message {
 		c.log.Info("ClusterNetwork judged", "accepted", j.accepted, "reason", j.reason, "message", j.message, "generation", before.Generation)
+		c.record(networkReference(before), !j.accepted, j.reason, j.message)
 	}
-	c.tell(m, networkReference(before), "ClusterNetwork/"+before.Name, !j.accepted, j.reason, j.message)
 	return nil
 }
 

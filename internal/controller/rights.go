@@ -28,9 +28,11 @@ const (
 	reasonNotAsked    = "NotAsked"
 )
 
-// rights asks the cloud which actions the credentials may call: when this
-// replica begins to lead, when the configuration changes, when a call was
-// refused, and again while something is.
+// rights asks the cloud which actions the credentials may call: when nobody has
+// asked yet, when the configuration changes, when a call was refused, and again
+// while something is. Its questions are calls that change nothing, but the VPC
+// takes one call at a time: while routes are being published they wait, since
+// the routes' calls tell as much.
 type rights struct {
 	make    func(ctx context.Context, s cloud.Setup) (cloud.Provider, error)
 	changed func()
@@ -40,9 +42,21 @@ type rights struct {
 	wake   chan struct{}
 	status atomic.Pointer[rightsStatus] // nil before the first answer
 	mu     sync.Mutex
-	asked  *rightsInput // nil before the first pass
+	asked  *rightsInput // nil before the first pass of this term
 	doubt  bool
+	known  bool // an earlier leader was answered that all is allowed
+	busy   bool
 }
+
+// rightsHints are what a pass knows that matters for asking.
+type rightsHints struct {
+	refused bool // a call was, for want of rights
+	busy    bool // routes are being published
+	known   bool // the condition says that all is allowed by this configuration
+}
+
+// mostHeld bounds how often a question is put off, once in rights.every.
+const mostHeld = 10
 
 // rightsInput is what is to be asked about; no duties mean nothing.
 type rightsInput struct {
@@ -71,11 +85,17 @@ func rightsNeeded(spec *v1alpha1.ClusterNetworkSpec, in routes.Input) rightsInpu
 	}
 }
 
-// set says what is needed, and whether somebody was refused.
-func (r *rights) set(in rightsInput, refused bool) {
+// set says what is needed, and what is known meanwhile.
+func (r *rights) set(in rightsInput, h rightsHints) {
 	r.mu.Lock()
-	news := r.asked == nil || !reflect.DeepEqual(*r.asked, in) || refused && !r.doubt
-	r.asked, r.doubt = &in, refused
+	first := r.asked == nil
+	other := first || !reflect.DeepEqual(*r.asked, in)
+	news := other || h.refused && !r.doubt || r.busy && !h.busy
+	if first {
+		r.known = h.known
+	}
+	r.known = r.known && (first || !other) && !h.refused
+	r.asked, r.doubt, r.busy = &in, h.refused, h.busy && !h.refused
 	r.mu.Unlock()
 	if !news {
 		return
@@ -86,21 +106,36 @@ func (r *rights) set(in rightsInput, refused bool) {
 	}
 }
 
-func (r *rights) needed() (in *rightsInput, doubt bool) {
+// question returns what to ask now: nil for nothing yet.
+func (r *rights) question(held int) (in *rightsInput, doubt bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	if r.known || r.busy && held < mostHeld {
+		return nil, false
+	}
 	return r.asked, r.doubt
+}
+
+// resign forgets what a term has learned: another replica may lead meanwhile.
+func (r *rights) resign() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.asked, r.doubt, r.known, r.busy = nil, false, false, false
+	r.status.Store(nil)
 }
 
 // run works until the context ends.
 func (r *rights) run(ctx context.Context) {
-	defer r.status.Store(nil)
+	defer r.resign()
+	held := 0
 	for ctx.Err() == nil {
-		in, doubt := r.needed()
+		in, doubt := r.question(held)
 		if in == nil {
-			pause(ctx, r.every, r.wake) // no pass has said yet
+			held++
+			pause(ctx, r.every, r.wake) // no pass has said yet, or it can wait
 			continue
 		}
+		held = 0
 		s := r.ask(ctx, *in)
 		if ctx.Err() != nil {
 			return
@@ -168,6 +203,21 @@ func judgeRights(permissions []cloud.Permission) *rightsStatus {
 		return &rightsStatus{reason: reasonNotAsked, message: fmt.Sprintf("whether the credentials may call %s is not known: the cloud gave no answer", strings.Join(unknown, ", "))}
 	}
 	return &rightsStatus{reason: reasonAllowed, message: fmt.Sprintf("the credentials may call all %d actions that are needed", len(permissions))}
+}
+
+// rightsKnown says that the condition answers for the ClusterNetwork as it is.
+func rightsKnown(cn *v1alpha1.ClusterNetwork) bool {
+	if cn == nil {
+		return false
+	}
+	cond := meta.FindStatusCondition(cn.Status.Conditions, v1alpha1.ConditionCloudRights)
+	return cond != nil && cond.Status == metav1.ConditionTrue && cond.ObservedGeneration == cn.Generation
+}
+
+// publishing says that routes are on their way, and that nothing is wrong with it.
+func publishing(in routes.Input, s *routes.Status) bool {
+	wanted, good := s.Wanted()
+	return in.Mode == routes.Write && in.Nodes > 0 && len(s.Problems) == 0 && (s.Mode != routes.Write || s.Listed.IsZero() || good < wanted)
 }
 
 // setRights fills the condition. What an earlier leader has said stays until

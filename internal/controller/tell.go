@@ -76,7 +76,7 @@ func (c *controller) tellProblems(o *observed, m *memory) {
 		c.tell(m, kube.NodeReference(p.Node), object, true, p.Reason, p.Message)
 	}
 	for key := range m.told {
-		if key.object != "ClusterNetwork/"+v1alpha1.ClusterNetworkName && !now[key] {
+		if !now[key] {
 			delete(m.told, key)
 		}
 	}

@@ -58,16 +58,21 @@ func (p *pace) took(now time.Time) {
 	p.next = now.Add(p.settle)
 }
 
+// others says that it is not our own batch that keeps the VPC busy.
+func (p *pace) others(now time.Time) bool {
+	return p.accepted.IsZero() || now.Sub(p.accepted) > longestSettle
+}
+
 // early notes that a batch was refused because another is under way. Once the
 // wait is known about, a little more is enough.
 func (p *pace) early(now time.Time) {
 	waited := now.Sub(p.accepted)
-	if p.accepted.IsZero() || waited > longestSettle {
+	if p.others(now) {
 		waited = p.settle
 	} else {
 		p.tooSoon = max(p.tooSoon, waited)
 	}
-	more := waited * 6 / 10
+	more := waited // bounds the refusals until the wait is known
 	if p.learned {
 		more = min(more, waited/10<<min(p.refusals, 8))
 	}

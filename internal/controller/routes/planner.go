@@ -114,7 +114,7 @@ func New(cfg Config) *Planner {
 	cfg.Defaults()
 	p := &Planner{cfg: cfg, wake: make(chan struct{}, 1)}
 	p.reset()
-	p.status.Store(&Status{Mode: Off})
+	p.status.Store(&Status{})
 	return p
 }
 
@@ -147,8 +147,9 @@ func (p *Planner) Look() {
 	p.rouse()
 }
 
-// hintEvery is the least time between a listing and one that was hinted at.
-const hintEvery = 5 * time.Second
+// hintEvery is the least time between a listing and one that was hinted at. It
+// grows with the table: what a hint is about goes by the tunnel meanwhile.
+func (p *Planner) hintEvery() time.Duration { return max(5*time.Second, p.resync()/6) }
 
 func (p *Planner) hinted() bool {
 	p.mu.Lock()
@@ -160,7 +161,7 @@ func (p *Planner) hinted() bool {
 func (p *Planner) takeHint(now time.Time) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if !p.hint || now.Before(p.listed.Add(hintEvery)) {
+	if !p.hint || now.Before(p.listed.Add(p.hintEvery())) {
 		return false
 	}
 	p.hint = false
@@ -180,7 +181,8 @@ func (p *Planner) wanted() Input {
 	return p.input
 }
 
-// Status returns the latest; it is never nil, and not changed later.
+// Status returns the latest; it is never nil, and not changed later. Its Mode is
+// empty until this term's Run has something to say.
 func (p *Planner) Status() *Status { return p.status.Load() }
 
 // Run works until the context ends. There must be one Run at a time, in all
@@ -188,6 +190,7 @@ func (p *Planner) Status() *Status { return p.status.Load() }
 func (p *Planner) Run(ctx context.Context) {
 	defer p.cfg.Metrics.resign()
 	p.reset() // another replica may have led meanwhile
+	p.status.Store(&Status{})
 	for ctx.Err() == nil {
 		wait := p.step(ctx)
 		timer := time.NewTimer(max(wait, 0))
@@ -245,10 +248,7 @@ func (p *Planner) read(ctx context.Context, in Input, now time.Time) error {
 // idle publishes that nothing is done.
 func (p *Planner) idle(in Input) {
 	s := &Status{Mode: in.Mode, Provider: in.Setup.Provider, Why: in.Why}
-	if in.Mode == "" {
-		s.Mode = Off
-	}
-	if s.Mode != Off {
+	if in.Mode != "" && in.Mode != Off {
 		s.Why = "the cluster shows no nodes, or no id: nothing is done until it does"
 	}
 	p.store(s)
@@ -266,12 +266,32 @@ func (p *Planner) make(ctx context.Context) error {
 	return nil
 }
 
-// mustList says whether it is time to look at the tables.
+// mustList says whether it is time to look at the tables. While a batch becomes
+// effective only a hint is a reason: what is Pending would be read again.
 func (p *Planner) mustList(now time.Time) bool {
+	if p.look || p.takeHint(now) {
+		return true
+	}
+	if !p.lookAt.IsZero() {
+		return !now.Before(p.lookAt)
+	}
 	due := p.guard.due(p.cfg.StaleAfter)
-	return p.look || p.takeHint(now) || !now.Before(p.listed.Add(p.resync())) ||
-		!p.lookAt.IsZero() && !now.Before(p.lookAt) ||
+	return !now.Before(p.listed.Add(p.resync())) ||
 		!due.IsZero() && p.listed.Before(due) && !now.Before(due)
+}
+
+// pages is how many calls a listing takes, about.
+func (p *Planner) pages() int { return 1 + len(p.real)/100 }
+
+// effective is how long after the last batch it is known to have become
+// effective: a listing that comes too soon is made again, which is many calls
+// where the table is large, and there nobody minds another moment.
+func (p *Planner) effective() time.Duration {
+	settle := p.pace.settle
+	if p.pages() == 1 {
+		return settle
+	}
+	return settle*3/2 + time.Duration(p.pages())*50*time.Millisecond
 }
 
 // resync grows with the table: one listing of 5,000 entries is fifty calls. It
@@ -397,13 +417,15 @@ func (p *Planner) drop(changes, removals int) {
 // rest returns how long there is nothing to do.
 func (p *Planner) rest(in Input, now time.Time) time.Duration {
 	next := p.listed.Add(p.resync())
+	if !p.lookAt.IsZero() {
+		next = p.lookAt
+	}
 	earlier := func(t time.Time) {
 		if !t.IsZero() && t.Before(next) {
 			next = t
 		}
 	}
-	earlier(p.lookAt)
-	if due := p.guard.due(p.cfg.StaleAfter); p.listed.Before(due) {
+	if due := p.guard.due(p.cfg.StaleAfter); p.lookAt.IsZero() && p.listed.Before(due) {
 		earlier(due)
 	}
 	for _, h := range p.held {
@@ -422,7 +444,7 @@ func (p *Planner) rest(in Input, now time.Time) time.Duration {
 		}
 	}
 	if p.hinted() {
-		earlier(p.listed.Add(hintEvery))
+		earlier(p.listed.Add(p.hintEvery()))
 	}
 	earlier(p.instances.again(in))
 	return max(next.Sub(now), 10*time.Millisecond)

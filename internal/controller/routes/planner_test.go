@@ -54,6 +54,9 @@ func (b *bench) runAsync(total, takes time.Duration) {
 			b.now = b.effective
 			b.settleIfDue()
 		}
+		if next.After(end) {
+			next = end
+		}
 		b.now = next
 	}
 }
@@ -75,14 +78,48 @@ func (b *bench) pendingEntries() int {
 	return n
 }
 
-func TestSlowStatesDoNotCostManyCalls(t *testing.T) {
-	const nodes, batches = 1000, 20
-	b := newBench(t, nodes, cloud.Table{ID: table, Quota: 2000})
-	b.runAsync(10*time.Minute, 2*time.Second)
-	b.counts(map[State]int{Published: nodes})
-	if got := b.cloud.Count("Apply"); got > batches*12/10 {
-		t.Errorf("%d calls for %d batches: more than 1.2 times as many", got, batches)
+// TestCallsPerRoute: all calls that it takes until every route is known to be
+// Available, those included that the cloud refuses because a batch is under way
+// and a listing's pages, against the least that can do it: a batch for 50
+// entries, two calls that show an empty table, and the pages that show it full.
+func TestCallsPerRoute(t *testing.T) {
+	for nodes, delays := range map[int][]time.Duration{
+		300:  {300 * time.Millisecond, 2 * time.Second, 2300 * time.Millisecond, 6 * time.Second},
+		1000: {300 * time.Millisecond, 2 * time.Second, 2300 * time.Millisecond, 6 * time.Second},
+		5000: {2 * time.Second},
+	} {
+		for _, takes := range delays {
+			t.Run(fmt.Sprintf("%d nodes, %s", nodes, takes), func(t *testing.T) {
+				b := newBench(t, nodes, cloud.Table{ID: table, Quota: 2 * nodes})
+				start := b.now
+				for b.p.Status().Count(Published) < nodes && b.now.Before(start.Add(time.Hour)) {
+					b.runAsync(time.Second, takes)
+				}
+				b.counts(map[State]int{Published: nodes})
+				batches, pages := (nodes+cloud.MaxBatch-1)/cloud.MaxBatch, (nodes+99)/100
+				calls, least := b.cloud.Count("Apply")+b.listingCalls(), batches+2+pages
+				t.Logf("%d calls (%d batches, %d listings) in %s; the least are %d", calls, b.cloud.Count("Apply"), b.cloud.Count("List"), b.now.Sub(start), least)
+				// Where all is small, finding out how long a batch takes counts.
+				if most := max(least*12/10, least+5); calls > most {
+					t.Errorf("%d calls are more than %d", calls, most)
+				}
+				if took := b.now.Sub(start); took > time.Duration(batches)*takes*3/2+20*time.Second {
+					t.Errorf("it took %s", took)
+				}
+			})
+		}
 	}
+}
+
+// listingCalls counts listings as the real API does: by pages of 100 entries,
+// and a second call for an empty table.
+func (b *bench) listingCalls() (n int) {
+	for _, c := range b.cloud.Calls() {
+		if c.Action == "List" {
+			n += max(2, (c.Count+99)/100)
+		}
+	}
+	return n
 }
 
 func TestQuotaFull(t *testing.T) {
@@ -531,27 +568,16 @@ func TestSerial(t *testing.T) {
 	}
 }
 
-// At 5,000 nodes: at most 1.2 times as many calls as there are batches, and a
-// restart that writes nothing.
-func TestFiveThousandNodes(t *testing.T) {
-	const nodes, batches = 5000, 100
+// TestRestartOfALargeCluster: what is as it should be is only read.
+func TestRestartOfALargeCluster(t *testing.T) {
+	const nodes = 5000
 	b := newBench(t, nodes, cloud.Table{ID: table, Quota: 10_000})
-	start := b.now
-	for b.p.Status().Count(Published) < nodes && b.now.Before(start.Add(20*time.Minute)) {
-		b.runAsync(time.Second, 3*time.Second)
-	}
+	b.run(10 * time.Minute)
 	b.counts(map[State]int{Published: nodes})
-	applies, lists := b.cloud.Count("Apply"), b.cloud.Count("List")
-	t.Logf("%d batches and %d listings in %s", applies, lists, b.now.Sub(start))
-	if applies > batches*12/10 {
-		t.Errorf("%d calls for %d batches", applies, batches)
-	}
-	if lists > 4 { // one before and one after are the least
-		t.Errorf("%d listings: each is fifty calls", lists)
-	}
+	before := b.writes()
 	b.start()
 	b.run(5 * time.Minute)
-	if n := b.writes() - applies; n != 0 {
+	if n := b.writes() - before; n != 0 {
 		t.Errorf("a restart made %d writes", n)
 	}
 }

@@ -30,7 +30,7 @@ func (s State) Good() bool { return s == Published || s == Used }
 
 // Status is what the planner knows, for a person and for the condition.
 type Status struct {
-	Mode     Mode      `json:"mode"`
+	Mode     Mode      `json:"mode"` // empty while nothing is known yet
 	Provider string    `json:"provider,omitempty"`
 	Why      string    `json:"why,omitempty"`    // why nothing is written
 	Listed   time.Time `json:"listed,omitempty"` // when the cloud last said what it has

@@ -125,7 +125,7 @@ func (p *Planner) taken(more bool) {
 	p.busy, p.batch = busySpell{}, min(2*p.batch, cloud.MaxBatch)
 	p.lookAt, p.looks, p.sending = time.Time{}, 0, more
 	if !more {
-		p.lookAt = now.Add(p.pace.settle)
+		p.lookAt = now.Add(p.effective())
 	}
 }
 
@@ -173,11 +173,11 @@ func (p *Planner) refused(t *trouble, in Input, first cloud.Key, count int, err 
 	now := p.cfg.Now()
 	switch cloud.ClassOf(err) {
 	case cloud.Passing:
-		// Nothing was done. It is our own batch before, or another writer,
-		// who makes what was listed worth another look.
-		p.pace.early(now)
+		// Nothing was done. It is our own batch before, or, after so long,
+		// another writer, who makes what was listed worth another look.
 		p.busy.note(now, err)
-		p.look = p.look || p.pace.refusals%4 == 3
+		p.look = p.look || p.pace.others(now) && p.pace.refusals%4 == 3
+		p.pace.early(now)
 		return p.pace.wait(now)
 	case cloud.Quota, cloud.Conflict, cloud.BadNextHop, cloud.Permanent:
 		// One of them spoils it: find out which.
