@@ -110,6 +110,21 @@ func TestDirectOnRealKernels(t *testing.T) {
 		return ""
 	})
 	t.Logf("healed in %v", time.Since(lost)) // not asserted: a loaded machine would make the test flaky
+
+	// A route that comes and goes is not followed each time.
+	lead(t, router, "add", agents)
+	nodes[0].sends(plan.Direct)
+	lead(t, router, "del", agents)
+	nodes[0].sends(plan.IPIP)
+	lead(t, router, "add", agents)
+	eventually(t, func() string {
+		s := agents[0].node.look().State
+		if len(s.Routes) == 1 && s.Routes[0].Transport == plan.IPIP && strings.Contains(s.Routes[0].Reason, "it has failed 2 times of late") {
+			return ""
+		}
+		return fmt.Sprintf("the route to be held back: %v", s.Routes)
+	})
+	nodes[0].sends(plan.Direct)
 }
 
 // encapsulated returns how many packets the node has sent by ipip.

@@ -20,6 +20,7 @@ type metrics struct {
 	requests *prometheus.HistogramVec // verb, code
 	sets     *prometheus.HistogramVec // result
 	leases   *prometheus.CounterVec   // action, result
+	heldBack prometheus.Gauge
 }
 
 func newMetrics() *metrics {
@@ -36,8 +37,11 @@ func newMetrics() *metrics {
 		leases: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "ropeway_agent_lease_calls_total", Help: "Calls about AddressBlocks, by action and result.",
 		}, []string{"action", "result"}),
+		heldBack: prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "ropeway_agent_transports_held_back", Help: "Transports to peers that work again and are not used yet, since they have failed of late.",
+		}),
 	}
-	m.registry.MustRegister(m.requests, m.sets, m.leases, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	m.registry.MustRegister(m.requests, m.sets, m.leases, m.heldBack, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return m
 }
 

@@ -64,6 +64,7 @@ type node struct {
 	hold        string
 	seeded      bool
 	setBy       int64                      // generation of the ClusterNetwork that the kernel is set by
+	moves       plan.Moves                 // transports that were left because they failed
 	needed      map[netip.Prefix]time.Time // podCIDR -> when an address of it was last in use, while blocks are given
 
 	beat   atomic.Int64 // when the last pass began, in ns since 1970
@@ -101,6 +102,9 @@ func (n *node) run(ctx context.Context, changes <-chan struct{}) {
 			n.log.Warn("the node is not as it should be; trying again", "err", err, "in", wait)
 		} else {
 			pause = n.config.timing.retryMin
+		}
+		if next := n.moves.Next(); !next.IsZero() {
+			wait = min(wait, max(time.Until(next), 0))
 		}
 		if !n.sleep(ctx, wait, changes) {
 			return
@@ -171,7 +175,11 @@ func (n *node) pass(ctx context.Context) error {
 	n.pools.update(view)
 	n.last.Pools = n.pools.usable
 	snapshot := n.overlay(view)
+	now := time.Now()
+	snapshot.HeldBack = n.moves.Hold(now, snapshot)
 	want := plan.Compute(snapshot)
+	n.moves.Note(now, snapshot, want)
+	n.metrics.heldBack.Set(float64(len(snapshot.HeldBack)))
 	n.exempt.Store(&exemption{snapshot.Network.Metadata, want.Metadata.Links})
 	n.set(ctx, want, view.NodeUID)
 	if n.setErr == nil {

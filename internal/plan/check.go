@@ -62,6 +62,7 @@ type cluster struct {
 	claims [][]claim
 	// contested are the claims that overlap another node's.
 	contested []claim
+	held      map[PeerWay]string // Snapshot.HeldBack
 	problems  []Problem
 }
 

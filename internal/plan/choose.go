@@ -24,11 +24,13 @@ type option struct {
 }
 
 // Ranks of options: what an answer came by, what nothing is known of, what is
-// found failing, what has yet to be proven (direct only), and what one of the
-// two ends cannot do at all.
+// found working but is held back beside another that works, what is found
+// failing, what has yet to be proven (direct only), and what one of the two ends
+// cannot do at all.
 const (
 	proven = iota
 	untried
+	damped
 	failing
 	unproven
 	refused
@@ -61,6 +63,8 @@ func (c *cluster) choose(w way, now use, found evidence) *choice {
 			self, peer, peer, w.family)
 		return nil
 	}
+	inUse := slices.IndexFunc(options, func(o option) bool { return o.transport == now.transport && o.outer == now.outer })
+	c.heldBack(w, options, inUse)
 	best := 0
 	for i, o := range options {
 		if o.rank < options[best].rank {
@@ -72,7 +76,6 @@ func (c *cluster) choose(w way, now use, found evidence) *choice {
 			return held
 		}
 	}
-	inUse := slices.IndexFunc(options, func(o option) bool { return o.transport == now.transport && o.outer == now.outer })
 	stays := inUse >= 0 && inUse != best && options[best].mayGiveWay(options[inUse])
 	if stays {
 		best = inUse

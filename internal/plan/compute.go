@@ -18,6 +18,7 @@ import (
 // and no routes; it is not to be set, nor is one of a network without PodCIDRs.
 func Compute(s Snapshot) State {
 	c := check(s.Self, s.Network, s.Nodes)
+	c.held = s.HeldBack
 	state := State{
 		Self:       s.Self,
 		PodCIDRs:   c.net.PodCIDRs,

@@ -11,6 +11,7 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"ropeway.dev/ropeway/internal/plan"
 )
@@ -30,6 +31,8 @@ var rewrite = flag.Bool("rewrite", false, "write the scenarios' output as it is 
 //	hold NODE | hold     from now on, the routes that NODE was last planned are in its kernel (nobody's are)
 //	plan NODE            the node's State
 //	diff NODE            what changed since its State was last asked for
+//	at SECONDS           the time, for passes
+//	pass NODE            what NODE's agent does: its routes, in short, when it next has something to do, and hold NODE
 //	reachable            the verdict on each node
 //	faults               what the nodes found, put together by fault
 //	provers              who proves whom
@@ -84,11 +87,14 @@ type scenario struct {
 	t    *testing.T
 	snap plan.Snapshot
 	last map[string]plan.State // node -> its State when last asked for
+
+	now   time.Time
+	moves map[string]*plan.Moves // node -> what its agent remembers
 }
 
 // play returns the file with the answers as they are now.
 func play(t *testing.T, text string) string {
-	s := &scenario{t: t, last: map[string]plan.State{}}
+	s := &scenario{t: t, last: map[string]plan.State{}, moves: map[string]*plan.Moves{}}
 	var out strings.Builder
 	for line := range strings.Lines(text) {
 		if strings.HasPrefix(line, "|") {
@@ -132,6 +138,10 @@ func (s *scenario) run(words []string) (answer string, asked bool) {
 	case "diff":
 		before := s.last[words[1]]
 		return lines(plan.Diff(before, s.compute(words[1]))), true
+	case "at":
+		s.now = time.Unix(1_000_000+int64(s.number(words[1])), 0)
+	case "pass":
+		return s.pass(words[1]), true
 	case "reachable":
 		return s.ask(func(n plan.Node) string {
 			ok, why := plan.Reachable(s.snap, n.Name)
@@ -154,6 +164,27 @@ func (s *scenario) compute(self string) plan.State {
 	state := plan.Compute(s.snap)
 	s.last[self] = state
 	return state
+}
+
+// pass does with a node's plan what its agent does.
+func (s *scenario) pass(node string) string {
+	if s.moves[node] == nil {
+		s.moves[node] = &plan.Moves{}
+	}
+	m := s.moves[node]
+	s.snap.Self, s.snap.Now = node, s.last[node].Routes
+	s.snap.HeldBack = m.Hold(s.now, s.snap)
+	state := s.compute(node)
+	m.Note(s.now, s.snap, state)
+	s.snap.HeldBack, s.snap.Now = nil, state.Routes
+	var b strings.Builder
+	for _, r := range state.Routes {
+		fmt.Fprintf(&b, "%s %s %s\n", r.Dst, r.Transport, r.Reason)
+	}
+	if next := m.Next(); !next.IsZero() {
+		fmt.Fprintf(&b, "again in %s\n", next.Sub(s.now).Round(time.Second))
+	}
+	return b.String()
 }
 
 func (s *scenario) ask(about func(plan.Node) string) string {

@@ -132,6 +132,9 @@ type Snapshot struct {
 	// Now are the routes that Self's kernel has: a way in use is left only for
 	// one that is proven, or that is at least no worse.
 	Now []Route
+	// HeldBack maps a way that was left -> why it is not gone back to yet, where
+	// what is in use works (Moves.Hold).
+	HeldBack map[PeerWay]string
 	// Pods are Self's own.
 	Pods []LocalPod
 	// BadOffload is true once Self's interface was found to get the checksums of

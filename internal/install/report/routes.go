@@ -9,6 +9,7 @@ import (
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
+	"ropeway.dev/ropeway/api/v1alpha1"
 	"ropeway.dev/ropeway/internal/controller/routes"
 	"ropeway.dev/ropeway/internal/kube"
 	"ropeway.dev/ropeway/internal/plan"
@@ -48,6 +49,7 @@ func RoutesOf(c *kube.Objects, s *routes.Status, from string) (Routes, error) {
 		}
 	}
 	ways, from := waysFrom(snapshot, from)
+	asSaid(ways, c, from)
 	out := Routes{From: from, Routes: []RouteRow{}}
 	if s != nil {
 		out.Mode, out.Provider, out.Why, out.Tables, out.Problems = s.Mode, s.Provider, s.Why, s.Tables, s.Problems
@@ -105,6 +107,26 @@ func waysFrom(s plan.Snapshot, from string) (map[string]plan.Route, string) {
 		ways[r.Dst.String()] = r
 	}
 	return ways, from
+}
+
+// asSaid takes from the node's own words what nobody else can compute: which ways
+// it holds back because they have failed of late.
+func asSaid(ways map[string]plan.Route, c *kube.Objects, from string) {
+	i := slices.IndexFunc(c.NodeNetworks, func(nn v1alpha1.NodeNetwork) bool { return nn.Name == from })
+	if i < 0 {
+		return
+	}
+	for _, x := range c.NodeNetworks[i].Status.Exceptions {
+		if !plan.SaysHeldBack(x.Reason) {
+			continue
+		}
+		for dst, way := range ways {
+			if way.Peer == x.Node && string(way.Transport) != x.Transport {
+				way.Transport, way.Reason = plan.Transport(x.Transport), x.Reason
+				ways[dst] = way
+			}
+		}
+	}
 }
 
 // Table writes the routes for a person.

@@ -2,12 +2,15 @@ package report
 
 import (
 	"bytes"
+	"slices"
 	"strings"
 	"testing"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
+	"ropeway.dev/ropeway/api/v1alpha1"
 	"ropeway.dev/ropeway/internal/controller/routes"
+	"ropeway.dev/ropeway/internal/plan"
 )
 
 // cloudStatus fits scenarioObjects: one route is there, the other has no room.
@@ -38,6 +41,36 @@ func TestRoutes(t *testing.T) {
 	}
 	if _, err := RoutesOf(scenarioObjects(), nil, "nobody"); err == nil || !strings.Contains(err.Error(), "nobody") {
 		t.Errorf("an unknown node: %v", err)
+	}
+}
+
+// TestRoutesHeldBack: that a way waits since it has failed of late only the node
+// itself knows, and it says so.
+func TestRoutesHeldBack(t *testing.T) {
+	const why = "direct: it has failed 3 times of late and is used again when it has worked for 12s"
+	if !plan.SaysHeldBack(why) || plan.SaysHeldBack("direct: node a does not reach it (no answer)") {
+		t.Fatal("the words of package plan are not known")
+	}
+	o := scenarioObjects()
+	seen := func() (transport, reason string) {
+		r, err := RoutesOf(o, nil, nodeS)
+		if err != nil {
+			t.Fatal(err)
+		}
+		i := slices.IndexFunc(r.Routes, func(x RouteRow) bool { return x.Node == nodeR })
+		return r.Routes[i].Transport, r.Routes[i].Reason
+	}
+	transport, _ := seen()
+	other := "vxlan"
+	if transport == other {
+		other = "ipip"
+	}
+	i := slices.IndexFunc(o.NodeNetworks, func(nn v1alpha1.NodeNetwork) bool { return nn.Name == nodeS })
+	for reason, want := range map[string]string{why: other, "something else": transport} {
+		o.NodeNetworks[i].Status.Exceptions = []v1alpha1.PeerException{{Node: nodeR, Transport: other, Reason: reason}}
+		if got, said := seen(); got != want || reason == why && said != why {
+			t.Errorf("node %s says %q of node %s: shown as %s (%s)", nodeS, reason, nodeR, got, said)
+		}
 	}
 }
 
