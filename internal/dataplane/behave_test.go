@@ -15,6 +15,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"ropeway.dev/ropeway/internal/dataplane/podlink/netnstest"
 	"ropeway.dev/ropeway/internal/plan"
 )
 
@@ -278,7 +279,7 @@ func TestPodsCannotPretend(t *testing.T) {
 		say(b.pod.v4, own, unix.IPPROTO_IPIP, inject)
 	}
 	say(b.pod.v4, addr("100.100.100.200"), unix.IPPROTO_UDP, hello)
-	eventually(t, "the metadata service is out of reach", func() bool { return counted("pods_forward", "metadata") == 1 })
+	eventually(t, "the metadata service is out of reach", func() bool { return counted("forwarded", "metadata") == 1 })
 	// By a Service that resolves to a node's address, too.
 	b.sh(b.node.ns, "nft add table ip svc; nft add chain ip svc pre '{ type nat hook prerouting priority dstnat; }'; "+
 		"nft add rule ip svc pre ip daddr 10.96.0.9 dnat to 192.168.2.2")
@@ -292,18 +293,20 @@ func TestPodsCannotPretend(t *testing.T) {
 	}
 }
 
-// TestSegmentsFitEveryTransport: TCP between pods is clamped to the smallest
-// allowed transport although ipip, with more room, is in use.
+// TestSegmentsFitEveryTransport: TCP between pods, and from nodes to pods, is
+// clamped to the smallest allowed transport although ipip, with more room, is in
+// use.
 func TestSegmentsFitEveryTransport(t *testing.T) {
 	f := newFabric(t, 2, plan.IPIP, plan.VXLAN)
 	f.setAll()
 	a, b, near := f.nodes[0].addPod(1500), f.nodes[1].addPod(1500), f.nodes[0].addPod(1500)
 	for _, c := range []struct {
+		from *netnstest.NS
 		to   *testPod
 		want int
-	}{{b, 1450 - 40}, {near, 1500 - 40}} {
+	}{{a.ns, b, 1450 - 40}, {a.ns, near, 1500 - 40}, {f.nodes[0].ns, b, 1450 - 40}} {
 		l := f.listen(c.to.ns, c.to.v4.String()+":80")
-		client, err := f.dial(a.ns, c.to.v4.String()+":80")
+		client, err := f.dial(c.from, c.to.v4.String()+":80")
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -313,6 +316,7 @@ func TestSegmentsFitEveryTransport(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer server.Close()
+		l.Close() // the address is asked for again
 		for _, end := range []net.Conn{client, server} {
 			if got := maxSegment(t, end); got > c.want || got < c.want-20 {
 				t.Errorf("segments of up to %d bytes to %s, want %d less options", got, c.to.v4, c.want)

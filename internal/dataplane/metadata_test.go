@@ -62,9 +62,9 @@ func TestMetadataAccess(t *testing.T) {
 	echo(t, client, server)
 	f.network.Metadata.Namespaces = nil
 	f.setAll()
-	before := n.counter(t, "pods_forward", "metadata")
+	before := n.counter(t, "forwarded", "metadata")
 	client.Write([]byte("after all"))
-	eventually(t, "an established flow is refused", func() bool { return n.counter(t, "pods_forward", "metadata") > before })
+	eventually(t, "an established flow is refused", func() bool { return n.counter(t, "forwarded", "metadata") > before })
 	reaches("a pod whose namespace is no longer allowed", agent.ns, false, service...)
 
 	f.network.Metadata.Namespaces = []string{plan.AllNamespaces}

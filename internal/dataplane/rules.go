@@ -89,8 +89,8 @@ func rulesFor(want plan.State, clamp clamps) ruleset {
 		cidrSets(setBare4, setBare6, want.Bare.Sources),
 		cidrSets(setFabric4, setFabric6, want.Bare.Destinations),
 	)}
-	r.Chains = slices.Concat(podChains(want.VXLAN.Port), vxlanChains(want.VXLAN.Port))
-	r.Chains = append(r.Chains, clampChain(clamp), natChain(want))
+	r.Chains = slices.Concat(clampChains(clamp), podChains(want.VXLAN.Port), vxlanChains(want.VXLAN.Port))
+	r.Chains = append(r.Chains, natChain(want))
 	return r
 }
 
@@ -160,9 +160,10 @@ func podChains(port uint16) []ruleChain {
 			},
 		},
 		{
-			Name: "pods_forward", Type: "filter", Hook: "forward", Priority: -10,
-			Comment: "pods do not speak the nodes' tunnels, nor to the cloud's metadata",
+			Name: "forwarded", Type: "filter", Hook: "forward", Priority: -10,
+			Comment: "pods do not speak the nodes' tunnels, nor to the cloud's metadata; TCP fits",
 			Rules: []rule{
+				toClamp,
 				{Text: "iifname != " + podLinks + " return"},
 				{Text: "meta l4proto != 6 jump pods_tunnels"},
 				// An answer spares the many programs that ask it at their start, to
@@ -211,26 +212,30 @@ func vxlanChains(port uint16) []ruleChain {
 	}
 }
 
-// clampChain keeps TCP between pods of different nodes small enough for every
-// allowed transport, so that a change of transport needs no path MTU discovery.
-func clampChain(c clamps) ruleChain {
-	chain := ruleChain{
-		Name: "clamp", Type: "filter", Hook: "postrouting", Priority: -150,
-		Comment: "TCP fits the smallest allowed transport",
-		Rules: []rule{
-			{Text: "meta l4proto != 6 return"},
-			{Text: "tcp flags & (syn | rst) != syn return"},
-		},
-	}
+// toClamp is passed by the first packet of each direction of a connection.
+var toClamp = rule{Text: "tcp flags & (syn | rst) == syn jump clamp"}
+
+// clampChains keep TCP between pods of different nodes, and between nodes and
+// pods, small enough for every allowed transport, so that a change of transport
+// needs no path MTU discovery. What is forwarded is clamped where it is looked at
+// anyway: a hook less for every packet.
+func clampChains(c clamps) []ruleChain {
+	clamp := ruleChain{Name: "clamp", Comment: "TCP fits the smallest allowed transport"}
 	add := func(family, set string, size int) {
 		if size > 0 {
-			chain.Rules = append(chain.Rules, rule{Text: fmt.Sprintf("%s daddr @%s %s "+
+			clamp.Rules = append(clamp.Rules, rule{Text: fmt.Sprintf("%s daddr @%s %s "+
 				"tcp option maxseg size > %d tcp option maxseg size set %d", family, set, leaving, size, size)})
 		}
 	}
 	add("ip", setPods4, c.ipv4)
 	add("ip6", setPods6, c.ipv6)
-	return chain
+	// Behind kube-proxy's, which may have told it to go to a pod.
+	own := ruleChain{
+		Name: "sent", Type: "filter", Hook: "output", Priority: -10,
+		Comment: "the node's own TCP fits",
+		Rules:   []rule{toClamp},
+	}
+	return []ruleChain{clamp, own}
 }
 
 // natChain translates sources. It decides before kube-proxy does: kube-proxy's
