@@ -23,7 +23,10 @@ func (b *bench) plugin(ctx context.Context, l *lab.Lab) error {
 	}
 	defer os.RemoveAll(dir)
 	const reference = "github.com/containernetworking/plugins/plugins/"
-	if err := goBuild(ctx, b.root, dir+"/", reference+"main/ptp", reference+"main/bridge", reference+"ipam/host-local", "./bench/empty"); err != nil {
+	if err := goBuild(ctx, b.root, dir+"/", "./bench/empty"); err != nil {
+		return err
+	}
+	if err := goBuild(ctx, filepath.Join(b.root, "bench", "peers"), dir+"/", reference+"main/ptp", reference+"main/bridge", reference+"ipam/host-local"); err != nil {
 		return err
 	}
 	node := l.Nodes()[0].Name
