@@ -237,11 +237,12 @@ func (n *node) run(r run) (stdout string, failure *types.Error) {
 	return out.String(), failure
 }
 
-// state is what an attachment could leave on the node.
+// state is what an attachment could leave on the node. Neighbours that the
+// kernel learns come and go at moments of their own: a pod's announce themselves.
 func (n *node) state() string {
 	n.t.Helper()
 	var b strings.Builder
-	for _, args := range [][]string{{"-o", "link"}, {"route", "show", "table", "all"}, {"-6", "route", "show", "proto", "112"}, {"neigh"}, {"-6", "neigh"}} {
+	for _, args := range [][]string{{"-o", "link"}, {"route", "show", "table", "all"}, {"-6", "route", "show", "proto", "112"}, {"neigh", "show", "nud", "permanent"}} {
 		out, err := exec.Command("ip", args...).CombinedOutput()
 		if err != nil {
 			n.t.Fatalf("ip %v: %v: %s", args, err, out)

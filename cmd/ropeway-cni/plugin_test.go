@@ -332,7 +332,7 @@ func TestAddTwiceKeepsTheFirst(t *testing.T) {
 				t.Errorf("the second ADD: %v", err)
 			}
 			if len(n.agent.Held()) != len(held) || n.state() != state {
-				t.Errorf("the first was harmed: the agent holds %v, want %v", n.agent.Held(), held)
+				t.Errorf("the first was harmed: the agent holds %v, want %v; the node\n%s\nwant\n%s", n.agent.Held(), held, n.state(), state)
 			}
 		})
 	}
@@ -368,7 +368,7 @@ func TestAddIsInterrupted(t *testing.T) {
 	start := time.Now()
 	_, failure := n.run(run{ctx: ctx, verb: "ADD", netns: p.Path(), before: terminate,
 		conf: fmt.Sprintf(`{"cniVersion": "1.0.0", "name": "rwt-net", "type": "ropeway", "socket": %q}`, socket)})
-	if failure == nil || failure.Code != cniwire.CodeTryAgainLater || time.Since(start) > 10*time.Second {
+	if failure == nil || failure.Code != cniwire.CodeTryAgainLater || time.Since(start) > addTimeout/2 {
 		t.Errorf("got %+v after %s", failure, time.Since(start))
 	}
 	if after := n.state(); after != before {

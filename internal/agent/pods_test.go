@@ -198,18 +198,14 @@ func TestAddGivesUpWaiting(t *testing.T) {
 // that takes every call and answers none delays no pod.
 func TestAddNeverWaitsForAPI(t *testing.T) {
 	api, m := one(t)
-	m.config.timing.call = time.Minute
+	m.config.timing.call, m.config.timing.addWait = time.Hour, time.Hour // whatever waits, waits for too long
 	a := m.start()
 	a.add("first")
 	hang := make(chan struct{})
 	api.change(func(a *fakeAPI) { a.hang = hang })
 	defer close(hang)
-	start := time.Now()
 	for i := range 20 {
 		a.add(fmt.Sprint("p", i))
-	}
-	if took := time.Since(start); took > 5*time.Second {
-		t.Errorf("20 ADDs took %v while the API server hung", took)
 	}
 }
 

@@ -222,7 +222,7 @@ func TestCallGivesUp(t *testing.T) {
 		_, err := Call(ctx, socket, Request{Verb: Status})
 		cancel()
 		var unavailable *UnavailableError
-		if !errors.As(err, &unavailable) || unavailable.Waited > 5*time.Second {
+		if !errors.As(err, &unavailable) || unavailable.Waited >= DialTimeout {
 			t.Errorf("%s: %v", name, err)
 			continue
 		}
@@ -244,11 +244,10 @@ func TestCallFailsAtOnceWhereWaitingIsVain(t *testing.T) {
 	if err := os.WriteFile(file, nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	start := time.Now()
 	_, err := Call(t.Context(), filepath.Join(file, "cni.sock"), Request{Verb: Status})
-	var unavailable *UnavailableError
-	if err == nil || errors.As(err, &unavailable) || time.Since(start) > 5*time.Second {
-		t.Errorf("%v after %s", err, time.Since(start))
+	var unavailable *UnavailableError // is what waiting ends with
+	if err == nil || errors.As(err, &unavailable) {
+		t.Error(err)
 	}
 }
 
@@ -594,9 +593,9 @@ func TestCallTrustsNobodyElse(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("only root can be another user")
 	}
-	start := time.Now()
 	_, err := Call(t.Context(), listenAs(t, 65534), Request{Verb: Status})
-	if !errors.Is(err, ErrNotRoot) || !strings.Contains(err.Error(), "user 65534") || time.Since(start) > 5*time.Second {
-		t.Errorf("got %v after %s", err, time.Since(start))
+	var unavailable *UnavailableError // is what waiting ends with
+	if !errors.Is(err, ErrNotRoot) || !strings.Contains(err.Error(), "user 65534") || errors.As(err, &unavailable) {
+		t.Errorf("got %v", err)
 	}
 }
