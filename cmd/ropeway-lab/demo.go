@@ -23,8 +23,8 @@ var version = "v0.1.0-dev"
 const downLimit = 2 * time.Minute
 
 // demoScenarios are what `demo` plays, in order: the reference scenario's
-// "install", "tunnel mode" and "non-tunnel mode, host-local" rows.
-var demoScenarios = []string{"install", "tunnel-ipip", "tunnel-vxlan", "routed-host-local"}
+// "install", "tunnel mode", "non-tunnel mode, host-local" and "pools" rows.
+var demoScenarios = []string{"install", "tunnel-ipip", "tunnel-vxlan", "routed-host-local", "routed-pools"}
 
 func newDemo(g *global) *cobra.Command {
 	var keep bool

@@ -92,4 +92,5 @@ func hostLocal(t *testing.T) {
 			}
 		}
 	}
+	play(t, cluster, "routed-pools")
 }

@@ -12,18 +12,22 @@ import (
 	"ropeway.dev/ropeway/internal/lab/vpc"
 )
 
-// document are the files that the document's user edits for its non-tunnel mode
-// with host-local, in the checkout.
-func document() ([]string, error) {
+// The files that the document's user edits for its non-tunnel mode, in the
+// checkout's test/scenario.
+const (
+	hostLocalConfig  = "calico-config.host-local.yaml"
+	spiderpoolConfig = "calico-config.spiderpool.yaml"
+	nonTunnel        = "calico-node-env.non-tunnel.yaml"
+	spiderIPPools    = "spiderippools.yaml"
+)
+
+// document is where a file of the document's is.
+func document(name string) (string, error) {
 	root, err := source.Here()
 	if err != nil {
-		return nil, err
+		return "", err
 	}
-	var files []string
-	for _, name := range []string{"calico-config.host-local.yaml", "calico-node-env.non-tunnel.yaml"} {
-		files = append(files, filepath.Join(root, "test", "scenario", name))
-	}
-	return files, nil
+	return filepath.Join(root, "test", "scenario", name), nil
 }
 
 // routedHostLocal plays the document's non-tunnel mode with host-local, on a
@@ -31,7 +35,7 @@ func document() ([]string, error) {
 // own ConfigMap and environment, routes that Ropeway publishes in the VPC, the
 // five probes, and then the live change between the modes.
 func (s *stage) routedHostLocal(ctx context.Context) error {
-	if err := s.r.Step(ctx, "the document's ConfigMap and its three Never, applied as they are", s.installDocument); err != nil {
+	if err := s.r.Step(ctx, "the document's ConfigMap and its three Never, applied as they are", s.installHostLocal); err != nil {
 		return err
 	}
 	if err := s.r.Step(ctx, "the test Deployment: each address is of its own node's podCIDR", s.deployOnNodeCIDRs); err != nil {
@@ -50,13 +54,13 @@ func (s *stage) routedHostLocal(ctx context.Context) error {
 	return s.r.Step(ctx, "and back to direct; nothing is lost", func(ctx context.Context) error { return s.change(ctx, "direct") })
 }
 
-// installDocument runs `ropeway install` with the document's files and the
+func (s *stage) installHostLocal(ctx context.Context) error {
+	return s.installDocument(ctx, hostLocalConfig, nonTunnel)
+}
+
+// installDocument runs `ropeway install` with files of the document's and the
 // cloud's credentials, by the version that the lab has.
-func (s *stage) installDocument(ctx context.Context) error {
-	files, err := document()
-	if err != nil {
-		return err
-	}
+func (s *stage) installDocument(ctx context.Context, names ...string) error {
 	cloud, err := s.cloudAccess(ctx)
 	if err != nil {
 		return err
@@ -67,16 +71,22 @@ func (s *stage) installDocument(ctx context.Context) error {
 	}
 	p := s.product
 	p.Version = image[strings.LastIndex(image, ":")+1:]
-	p.Args = []string{"--cloud", "alibaba", "--cloud-region", cloud.region, "--cloud-vpc", cloud.vpc,
-		"--cloud-endpoint", cloud.endpoint, "--cloud-secret", cloud.secret}
-	for _, f := range files {
-		p.Args = append(p.Args, "--calico-manifest", f)
+	line := []string{"ropeway", "install", "--apply"}
+	for _, name := range names {
+		file, err := document(name)
+		if err != nil {
+			return err
+		}
+		p.Args = append(p.Args, "--calico-manifest", file)
+		line = append(line, "--calico-manifest", name)
 	}
+	access := []string{"--cloud", "alibaba", "--cloud-region", cloud.region, "--cloud-vpc", cloud.vpc,
+		"--cloud-endpoint", cloud.endpoint, "--cloud-secret", cloud.secret}
+	p.Args = append(p.Args, access...)
 	var said strings.Builder
 	p.Progress = func(line string) { fmt.Fprintln(&said, line) }
 	err = p.Apply(ctx, s.l)
-	s.r.Command("ropeway install --apply --calico-manifest calico-config.host-local.yaml --calico-manifest calico-node-env.non-tunnel.yaml "+
-		quote(p.Args[:8]), []byte(said.String()))
+	s.r.Command(quote(append(line, access...)), []byte(said.String()))
 	return err
 }
 
@@ -92,6 +102,11 @@ func (s *stage) deployOnNodeCIDRs(ctx context.Context) error {
 	if err := s.deploy(ctx); err != nil {
 		return err
 	}
+	return s.inNodeCIDRs(ctx)
+}
+
+// inNodeCIDRs wants each pod's address in its node's podCIDR.
+func (s *stage) inNodeCIDRs(ctx context.Context) error {
 	cidrs, err := s.nodeCIDRs(ctx)
 	if err != nil {
 		return err

@@ -36,6 +36,7 @@ func All() []Scenario {
 		{Name: "routed", Doc: "no tunnel: routes that Ropeway publishes in the VPC", Run: on((*stage).routed)},
 		{Name: "layer2", Doc: "no tunnel and no cloud: host routes on a switch (a lab of --fabric switch)", Run: on((*stage).layer2)},
 		{Name: "routed-host-local", Doc: "the document's non-tunnel mode, host-local: its own ConfigMap and environment", Run: on((*stage).routedHostLocal)},
+		{Name: "routed-pools", Doc: "the document's non-tunnel mode, pools: from host-local to its SpiderIPPools on a live cluster", Run: on((*stage).routedPools)},
 		{Name: "steady", Doc: "agents restarted, killed and absent, and every change of transport, under traffic: nothing is noticed", Run: on((*stage).steady)},
 		{Name: "services", Doc: "what kube-proxy, kubelet and DNS need of a pod network", Run: on((*stage).services)},
 	}

@@ -67,7 +67,7 @@ func (s *stage) steady(ctx context.Context) error {
 	}
 	defer func() {
 		_ = vpc.AdmitNodePorts(context.WithoutCancel(ctx), s.l.Name(), false)
-		_, _ = s.quiet(context.WithoutCancel(ctx), "delete", "pod/steady-server", "pod/steady-client", "svc/steady", "--wait=false")
+		s.endSteady(context.WithoutCancel(ctx))
 	}()
 	for _, e := range s.events() {
 		_ = s.r.Step(ctx, e.name+": nothing is noticed", func(ctx context.Context) error { return s.unnoticed(ctx, ways, e.happen) })
@@ -115,6 +115,11 @@ func (s *stage) startSteady(ctx context.Context) ([]way, error) {
 		{"node to remote pod", near, toServer},
 		{"node to ClusterIP", near, toService},
 	}, nil
+}
+
+// endSteady takes both ends away.
+func (s *stage) endSteady(ctx context.Context) {
+	_, _ = s.quiet(ctx, "delete", "pod/steady-server", "pod/steady-client", "svc/steady", "--ignore-not-found", "--wait=false")
 }
 
 // event is something that nobody is to notice.
@@ -225,6 +230,12 @@ func (s *stage) agentsReady(ctx context.Context) error {
 
 // unnoticed lets something happen while every way is watched.
 func (s *stage) unnoticed(ctx context.Context, ways []way, happen func(context.Context) error) error {
+	return s.underTraffic(ctx, ways, steady.Result.Clean, happen)
+}
+
+// underTraffic lets something happen while every way is watched, and wants each
+// result to be well.
+func (s *stage) underTraffic(ctx context.Context, ways []way, well func(steady.Result) bool, happen func(context.Context) error) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	var watches []*watch
@@ -239,7 +250,7 @@ func (s *stage) unnoticed(ctx context.Context, ways []way, happen func(context.C
 	time.Sleep(time.Second) // what comes late of it
 	for _, w := range watches {
 		result, failed := w.end()
-		if failed == nil && !result.Clean() {
+		if failed == nil && !well(result) {
 			failed = fmt.Errorf("%s: %s", w.name, result)
 		}
 		if failed == nil {
