@@ -72,7 +72,7 @@ func runPlugins(ctx context.Context, confDir, dir string) error {
 	defer os.RemoveAll(pluginState)
 	d := &driver{cni: libcni.NewCNIConfigWithCacheDir([]string{"/opt/cni/bin", dir}, filepath.Join(pluginState, "cache"), nil)}
 	defer d.dropSandboxes()
-	if err := d.makeSandboxes(); err != nil {
+	if err := d.makeSandboxes(sandboxes); err != nil {
 		return err
 	}
 	r := pluginRounds{Rounds: map[string][]pluginRound{}}
@@ -111,7 +111,7 @@ func runPace(ctx context.Context, confDir string) error {
 	defer os.RemoveAll(pluginState)
 	d := &driver{cni: libcni.NewCNIConfigWithCacheDir([]string{"/opt/cni/bin"}, filepath.Join(pluginState, "cache"), nil)}
 	defer d.dropSandboxes()
-	if err := d.makeSandboxes(); err != nil {
+	if err := d.makeSandboxes(sandboxes); err != nil {
 		return err
 	}
 	own := contenders[0].list
@@ -206,8 +206,8 @@ type driver struct {
 	sandboxes []ns.NetNS
 }
 
-func (d *driver) makeSandboxes() error {
-	for range sandboxes {
+func (d *driver) makeSandboxes(n int) error {
+	for range n {
 		sandbox, err := testutils.NewNS()
 		if err != nil {
 			return fmt.Errorf("make a sandbox: %w", err)
@@ -239,16 +239,16 @@ func (d *driver) round(ctx context.Context, list *libcni.NetworkConfigList, turn
 		return func(i int) error { return d.cni.DelNetworkList(ctx, list, d.runtimeConf(id, i)) }
 	}
 	one, ten := fmt.Sprintf("rwbench-%d-a", turn), fmt.Sprintf("rwbench-%d-b", turn)
-	if r.Add, _, err = timed(1, add(one)); err != nil {
+	if r.Add, _, err = timed(sandboxes, 1, add(one)); err != nil {
 		return r, err
 	}
-	if r.Del, _, err = timed(1, del(one)); err != nil {
+	if r.Del, _, err = timed(sandboxes, 1, del(one)); err != nil {
 		return r, err
 	}
-	if _, r.AddPerSecond, err = timed(atOnce, add(ten)); err != nil {
+	if _, r.AddPerSecond, err = timed(sandboxes, atOnce, add(ten)); err != nil {
 		return r, err
 	}
-	_, r.DelPerSecond, err = timed(atOnce, del(ten))
+	_, r.DelPerSecond, err = timed(sandboxes, atOnce, del(ten))
 	return r, err
 }
 
@@ -267,14 +267,14 @@ func (d *driver) runtimeConf(id string, i int) *libcni.RuntimeConf {
 	}
 }
 
-// timed does one thing for each sandbox, so many at a time, and returns what each
-// took, in ms, and how many were done in a second.
-func timed(parallel int, do func(i int) error) (took []float64, perSecond float64, err error) {
-	took = make([]float64, sandboxes)
+// timed does one thing for each of n sandboxes, so many at a time, and returns
+// what each took, in ms, and how many were done in a second.
+func timed(n, parallel int, do func(i int) error) (took []float64, perSecond float64, err error) {
+	took = make([]float64, n)
 	var group errgroup.Group
 	group.SetLimit(parallel)
 	began := time.Now()
-	for i := range sandboxes {
+	for i := range n {
 		group.Go(func() error {
 			began := time.Now()
 			if err := do(i); err != nil {
@@ -285,14 +285,14 @@ func timed(parallel int, do func(i int) error) (took []float64, perSecond float6
 		})
 	}
 	err = group.Wait()
-	return took, sandboxes / time.Since(began).Seconds(), err
+	return took, float64(n) / time.Since(began).Seconds(), err
 }
 
 func milliseconds(d time.Duration) float64 { return float64(d) / float64(time.Millisecond) }
 
 // floor is what it takes to execute an empty program.
 func floor(ctx context.Context, program string) ([]float64, error) {
-	took, _, err := timed(1, func(int) error { return exec.CommandContext(ctx, program).Run() })
+	took, _, err := timed(sandboxes, 1, func(int) error { return exec.CommandContext(ctx, program).Run() })
 	if err != nil {
 		return nil, fmt.Errorf("run the empty program: %w", err)
 	}
@@ -304,7 +304,7 @@ func (d *driver) wiring() ([]float64, error) {
 	attachment := func(i int) cniwire.Attachment {
 		return cniwire.Attachment{Network: "rwbench-wiring", ContainerID: fmt.Sprint(i), IfName: "eth0"}
 	}
-	took, _, err := timed(1, func(i int) error {
+	took, _, err := timed(sandboxes, 1, func(i int) error {
 		_, err := podlink.Add(podlink.Config{
 			Attachment: attachment(i), Netns: d.sandboxes[i].Path(), MTU: 1500,
 			Addresses: []netip.Addr{netip.AddrFrom4([4]byte{10, 97, 0, byte(i + 1)})},

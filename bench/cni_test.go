@@ -38,7 +38,7 @@ func TestContenders(t *testing.T) {
 
 func TestTimedDoesEachOnce(t *testing.T) {
 	done := make([]int, sandboxes)
-	took, perSecond, err := timed(1, func(i int) error { done[i]++; return nil })
+	took, perSecond, err := timed(sandboxes, 1, func(i int) error { done[i]++; return nil })
 	if err != nil || len(took) != sandboxes || perSecond <= 0 {
 		t.Fatalf("%d took a time, %v/s, %v", len(took), perSecond, err)
 	}
@@ -48,7 +48,7 @@ func TestTimedDoesEachOnce(t *testing.T) {
 		}
 	}
 	wrong := errors.New("wrong")
-	if _, _, err := timed(atOnce, func(i int) error { return wrong }); !errors.Is(err, wrong) {
+	if _, _, err := timed(sandboxes, atOnce, func(i int) error { return wrong }); !errors.Is(err, wrong) {
 		t.Errorf("the error is %v", err)
 	}
 }

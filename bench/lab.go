@@ -42,13 +42,14 @@ func (b *bench) onLab(ctx context.Context, attempt attempt) (err error) {
 		}
 	}
 	if err != nil {
-		for _, s := range []string{"footprint", "plugin", "pods"} {
+		for _, s := range onALab() {
 			b.whyNot[s] = "no lab: " + err.Error()
 		}
 		return err
 	}
 	attempt("footprint", func(ctx context.Context) error { return b.footprint(ctx, l) })
 	attempt("plugin", func(ctx context.Context) error { return b.plugin(ctx, l) })
+	attempt("addresses", func(ctx context.Context) error { return b.addresses(ctx, l) })
 	attempt("pods", func(ctx context.Context) error { return b.pods(ctx, l) })
 	return nil
 }

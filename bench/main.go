@@ -56,6 +56,8 @@ func start(ctx context.Context, args []string) error {
 			return runFabric(ctx, rest[0], rest[1], repetitions)
 		case args[0] == pluginCommand && len(rest) == 2:
 			return runPlugins(ctx, rest[0], rest[1])
+		case args[0] == addressCommand && len(rest) == 3:
+			return runAddresses(ctx, rest[0], rest[1], rest[2])
 		case args[0] == paceCommand && len(rest) == 1:
 			return runPace(ctx, rest[0])
 		}
@@ -87,7 +89,12 @@ type bench struct {
 
 // sections are the parts in the order in which they are run. The lab that the
 // last repetition of lab boots is there for those behind it.
-func sections() []string { return []string{"dataplane", "scale", "lab", "footprint", "plugin", "pods"} }
+func sections() []string {
+	return []string{"dataplane", "scale", "lab", "footprint", "plugin", "addresses", "pods"}
+}
+
+// onALab are the sections that need a lab that is up.
+func onALab() []string { return []string{"footprint", "plugin", "addresses", "pods"} }
 
 func newBench(args []string) (*bench, error) {
 	b := &bench{out: os.Stdout, began: time.Now(), samples: map[string]sample{}, whyNot: map[string]string{}}
@@ -183,7 +190,7 @@ func (b *bench) run(ctx context.Context) error {
 	}
 	attempt("dataplane", b.dataplane)
 	attempt("scale", b.scale)
-	if b.wants("lab") || b.wants("footprint") || b.wants("plugin") || b.wants("pods") {
+	if slices.ContainsFunc(append(onALab(), "lab"), b.wants) {
 		if err := b.onLab(ctx, attempt); err != nil {
 			b.say("FAILED: %v", err)
 		}

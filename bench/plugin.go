@@ -17,28 +17,10 @@ const nodeDir = "/opt/rwbench"
 // plugin has a node of the lab, as it is installed, add and delete sandboxes by
 // libcni, beside the reference plugins.
 func (b *bench) plugin(ctx context.Context, l *lab.Lab) error {
-	dir, err := os.MkdirTemp("", "rwbench-")
-	if err != nil {
-		return fmt.Errorf("make a directory: %w", err)
-	}
-	defer os.RemoveAll(dir)
-	const reference = "github.com/containernetworking/plugins/plugins/"
-	if err := goBuild(ctx, b.root, dir+"/", "./bench/empty"); err != nil {
-		return err
-	}
-	if err := goBuild(ctx, filepath.Join(b.root, "bench", "peers"), dir+"/", reference+"main/ptp", reference+"main/bridge", reference+"ipam/host-local"); err != nil {
+	if err := b.takePlugins(ctx, l); err != nil {
 		return err
 	}
 	node := l.Nodes()[0].Name
-	files := map[string]string{"bench": b.self}
-	for _, name := range []string{"ptp", "bridge", "host-local", "empty"} {
-		files[name] = filepath.Join(dir, name)
-	}
-	for name, from := range files {
-		if err := l.CopyToNode(ctx, node, from, filepath.Join(nodeDir, name)); err != nil {
-			return err
-		}
-	}
 	cmd, err := l.HostCommand(ctx, node, filepath.Join(nodeDir, "bench"), pluginCommand, "/etc/cni/net.d", nodeDir)
 	if err != nil {
 		return err
@@ -53,6 +35,32 @@ func (b *bench) plugin(ctx context.Context, l *lab.Lab) error {
 		return fmt.Errorf("read what was found on node %s: %w", node, err)
 	}
 	b.claimPlugin(r)
+	return nil
+}
+
+// takePlugins puts this program and the reference plugins onto the first node.
+func (b *bench) takePlugins(ctx context.Context, l *lab.Lab) error {
+	dir, err := os.MkdirTemp("", "rwbench-")
+	if err != nil {
+		return fmt.Errorf("make a directory: %w", err)
+	}
+	defer os.RemoveAll(dir)
+	if err := goBuild(ctx, b.root, dir+"/", "./bench/empty"); err != nil {
+		return err
+	}
+	const reference = "github.com/containernetworking/plugins/plugins/"
+	if err := goBuild(ctx, filepath.Join(b.root, "bench", "peers"), dir+"/", reference+"main/ptp", reference+"main/bridge", reference+"ipam/host-local"); err != nil {
+		return err
+	}
+	files := map[string]string{"bench": b.self}
+	for _, name := range []string{"ptp", "bridge", "host-local", "empty"} {
+		files[name] = filepath.Join(dir, name)
+	}
+	for name, from := range files {
+		if err := l.CopyToNode(ctx, l.Nodes()[0].Name, from, filepath.Join(nodeDir, name)); err != nil {
+			return err
+		}
+	}
 	return nil
 }
 
