@@ -77,12 +77,16 @@ func (b *bench) addressRun(ctx context.Context, l *lab.Lab, state string) (run a
 	if state == apiUp {
 		who = "all"
 	}
+	podCIDR, err := podCIDROf(ctx, l, node)
+	if err != nil {
+		return run, err
+	}
 	release, err := holdAPI(ctx, l, state)
 	if err != nil {
 		return run, err
 	}
 	defer release()
-	cmd, err := l.HostCommand(ctx, node, filepath.Join(nodeDir, "bench"), addressCommand, "/etc/cni/net.d", nodeDir, who)
+	cmd, err := l.HostCommand(ctx, node, filepath.Join(nodeDir, "bench"), addressCommand, "/etc/cni/net.d", nodeDir, podCIDR, who)
 	if err != nil {
 		return run, err
 	}

@@ -62,7 +62,7 @@ func (r addressRun) each(plugin string, parallel, p int) (out []float64) {
 
 func (r addressRun) text() string {
 	var parts []string
-	for _, plugin := range []string{ownPlugin, ownHostLocal, controlPlugin} {
+	for _, plugin := range []string{ownPlugin, peerPlugin, controlPlugin} {
 		for _, parallel := range parallels() {
 			if all := r.all(plugin, parallel); len(all) > 0 {
 				parts = append(parts, fmt.Sprintf("%s at %d: %s/%s/%s", plugin, parallel,
@@ -74,9 +74,9 @@ func (r addressRun) text() string {
 }
 
 // runAddresses is the command addressCommand: confDir has the node's conflist,
-// dir the reference plugins; who is "all" or "own".
-func runAddresses(ctx context.Context, confDir, dir, who string) error {
-	lists, err := contenders(confDir)
+// dir the reference plugins, podCIDR is the node's; who is "all" or "own".
+func runAddresses(ctx context.Context, confDir, dir, podCIDR, who string) error {
+	lists, err := contenders(confDir, podCIDR)
 	if err != nil {
 		return err
 	}
@@ -84,7 +84,7 @@ func runAddresses(ctx context.Context, confDir, dir, who string) error {
 	if err != nil {
 		return err
 	}
-	lists = append(lists[:2], contender{controlPlugin, control})
+	lists = []contender{lists[0], lists[2], {controlPlugin, control}}
 	if who == "own" {
 		lists = lists[:1]
 	}

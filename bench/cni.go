@@ -63,9 +63,9 @@ type pluginRounds struct {
 }
 
 // runPlugins is the command pluginCommand: confDir has the node's conflist, dir
-// the reference plugins.
-func runPlugins(ctx context.Context, confDir, dir string) error {
-	contenders, err := contenders(confDir)
+// the reference plugins, podCIDR is the node's.
+func runPlugins(ctx context.Context, confDir, dir, podCIDR string) error {
+	contenders, err := contenders(confDir, podCIDR)
 	if err != nil {
 		return err
 	}
@@ -103,8 +103,8 @@ func runPlugins(ctx context.Context, confDir, dir string) error {
 
 // runPace is the command paceCommand: for paceLength, a sandbox is added and
 // another one deleted, pace times per second.
-func runPace(ctx context.Context, confDir string) error {
-	contenders, err := contenders(confDir)
+func runPace(ctx context.Context, confDir, podCIDR string) error {
+	contenders, err := contenders(confDir, podCIDR)
 	if err != nil {
 		return err
 	}
@@ -137,8 +137,10 @@ type contender struct {
 }
 
 // contenders are the node's own plugin and the reference plugins, each alone and
-// with the same plugins chained behind.
-func contenders(confDir string) ([]contender, error) {
+// with the same plugins chained behind. Only addresses of the node's podCIDR may
+// be given by host-local to our plugin: it has the upper half, since sandboxes of
+// the two are never there at once but other pods are.
+func contenders(confDir, podCIDR string) ([]contender, error) {
 	own, err := ownPluginConf(confDir)
 	if err != nil {
 		return nil, err
@@ -148,7 +150,11 @@ func contenders(confDir string) ([]contender, error) {
 			"routes": []any{map[string]any{"dst": "0.0.0.0/0"}}}
 	}
 	delegating := maps.Clone(own)
-	delegating["ipam"] = hostLocal("10.97.128.0/17")
+	ipam := hostLocal(podCIDR)
+	if ipam["rangeStart"], err = middle(podCIDR); err != nil {
+		return nil, err
+	}
+	delegating["ipam"] = ipam
 	ptp := map[string]any{"type": "ptp", "mtu": 1500, "ipam": hostLocal("10.98.0.0/16")}
 	bridge := map[string]any{"type": "bridge", "bridge": "rwbench", "isGateway": true, "mtu": 1500, "ipam": hostLocal("10.99.0.0/16")}
 	portmap := map[string]any{"type": "portmap", "snat": true, "capabilities": map[string]any{"portMappings": true}}
@@ -176,6 +182,17 @@ func contenders(confDir string) ([]contender, error) {
 		out = append(out, contender{c.name, list})
 	}
 	return out, nil
+}
+
+// middle is the first address of the upper half of a range.
+func middle(cidr string) (string, error) {
+	p, err := netip.ParsePrefix(cidr)
+	if err != nil || !p.Addr().Is4() || p.Bits() > 24 {
+		return "", fmt.Errorf("the node's podCIDR %q is no IPv4 range of at least 256 addresses (%w)", cidr, err)
+	}
+	a := p.Masked().Addr().As4()
+	a[p.Bits()/8] |= 1 << (7 - p.Bits()%8)
+	return netip.AddrFrom4(a).String(), nil
 }
 
 // ownPluginConf is the first plugin of the node's conflist.

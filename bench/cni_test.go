@@ -14,7 +14,7 @@ func TestContenders(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(dir, "10-ropeway.conflist"), []byte(conflist), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	all, err := contenders(dir)
+	all, err := contenders(dir, "10.244.3.0/24")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -31,8 +31,16 @@ func TestContenders(t *testing.T) {
 			t.Errorf("%s is %s, want %s", c.name, got, want)
 		}
 	}
-	if _, err := contenders(t.TempDir()); err == nil {
+	if _, err := contenders(t.TempDir(), "10.244.3.0/24"); err == nil {
 		t.Error("no conflist is no error")
+	}
+}
+
+func TestMiddle(t *testing.T) {
+	for cidr, want := range map[string]string{"10.244.3.0/24": "10.244.3.128", "10.244.0.0/16": "10.244.128.0", "10.244.4.0/23": "10.244.5.0", "10.0.0.0/26": "", "fd00::/64": "", "": ""} {
+		if got, err := middle(cidr); got != want || (err == nil) != (want != "") {
+			t.Errorf("the middle of %q is %q, %v; want %q", cidr, got, err, want)
+		}
 	}
 }
 

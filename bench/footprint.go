@@ -67,7 +67,11 @@ func (b *bench) atPace(ctx context.Context, l *lab.Lab) (map[string]float64, err
 	if err := l.CopyToNode(ctx, node, b.self, filepath.Join(nodeDir, "bench")); err != nil {
 		return nil, err
 	}
-	cmd, err := l.HostCommand(ctx, node, filepath.Join(nodeDir, "bench"), paceCommand, "/etc/cni/net.d")
+	podCIDR, err := podCIDROf(ctx, l, node)
+	if err != nil {
+		return nil, err
+	}
+	cmd, err := l.HostCommand(ctx, node, filepath.Join(nodeDir, "bench"), paceCommand, "/etc/cni/net.d", podCIDR)
 	if err != nil {
 		return nil, err
 	}

@@ -54,12 +54,12 @@ func start(ctx context.Context, args []string) error {
 				return err
 			}
 			return runFabric(ctx, rest[0], rest[1], repetitions)
-		case args[0] == pluginCommand && len(rest) == 2:
-			return runPlugins(ctx, rest[0], rest[1])
-		case args[0] == addressCommand && len(rest) == 3:
-			return runAddresses(ctx, rest[0], rest[1], rest[2])
-		case args[0] == paceCommand && len(rest) == 1:
-			return runPace(ctx, rest[0])
+		case args[0] == pluginCommand && len(rest) == 3:
+			return runPlugins(ctx, rest[0], rest[1], rest[2])
+		case args[0] == addressCommand && len(rest) == 4:
+			return runAddresses(ctx, rest[0], rest[1], rest[2], rest[3])
+		case args[0] == paceCommand && len(rest) == 2:
+			return runPace(ctx, rest[0], rest[1])
 		}
 	}
 	b, err := newBench(args)

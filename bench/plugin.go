@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -16,12 +17,21 @@ const nodeDir = "/opt/rwbench"
 
 // plugin has a node of the lab, as it is installed, add and delete sandboxes by
 // libcni, beside the reference plugins.
-func (b *bench) plugin(ctx context.Context, l *lab.Lab) error {
+func (b *bench) plugin(ctx context.Context, l *lab.Lab) (err error) {
 	if err := b.takePlugins(ctx, l); err != nil {
 		return err
 	}
 	node := l.Nodes()[0].Name
-	cmd, err := l.HostCommand(ctx, node, filepath.Join(nodeDir, "bench"), pluginCommand, "/etc/cni/net.d", nodeDir)
+	// So that host-local may give addresses to our plugin as well.
+	if err := useSource(ctx, l, fromNodeCIDR); err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, useSource(context.WithoutCancel(ctx), l, fromBlocks)) }()
+	podCIDR, err := podCIDROf(ctx, l, node)
+	if err != nil {
+		return err
+	}
+	cmd, err := l.HostCommand(ctx, node, filepath.Join(nodeDir, "bench"), pluginCommand, "/etc/cni/net.d", nodeDir, podCIDR)
 	if err != nil {
 		return err
 	}
@@ -36,6 +46,12 @@ func (b *bench) plugin(ctx context.Context, l *lab.Lab) error {
 	}
 	b.claimPlugin(r)
 	return nil
+}
+
+// podCIDROf is a node's, of IPv4.
+func podCIDROf(ctx context.Context, l *lab.Lab, node string) (string, error) {
+	out, err := l.Kubectl(ctx, "get", "node", node, "-o", "jsonpath={.spec.podCIDR}")
+	return string(out), err
 }
 
 // takePlugins puts this program and the reference plugins onto the first node.
