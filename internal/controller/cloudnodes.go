@@ -41,9 +41,9 @@ func (c *controller) newNodes() *nodes.Controller {
 	})
 }
 
-// nodesInput is what the network in force asks for.
-func nodesInput(spec *v1alpha1.ClusterNetworkSpec) nodes.Input {
-	if spec == nil || !spec.Cloud.KeepsNodes() {
+// nodesInput is what the network in force asks for, unless another does it.
+func nodesInput(spec *v1alpha1.ClusterNetworkSpec, other rival) nodes.Input {
+	if spec == nil || !spec.Cloud.KeepsNodes() || other.nodes != "" {
 		return nodes.Input{}
 	}
 	return nodes.Input{
@@ -55,9 +55,15 @@ func nodesInput(spec *v1alpha1.ClusterNetworkSpec) nodes.Input {
 
 // setNodes fills the condition that speaks of the nodes' instances. What an
 // earlier leader has said stays until this one knows better.
-func setNodes(cn *v1alpha1.ClusterNetwork, s *nodes.Status) {
+func setNodes(cn *v1alpha1.ClusterNetwork, s *nodes.Status, other rival) {
 	if spec := cn.Status.InForce; spec == nil || !spec.Cloud.KeepsNodes() {
 		meta.RemoveStatusCondition(&cn.Status.Conditions, v1alpha1.ConditionNodesKnown)
+		return
+	}
+	if other.nodes != "" {
+		meta.SetStatusCondition(&cn.Status.Conditions, metav1.Condition{
+			Type: v1alpha1.ConditionNodesKnown, Status: metav1.ConditionFalse, Reason: reasonWithheld, Message: other.nodes, ObservedGeneration: cn.Generation,
+		})
 		return
 	}
 	if !s.On {
@@ -72,9 +78,16 @@ func setNodes(cn *v1alpha1.ClusterNetwork, s *nodes.Status) {
 	meta.SetStatusCondition(&cn.Status.Conditions, cond)
 }
 
+// reasonWithheld says that Ropeway does not do what is asked for, since another
+// program does.
+const reasonWithheld = "Withheld"
+
 // nodeInstanceProblems are the problems in the words of tellCloud.
-func nodeInstanceProblems(s *nodes.Status) []routes.Problem {
+func nodeInstanceProblems(spec *v1alpha1.ClusterNetworkSpec, s *nodes.Status, other rival) []routes.Problem {
 	out := make([]routes.Problem, 0, len(s.Problems))
+	if spec != nil && spec.Cloud.KeepsNodes() && other.nodes != "" {
+		out = append(out, routes.Problem{Reason: "NodesLeftToAnother", Message: other.nodes})
+	}
 	for _, p := range s.Problems {
 		out = append(out, routes.Problem(p))
 	}

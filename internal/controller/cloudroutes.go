@@ -171,7 +171,7 @@ func (c *controller) planRoutes(o *observed, m *memory) {
 		in.Mode, in.Why = routes.External, o.rival.why
 	}
 	c.planner.Set(in)
-	c.nodes.Set(nodesInput(o.inForce))
+	c.nodes.Set(nodesInput(o.inForce, o.rival))
 	c.rights.set(rightsNeeded(o.inForce, in), rightsHints{
 		refused: refusedIn(status, c.nodes.Status()), busy: publishing(in, status), known: rightsKnown(o.objects.Network),
 	})
@@ -232,7 +232,7 @@ func setRoutes(cn *v1alpha1.ClusterNetwork, s *routes.Status) {
 	case s.Mode == routes.Withdraw && !s.Listed.IsZero():
 		cond.Reason, cond.Message = withdrawal(s)
 	case s.Why != "":
-		cond.Reason, cond.Message = "Withheld", s.Why+"; "+cond.Message
+		cond.Reason, cond.Message = reasonWithheld, s.Why+"; "+cond.Message
 	case s.Listed.IsZero():
 		cond.Message = "the cloud's route tables have not been read yet"
 	case good == wanted:

@@ -226,10 +226,10 @@ func (c *controller) writeNetworkStatus(ctx context.Context, o *observed, j judg
 	c.tellFaults(before, faults, m)
 	status := c.planner.Status()
 	setRoutes(next, status)
-	setNodes(next, c.nodes.Status())
+	setNodes(next, c.nodes.Status(), o.rival)
 	setRights(next, c.rights.status.Load())
 	c.tellRoutes(before, status, m)
-	c.tellCloud(before, "nodes", nodeInstanceProblems(c.nodes.Status()), m.cloudTold)
+	c.tellCloud(before, "nodes", nodeInstanceProblems(o.inForce, c.nodes.Status(), o.rival), m.cloudTold)
 	c.tellCloud(before, "rights", c.rights.status.Load().problems(), m.cloudTold)
 	m.untold = 0
 	if equality.Semantic.DeepEqual(before.Status, next.Status) {

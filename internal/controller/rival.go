@@ -33,8 +33,9 @@ const vendorAlive = time.Minute
 
 // rival is what is known of the other writer.
 type rival struct {
-	why  string // a sentence, if it writes routes: what, where and what to do
-	gone bool   // it writes neither routes nor the condition, for certain
+	why   string // a sentence, if it writes routes: what, where and what to do
+	nodes string // a sentence, if it looks after nodes
+	gone  bool   // it writes neither routes nor the condition, for certain
 }
 
 // writtenByRoutes says whether a reason is a route controller's.
@@ -57,7 +58,10 @@ func (c *controller) lookForRival(ctx context.Context, nodes []corev1.Node, m *m
 	}
 	switch {
 	case err != nil && m.rivalAt.IsZero():
-		return rival{why: "it is not known yet whether a cloud controller manager writes routes too: Ropeway writes none until the API server has said so"}, err
+		return rival{
+			why:   "it is not known yet whether a cloud controller manager writes routes too: Ropeway writes none until the API server has said so",
+			nodes: "it is not known yet whether a cloud controller manager looks after nodes too: Ropeway waits until the API server has said so",
+		}, err
 	case err != nil:
 		return m.rival, err
 	case alive:
@@ -73,18 +77,30 @@ func (c *controller) lookForRival(ctx context.Context, nodes []corev1.Node, m *m
 func rivalOf(visible []kube.CloudController, nodes []corev1.Node, marked int) rival {
 	visible = slices.DeleteFunc(slices.Clone(visible), func(v kube.CloudController) bool { return v.Idle })
 	on := slices.IndexFunc(visible, func(v kube.CloudController) bool { return v.WritesRoutes })
+	nodesToo := keeperOf(visible)
 	switch {
 	case on >= 0:
-		return rival{why: fmt.Sprintf("a cloud controller manager's route controller writes routes too (%s, without %s among its flags): Ropeway writes none; "+
+		return rival{nodes: nodesToo, why: fmt.Sprintf("a cloud controller manager's route controller writes routes too (%s, without %s among its flags): Ropeway writes none; "+
 			"start it with %s, or set spec.cloud.routes to external", visible[on], kube.RoutesFlag, kube.RoutesFlag)}
 	case len(visible) > 0:
-		return rival{gone: true}
+		return rival{nodes: nodesToo, gone: true}
 	case marked >= 0:
 		return rival{why: fmt.Sprintf("a cloud controller manager's route controller writes routes too (it set the condition of node %s, and renews its Lease): "+
 			"Ropeway writes none; start it with %s and then take the annotation %s off the nodes, or set spec.cloud.routes to external",
 			nodes[marked].Name, kube.RoutesFlag, kube.WriterAnnotation)}
 	}
 	return rival{}
+}
+
+// keeperOf says who else looks after nodes: two would judge by two rules whether
+// a node's instance is gone.
+func keeperOf(visible []kube.CloudController) string {
+	i := slices.IndexFunc(visible, func(v kube.CloudController) bool { return v.KeepsNodes })
+	if i < 0 {
+		return ""
+	}
+	return fmt.Sprintf("a cloud controller manager looks after nodes too (%s): Ropeway leaves them to it; start it without its node controllers "+
+		"(--controllers=route,service, say, without node), or set spec.cloud.nodes to external", visible[i])
 }
 
 // vendorLives says whether the Lease is renewed.

@@ -32,8 +32,9 @@ import (
 func TestRivalOf(t *testing.T) {
 	marked := node("a", "192.0.2.1")
 	on := kube.CloudController{Kind: "Deployment", Namespace: "kube-system", Name: "ccm", WritesRoutes: true}
-	off, idle := on, on
+	off, idle, keeper := on, on, on
 	off.WritesRoutes, idle.Idle = false, true
+	keeper.WritesRoutes, keeper.KeepsNodes, idle.KeepsNodes = false, true, true
 	for name, c := range map[string]struct {
 		visible []kube.CloudController
 		marked  int
@@ -56,8 +57,38 @@ func TestRivalOf(t *testing.T) {
 			if got.why != "" && !strings.Contains(got.why, kube.RoutesFlag) {
 				t.Errorf("the flag is not named: %s", got.why)
 			}
+			if got.nodes != "" {
+				t.Errorf("nobody looks after nodes: %s", got.nodes)
+			}
 		})
 	}
+}
+
+// TestAnotherKeepsNodes: a vendor's controller that looks after nodes is known by
+// its flags, and ours leaves them to it until it is gone.
+func TestAnotherKeepsNodes(t *testing.T) {
+	api := admin(t)
+	d := vendorccm.Config{ClusterCIDR: netip.MustParsePrefix("10.244.0.0/16")}.Deployment()
+	d.Spec.Template.Spec.Containers[0].Args = []string{kube.RoutesFlag}
+	create(t, api, d)
+	now := metav1.NowMicro()
+	lease := &coordinationv1.Lease{ObjectMeta: metav1.ObjectMeta{Namespace: kube.SystemNamespace, Name: kube.VendorLease}, Spec: coordinationv1.LeaseSpec{RenewTime: &now}}
+	create(t, api, lease)
+	e := newECSCluster(t, "a")
+	e.join("a", 0)
+	eventually(t, "the condition", networkIs(t, api, v1alpha1.ConditionNodesKnown, "False", reasonWithheld, d.Name))
+	eventually(t, "the event", e.event("NodesLeftToAnother", "set spec.cloud.nodes to external"))
+	untouched := e.is("a", func(n *corev1.Node) bool { return n.Spec.ProviderID == "" && len(n.Spec.Taints) > 0 })
+	if wrong := untouched(); wrong != "" {
+		t.Errorf("beside another that looks after nodes: %s", wrong)
+	}
+	before := d.DeepCopy()
+	d.Spec.Template.Spec.Containers[0].Args = []string{kube.RoutesFlag, "--controllers=service,nlb"}
+	if err := api.Patch(t.Context(), d, client.MergeFrom(before)); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "ours now", e.is("a", settled("i-a", "cn-chengdu.i-a", "192.0.2.1")))
+	eventually(t, "the condition", networkIs(t, api, v1alpha1.ConditionNodesKnown, "True", "Known", "1 of 1"))
 }
 
 // vendorLab is a cluster in the lab's cloud, with the vendor's controller and

@@ -1,6 +1,7 @@
 package kube
 
 import (
+	"iter"
 	"slices"
 	"strings"
 
@@ -27,6 +28,9 @@ type CloudController struct {
 	// WritesRoutes says that its flags leave the route controller on, which
 	// then also writes the node condition NetworkUnavailable.
 	WritesRoutes bool
+	// KeepsNodes says that they leave the node controller on, which makes new
+	// nodes known and deletes those whose instance it does not find.
+	KeepsNodes bool
 	// Idle says that it is scaled to nothing.
 	Idle bool
 }
@@ -42,7 +46,7 @@ func CloudControllers(deployments []appsv1.Deployment, daemonSets []appsv1.Daemo
 	var out []CloudController
 	add := func(kind, namespace, name string, spec corev1.PodSpec, idle bool) {
 		if args, found := controllerArguments(name, spec); found {
-			out = append(out, CloudController{Kind: kind, Namespace: namespace, Name: name, WritesRoutes: writesRoutes(args), Idle: idle})
+			out = append(out, CloudController{Kind: kind, Namespace: namespace, Name: name, WritesRoutes: writesRoutes(args), KeepsNodes: keepsNodes(args), Idle: idle})
 		}
 	}
 	for _, d := range daemonSets {
@@ -70,32 +74,53 @@ func controllerArguments(name string, spec corev1.PodSpec) ([]string, bool) {
 }
 
 // writesRoutes reads the flags that decide it: --configure-cloud-routes, true
-// by default, and --controllers, whose default has the route controller.
+// by default, and --controllers.
 func writesRoutes(args []string) bool {
-	on := true
-	for i, arg := range args {
-		name, value, given := strings.Cut(arg, "=")
-		if !given && i+1 < len(args) && !strings.HasPrefix(args[i+1], "-") {
-			value = args[i+1]
+	for name, value := range flags(args) {
+		if name == "--configure-cloud-routes" && (value == "false" || value == "0" || value == "f") {
+			return false
 		}
-		switch name {
-		case "--configure-cloud-routes":
-			on = on && value != "false" && value != "0" && value != "f"
-		case "--controllers":
-			on = on && runsRoutes(strings.Split(value, ","))
+	}
+	return runs(args, "route", "node-route-controller")
+}
+
+// keepsNodes reads --controllers. The vendor's has one controller for nodes,
+// those of k8s.io/cloud-provider have two, either of which is enough.
+func keepsNodes(args []string) bool {
+	return runs(args, "node", "cloud-node-controller", "cloud-node") || runs(args, "node", "cloud-node-lifecycle-controller", "cloud-node-lifecycle")
+}
+
+// runs says whether --controllers, whose default has all, leaves a controller on
+// that is called one of the names.
+func runs(args []string, names ...string) bool {
+	on := true
+	for flag, value := range flags(args) {
+		if flag != "--controllers" {
+			continue
+		}
+		list := strings.Split(value, ",")
+		on = slices.Contains(list, "*")
+		for _, name := range names {
+			on = on || slices.Contains(list, name)
+		}
+		for _, name := range names {
+			on = on && !slices.Contains(list, "-"+name)
 		}
 	}
 	return on
 }
 
-func runsRoutes(controllers []string) bool {
-	for _, name := range []string{"route", "node-route-controller"} {
-		if slices.Contains(controllers, "-"+name) {
-			return false
-		}
-		if slices.Contains(controllers, name) {
-			return true
+// flags yields the names and values of flags, whether joined or apart.
+func flags(args []string) iter.Seq2[string, string] {
+	return func(yield func(name, value string) bool) {
+		for i, arg := range args {
+			name, value, given := strings.Cut(arg, "=")
+			if !given && i+1 < len(args) && !strings.HasPrefix(args[i+1], "-") {
+				value = args[i+1]
+			}
+			if !yield(name, value) {
+				return
+			}
 		}
 	}
-	return slices.Contains(controllers, "*")
 }
