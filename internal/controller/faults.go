@@ -205,6 +205,8 @@ func setFaults(cn *v1alpha1.ClusterNetwork, faults []plan.FaultReport) {
 // and counts the nodes that faults concern.
 func (c *controller) tellFaults(cn *v1alpha1.ClusterNetwork, faults []plan.FaultReport, m *memory) {
 	now := map[plan.Fault]bool{}
+	first := m.faultsAt.IsZero()
+	m.faultsAt = c.now()
 	c.metrics.faults.Reset()
 	for _, f := range faults {
 		now[f.Fault] = true
@@ -212,7 +214,8 @@ func (c *controller) tellFaults(cn *v1alpha1.ClusterNetwork, faults []plan.Fault
 		at, known := m.faults[f.Fault]
 		switch {
 		case !known:
-			m.faults[f.Fault] = seenFault{since: c.now()}
+			// What the status names already an earlier leader has told.
+			m.faults[f.Fault] = seenFault{since: c.now(), told: first && reported(cn, f.Fault)}
 		case !at.told && c.now().Sub(at.since) >= faultSettles:
 			m.faults[f.Fault] = seenFault{since: at.since, told: true}
 			c.log.Warn("something is wrong between nodes", "fault", f.Fault, "nodes", len(f.Nodes), "message", f.Message, "remedy", f.Remedy)
@@ -225,6 +228,11 @@ func (c *controller) tellFaults(cn *v1alpha1.ClusterNetwork, faults []plan.Fault
 			delete(m.faultsTold, told{"faults", string(fault)})
 		}
 	}
+}
+
+// reported says whether the status names the fault.
+func reported(cn *v1alpha1.ClusterNetwork, f plan.Fault) bool {
+	return slices.ContainsFunc(cn.Status.Faults, func(r v1alpha1.FaultReport) bool { return r.Fault == string(f) })
 }
 
 // seenFault is since when a fault lasts, and whether an event told of it.

@@ -58,6 +58,7 @@ type memory struct {
 	cloudTold  map[told]string
 	failing    map[string]bool // UIDs of nodes that probes do not reach by direct
 	faults     map[plan.Fault]seenFault
+	faultsAt   time.Time // when they were looked at last
 	faultsTold map[told]string
 	toldAt     time.Time     // when the ClusterNetwork's status was written
 	untold     time.Duration // how long progress stays unsaid in it; 0: nothing is

@@ -63,7 +63,10 @@ type cluster struct {
 	// contested are the claims that overlap another node's.
 	contested []claim
 	held      map[PeerWay]string // Snapshot.HeldBack
-	problems  []Problem
+	// astray maps family -> why the fabric may drop what the node itself sends
+	// bare; missing where it does not.
+	astray   map[Family]string
+	problems []Problem
 }
 
 // check takes a snapshot apart without keeping any part of it.

@@ -195,6 +195,8 @@ func (c *cluster) assess(w way, t Transport, outer netip.Addr, found evidence) o
 	switch why, fails := f.failing(t); {
 	case fails:
 		o.rank, o.flaw = failing, fmt.Sprintf("%s: %s", t, why)
+	case f.works(t) && t == Direct && c.astray[w.family] != "":
+		o.rank, o.flaw = unproven, fmt.Sprintf("%s: %s", t, c.astray[w.family])
 	case f.works(t):
 		o.rank = proven
 	case t == Direct:
@@ -203,6 +205,27 @@ func (c *cluster) assess(w way, t Transport, outer netip.Addr, found evidence) o
 		o.rank, o.flaw = untried, fmt.Sprintf("%s: not proven yet", t)
 	}
 	return o
+}
+
+// learn weighs the probes, also for what they say of this node itself. A fabric
+// takes bare packets only from addresses that it leads back to their sender: so
+// where others do not reach this node's ranges by direct, what it sends by direct
+// does not arrive either, however well its destination is reached by others.
+func (c *cluster) learn(probes []Probe) evidence {
+	found := weigh(c, probes)
+	c.astray = map[Family]string{}
+	self, known := c.index[c.self]
+	if !known {
+		return found
+	}
+	for _, cl := range c.separate(self) {
+		f, at := FamilyOf(cl.dst.Addr()), c.probedAt(cl)
+		own := found.of(probed{c.self, f, Direct, at})
+		if at.IsValid() && !own.works(Direct) && c.astray[f] == "" { // what cannot be probed says nothing
+			c.astray[f] = fmt.Sprintf("the fabric is not proven to lead back to this node's %s, so it may drop what comes from there", cl.dst)
+		}
+	}
+	return found
 }
 
 // probedBy names what the way's packets by the transport are proven by.

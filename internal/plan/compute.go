@@ -33,7 +33,7 @@ func Compute(s Snapshot) State {
 		state.Sources = c.sources(self)
 		state.CIDRs = c.destinations(self)
 		state.VXLAN.MAC = c.vtep(self)
-		found := weigh(c, s.Probes)
+		found := c.learn(s.Probes)
 		state.Bare = c.bare(self, found)
 		c.planPeers(&state, self, found, inUse(s.Now))
 	}

@@ -39,7 +39,8 @@ const (
 	returnFirst = 10
 )
 
-// PeerWay is a transport to a peer, for packets of one family.
+// PeerWay is a transport to a peer, for packets of one family. With the node itself
+// as the peer it is whatever it sends by direct.
 type PeerWay struct {
 	Peer      string
 	Family    Family
@@ -72,7 +73,7 @@ func (m *Moves) Hold(now time.Time, s Snapshot) map[PeerWay]string {
 		return nil
 	}
 	c := check(s.Self, s.Network, s.Nodes)
-	found := weigh(c, s.Probes)
+	found := c.learn(s.Probes)
 	used := inUse(s.Now)
 	m.fill(now, len(c.nodes))
 	held := map[PeerWay]string{}
@@ -101,7 +102,7 @@ func (m *Moves) Hold(now time.Time, s Snapshot) map[PeerWay]string {
 		case now.Before(ready):
 			held[key] = fmt.Sprintf("%s %d times of late and is used again when it has worked for %s", heldFailed, l.times, hold.Round(time.Second))
 			m.wake(ready)
-		case !m.take():
+		case key.Peer != s.Self && !m.take():
 			held[key] = heldTurn + ", and it waits for its turn"
 			m.wake(now.Add(time.Second))
 		}
@@ -123,14 +124,18 @@ func (m *Moves) Note(now time.Time, s Snapshot, next State) {
 		}
 		if c == nil { // changes are rare
 			c = check(s.Self, s.Network, s.Nodes)
-			found = weigh(c, s.Probes)
+			found = c.learn(s.Probes)
 		}
-		peer := c.index[r.Peer]
-		if c.worksAt(peer, r, was.transport, found) {
-			continue // not left for a failure
+		if c.worksAt(c.index[r.Peer], r, was.transport, found) {
+			if was.transport != Direct || c.astray[key.Family] == "" {
+				continue // not left for a failure
+			}
+			key.Peer = s.Self // it is this node that the fabric does not lead to
 		}
-		counted[key] = true
-		m.leave(now, key, c.nodes[peer].UID)
+		if !counted[key] {
+			counted[key] = true
+			m.leave(now, key, c.nodes[c.index[key.Peer]].UID)
+		}
 	}
 }
 
@@ -213,8 +218,12 @@ func (m *Moves) inOrder() []PeerWay {
 	return out
 }
 
-// works reports whether any of the peer's ranges is found to be reached this way.
+// works reports whether any of the peer's ranges is found to be reached this way;
+// of this node itself, whether it may send bare.
 func (c *cluster) works(peer int, key PeerWay, found evidence) bool {
+	if key.Peer == c.self {
+		return c.astray[key.Family] == ""
+	}
 	return slices.ContainsFunc(c.claims[peer], func(cl claim) bool {
 		f := found.of(probedBy(way{family: key.Family, probed: c.probedAt(cl)}, key.Peer, key.Transport))
 		return FamilyOf(cl.dst.Addr()) == key.Family && f.works(key.Transport)
@@ -229,8 +238,17 @@ func (c *cluster) worksAt(peer int, r Route, t Transport, found evidence) bool {
 	})
 }
 
-// wouldReturn reports whether the way is preferred to one that is in use.
+// wouldReturn reports whether the way is preferred to one that is in use; direct
+// from this node itself, whether it is not in use at all.
 func (c *cluster) wouldReturn(key PeerWay, used ways) bool {
+	if key.Peer == c.self {
+		for _, routes := range used {
+			if slices.ContainsFunc(routes, func(r Route) bool { return FamilyOf(r.Dst.Addr()) == key.Family && r.Transport == Direct }) {
+				return false
+			}
+		}
+		return true
+	}
 	allowed := Allowed(c.net, key.Family)
 	rank := slices.Index(allowed, key.Transport)
 	return rank >= 0 && slices.ContainsFunc(used[key.Peer], func(r Route) bool {
@@ -247,8 +265,11 @@ func (c *cluster) heldBack(w way, options []option, inUse int) {
 	}
 	for i := range options[:inUse] {
 		o := &options[i]
-		key := PeerWay{c.nodes[w.peer].Name, w.family, o.transport}
-		if why := c.held[key]; why != "" && o.rank == proven {
+		why := c.held[PeerWay{c.nodes[w.peer].Name, w.family, o.transport}]
+		if own := c.held[PeerWay{c.self, w.family, Direct}]; own != "" && o.transport == Direct {
+			why = "this node's own: " + own
+		}
+		if why != "" && o.rank == proven {
 			o.rank, o.flaw = damped, fmt.Sprintf("%s: %s", o.transport, why)
 		}
 	}

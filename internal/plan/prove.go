@@ -29,6 +29,7 @@ type finding struct {
 	// live counts the peers that reached it and are heard of, misses those that
 	// did not reach it, and missed those of them that are heard of.
 	live, misses, missed int
+	missedBy             []string // of direct: who did not reach it
 	// pathMTU is the largest that any peer found to pass, 0 as soon as one of
 	// them found that everything does.
 	pathMTU int
@@ -90,12 +91,37 @@ func weigh(c *cluster, probes []Probe) evidence {
 		default:
 			f.bad = firstProbe(f.bad, p)
 			f.misses++
+			if p.Transport == Direct {
+				f.missedBy = append(f.missedBy, p.From)
+			}
 			if !c.nodes[from].Silent {
 				f.missed++
 			}
 		}
 	}
+	found.discount()
 	return found
+}
+
+// discount leaves out those that did not reach a node by direct, which another
+// has reached, and that nobody reaches by direct themselves: a fabric that does
+// not lead to a prover drops what it sends, wherever to.
+func (e evidence) discount() {
+	type side struct {
+		node   string
+		family Family
+	}
+	reached := map[side]bool{}
+	for key, f := range e {
+		if key.transport == Direct && (f.good != nil || f.self != nil && f.self.Reachable) {
+			reached[side{key.to, key.family}] = true
+		}
+	}
+	for key, f := range e {
+		if key.transport == Direct && f.good != nil {
+			f.misses -= len(slices.DeleteFunc(f.missedBy, func(from string) bool { return reached[side{from, key.family}] }))
+		}
+	}
 }
 
 // firstProbe returns one of the two whatever their order: a node that was
