@@ -141,9 +141,12 @@ func (c *Cloud) SetDelay(ctx context.Context, d time.Duration) error {
 
 // DeleteByHand deletes a node's entry as a person at the console would.
 func (c *Cloud) DeleteByHand(ctx context.Context, i int) error {
-	_, err := c.admin.Call(ctx, "2016-04-28", "DeleteRouteEntry", map[string]string{
-		"RegionId": region, "RouteTableId": tableID, "DestinationCidrBlock": PodCIDR(i).String(), "NextHopId": instanceID(i)})
-	return err
+	// Ropeway's own change may be under way: a person at the console tries again.
+	return until(ctx, 100*time.Millisecond, 20*time.Second, "delete a route by hand", func(ctx context.Context) (bool, error) {
+		_, err := c.admin.Call(ctx, "2016-04-28", "DeleteRouteEntry", map[string]string{
+			"RegionId": region, "RouteTableId": tableID, "DestinationCidrBlock": PodCIDR(i).String(), "NextHopId": instanceID(i)})
+		return err == nil, err
+	})
 }
 
 // someHosts lets the VPC follow for the hosts that are there.

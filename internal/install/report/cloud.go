@@ -1,10 +1,13 @@
 package report
 
 import (
+	"slices"
+
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"ropeway.dev/ropeway/api/v1alpha1"
+	"ropeway.dev/ropeway/internal/controller/routes"
 	"ropeway.dev/ropeway/internal/kube"
 )
 
@@ -36,7 +39,8 @@ func (d *Diagnosis) cloud(c *kube.Objects) {
 	}
 }
 
-// cloudProblems are the sentences of those conditions that are not True.
+// cloudProblems are the sentences of those conditions that are not True, and
+// of the routes' where a person must act.
 func cloudProblems(n *v1alpha1.ClusterNetwork) []string {
 	if n == nil {
 		return nil
@@ -47,5 +51,15 @@ func cloudProblems(n *v1alpha1.ClusterNetwork) []string {
 			out = append(out, cond.Message)
 		}
 	}
-	return out
+	return append(out, routeProblem(n)...)
+}
+
+// routeProblem is why destinations have no route, unless that only takes time.
+func routeProblem(n *v1alpha1.ClusterNetwork) []string {
+	cond := meta.FindStatusCondition(n.Status.Conditions, routes.ConditionPublished)
+	if cond == nil || cond.Status == metav1.ConditionTrue ||
+		slices.Contains([]string{routes.ReasonPublishing, routes.ReasonWithdrawing, routes.ReasonWithdrawn}, cond.Reason) {
+		return nil
+	}
+	return []string{cond.Message}
 }

@@ -99,6 +99,10 @@ func TestDoctorOfCloudRoutes(t *testing.T) {
 			if got != c.want {
 				t.Errorf("%q, want %q", got, c.want)
 			}
+			status, err := StatusOf(o, nil)
+			if silent := name == "no cloud" || name == "published" || name == "publishing" || name == "withheld"; err != nil || (len(status.Network.Cloud) == 0) != silent {
+				t.Errorf("ropeway status says %q of the cloud (%v)", status.Network.Cloud, err)
+			}
 		})
 	}
 }

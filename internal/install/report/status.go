@@ -32,7 +32,7 @@ type NetworkStatus struct {
 	Problem string `json:"problem,omitempty"`
 	// Faults are what is wrong with the paths between nodes.
 	Faults []v1alpha1.FaultReport `json:"faults,omitempty"`
-	// Cloud says what is wrong with the cloud's rights and instances.
+	// Cloud says what is wrong with the cloud's rights, instances and routes.
 	Cloud []string `json:"cloud,omitempty"`
 }
 
