@@ -77,7 +77,7 @@ func (m *Moves) Hold(now time.Time, s Snapshot) map[PeerWay]string {
 	used := inUse(s.Now)
 	m.fill(now, len(c.nodes))
 	held := map[PeerWay]string{}
-	for _, key := range m.inOrder() {
+	for _, key := range m.inOrder(s.Self) {
 		l := m.left[key]
 		peer, known := c.index[key.Peer]
 		if !known || c.nodes[peer].UID != l.uid {
@@ -97,10 +97,11 @@ func (m *Moves) Hold(now time.Time, s Snapshot) map[PeerWay]string {
 			}
 			continue
 		}
-		hold := holdFor(l.times, hash64(key.Peer))
-		switch ready := l.works.Add(hold); {
+		times, since := m.together(key, l, s.Self)
+		hold := holdFor(times, hash64(key.Peer))
+		switch ready := since.Add(hold); {
 		case now.Before(ready):
-			held[key] = fmt.Sprintf("%s %d times of late and is used again when it has worked for %s", heldFailed, l.times, hold.Round(time.Second))
+			held[key] = fmt.Sprintf("%s %d times of late and is used again when it has worked for %s", heldFailed, times, hold.Round(time.Second))
 			m.wake(ready)
 		case key.Peer != s.Self && !m.take():
 			held[key] = heldTurn + ", and it waits for its turn"
@@ -179,6 +180,17 @@ func holdFor(times int, hash uint64) time.Duration {
 	return hold + hold/2*time.Duration(hash%1024)/1024
 }
 
+// together returns how often a way has failed, and since when it works. What this
+// node itself sends by direct failed at either end: which of the two was seen
+// first is chance.
+func (m *Moves) together(key PeerWay, l *leaving, self string) (times int, since time.Time) {
+	own := m.left[PeerWay{self, key.Family, Direct}]
+	if key.Transport != Direct || key.Peer == self || own == nil {
+		return l.times, l.works
+	}
+	return l.times + own.times, later(l.works, own.works)
+}
+
 // fill adds what has come up since the last time to the returns that may be made.
 func (m *Moves) fill(now time.Time, nodes int) {
 	most := max(returnFirst, float64(nodes)/60)
@@ -204,14 +216,20 @@ func (m *Moves) wake(at time.Time) {
 	}
 }
 
-// inOrder returns the ways that were left, in an order that is the same on all
-// nodes and tells nothing of names.
-func (m *Moves) inOrder() []PeerWay {
+// inOrder returns the ways that were left, those of the node itself first, in an
+// order that is the same on all nodes and tells nothing of names.
+func (m *Moves) inOrder(self string) []PeerWay {
 	out := make([]PeerWay, 0, len(m.left))
 	for key := range m.left {
 		out = append(out, key)
 	}
 	slices.SortFunc(out, func(a, b PeerWay) int {
+		if (a.Peer == self) != (b.Peer == self) {
+			if a.Peer == self {
+				return -1
+			}
+			return 1
+		}
 		return cmp.Or(cmp.Compare(hash64(a.Peer), hash64(b.Peer)), strings.Compare(a.Peer, b.Peer),
 			strings.Compare(string(a.Family), string(b.Family)), strings.Compare(string(a.Transport), string(b.Transport)))
 	})
