@@ -5,6 +5,8 @@ import (
 	"log/slog"
 	"net/netip"
 	"os"
+	"runtime"
+	"strconv"
 
 	"github.com/spf13/cobra"
 
@@ -49,10 +51,15 @@ func hidden() []*cobra.Command {
 			},
 		},
 		{
-			Use: steady.Command, Hidden: true, Args: cobra.RangeArgs(1, 2),
+			Use: steady.Command + " serve PORT | watch ADDRESS:PORT", Hidden: true, Args: cobra.ExactArgs(2),
 			RunE: func(cmd *cobra.Command, args []string) error {
-				if len(args) == 1 {
-					return steady.Serve(cmd.Context(), steady.Port)
+				runtime.GOMAXPROCS(1) // it sleeps a thousand times a second: what it measures needs the CPUs
+				if args[0] == "serve" {
+					port, err := strconv.Atoi(args[1])
+					if err != nil {
+						return fmt.Errorf("serve: %w", err)
+					}
+					return steady.Serve(cmd.Context(), port, func() { fmt.Println(steady.Serving) })
 				}
 				server, err := netip.ParseAddrPort(args[1])
 				if err != nil {

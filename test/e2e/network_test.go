@@ -16,7 +16,7 @@ import (
 func TestScenario(t *testing.T) {
 	play(t, cluster, "install", "tunnel-ipip", "services", "tunnel-vxlan", "services", "routed", "services")
 	t.Run("faults of the cloud are named", func(t *testing.T) { faultsAreNamed(t, cluster) })
-	play(t, cluster, "tunnel-ipip")
+	play(t, cluster, "steady", "tunnel-ipip")
 }
 
 // TestNodeHasNoCredentials: no token and no kubeconfig for the plugin is left

@@ -9,8 +9,6 @@ import (
 	"slices"
 	"strings"
 	"time"
-
-	"ropeway.dev/ropeway/internal/lab/steady"
 )
 
 // routedPools plays the document's pools in its non-tunnel mode: a live cluster
@@ -62,7 +60,13 @@ func (s *stage) toPools(ctx context.Context, ways []way) error {
 	if err != nil {
 		return err
 	}
-	err = s.underTraffic(ctx, ways, steady.Result.Carried, func(ctx context.Context) error {
+	watching, cancel := context.WithCancel(ctx)
+	defer cancel() // ends the watchers
+	watches, err := s.watchAll(watching, ways)
+	if err != nil {
+		return err
+	}
+	err = s.unnoticed(ctx, watches, event{once: true, happen: func(ctx context.Context) error {
 		if err := s.installDocument(ctx, spiderpoolConfig, nonTunnel); err != nil {
 			return err
 		}
@@ -79,7 +83,7 @@ func (s *stage) toPools(ctx context.Context, ways []way) error {
 			return err
 		}
 		return s.until(ctx, time.Minute, func() error { return s.poolsAccepted(ctx) })
-	})
+	}})
 	if err != nil {
 		return err
 	}

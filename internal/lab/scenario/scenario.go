@@ -37,7 +37,8 @@ func All() []Scenario {
 		{Name: "layer2", Doc: "no tunnel and no cloud: host routes on a switch (a lab of --fabric switch)", Run: on((*stage).layer2)},
 		{Name: "routed-host-local", Doc: "the document's non-tunnel mode, host-local: its own ConfigMap and environment", Run: on((*stage).routedHostLocal)},
 		{Name: "routed-pools", Doc: "the document's non-tunnel mode, pools: from host-local to its SpiderIPPools on a live cluster", Run: on((*stage).routedPools)},
-		{Name: "steady", Doc: "agents restarted, killed and absent, and every change of transport, under traffic: nothing is noticed", Run: on((*stage).steady)},
+		{Name: "steady", Doc: "agents restarted, killed and absent, and every change of transport, under traffic: nothing is noticed", Run: on(func(s *stage, ctx context.Context) error { return s.steady(ctx, append(s.absences(), s.changes()...)) })},
+		{Name: "steady-transports", Doc: "of steady, the changes of transport", Run: on(func(s *stage, ctx context.Context) error { return s.steady(ctx, s.changes()) })},
 		{Name: "services", Doc: "what kube-proxy, kubelet and DNS need of a pod network", Run: on((*stage).services)},
 	}
 }

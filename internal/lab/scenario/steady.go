@@ -1,14 +1,10 @@
 package scenario
 
 import (
-	"bufio"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"net/netip"
-	"os/exec"
 	"strings"
 	"time"
 
@@ -18,20 +14,29 @@ import (
 )
 
 // steadyPods are the two ends of the traffic: the server on the second node, a
-// client on the first, and a Service before the server. They ask for CPU: with
-// the weight of a pod that asks for nothing they would be what loses packets.
+// client on the first, and a Service before the server; and the server of the
+// control: what is lost between the nodes themselves is lost by the machine, or by
+// the programs that watch. They ask for CPU, and may have large socket buffers:
+// otherwise they would be what loses packets.
 const steadyPods = `apiVersion: v1
 kind: Pod
 metadata: {name: steady-server, labels: {app: steady}}
 spec: {nodeName: %[3]s, terminationGracePeriodSeconds: 0, tolerations: [{operator: Exists}], volumes: [{name: program, hostPath: {path: %[1]s}}],
-  containers: [{name: steady, image: lab.ropeway.dev/web:1, command: [/steady, %[4]s, serve], volumeMounts: [{name: program, mountPath: /steady}], resources: {requests: {cpu: 500m}},
+  containers: [{name: steady, image: lab.ropeway.dev/web:1, command: [/steady, %[4]s, serve, "%[5]d"], volumeMounts: [{name: program, mountPath: /steady}], resources: {requests: {cpu: 500m}}, securityContext: {capabilities: {add: [NET_ADMIN]}},
     readinessProbe: {tcpSocket: {port: %[5]d}, periodSeconds: 1}}]}
 ---
 apiVersion: v1
 kind: Pod
 metadata: {name: steady-client}
 spec: {nodeName: %[2]s, terminationGracePeriodSeconds: 0, tolerations: [{operator: Exists}], volumes: [{name: program, hostPath: {path: %[1]s}}],
-  containers: [{name: steady, image: lab.ropeway.dev/web:1, volumeMounts: [{name: program, mountPath: /steady}], resources: {requests: {cpu: 500m}}}]}
+  containers: [{name: steady, image: lab.ropeway.dev/web:1, volumeMounts: [{name: program, mountPath: /steady}], resources: {requests: {cpu: 500m}}, securityContext: {capabilities: {add: [NET_ADMIN]}}}]}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: steady-control}
+spec: {nodeName: %[3]s, hostNetwork: true, terminationGracePeriodSeconds: 0, tolerations: [{operator: Exists}], volumes: [{name: program, hostPath: {path: %[1]s}}],
+  containers: [{name: steady, image: lab.ropeway.dev/web:1, command: [/steady, %[4]s, serve, "%[7]d"], volumeMounts: [{name: program, mountPath: /steady}], resources: {requests: {cpu: 500m}}, securityContext: {capabilities: {add: [NET_ADMIN]}},
+    readinessProbe: {tcpSocket: {port: %[7]d}, periodSeconds: 1}}]}
 ---
 apiVersion: v1
 kind: Service
@@ -48,41 +53,47 @@ type way struct {
 	target netip.AddrPort
 }
 
-// steady plays what must go unnoticed: the agent restarted, killed and absent,
-// and every change of transport, under traffic of every kind.
-func (s *stage) steady(ctx context.Context) error {
-	var ways []way
-	err := s.r.Step(ctx, "traffic of every kind stands ready", func(ctx context.Context) (err error) {
+// steady lets happen what must go unnoticed, under traffic of every kind. It begins
+// with direct, and so do the changes.
+func (s *stage) steady(ctx context.Context, events []event) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel() // ends the watchers
+	var watches []*watch
+	err := s.r.Step(ctx, "traffic of every kind flows", func(ctx context.Context) (err error) {
 		if err := s.publish(ctx); err != nil {
 			return err
 		}
 		if err := vpc.AdmitNodePorts(ctx, s.l.Name(), true); err != nil {
 			return err
 		}
-		ways, err = s.startSteady(ctx)
+		ways, err := s.startSteady(ctx)
+		if err == nil {
+			watches, err = s.watchAll(ctx, ways)
+		}
 		return err
 	})
-	if err != nil {
-		return err
-	}
 	defer func() {
 		_ = vpc.AdmitNodePorts(context.WithoutCancel(ctx), s.l.Name(), false)
 		s.endSteady(context.WithoutCancel(ctx))
 	}()
-	for _, e := range s.events() {
-		_ = s.r.Step(ctx, e.name+": nothing is noticed", func(ctx context.Context) error { return s.unnoticed(ctx, ways, e.happen) })
+	if err != nil {
+		return err
+	}
+	for _, e := range events {
+		_ = s.r.Step(ctx, e.name+": nothing is noticed", func(ctx context.Context) error { return s.unnoticed(ctx, watches, e) })
 	}
 	return nil
 }
 
-// startSteady puts both ends in place and returns the ways between them.
+// startSteady puts both ends in place and returns the ways between them, the
+// control last.
 func (s *stage) startSteady(ctx context.Context) ([]way, error) {
 	near, far := s.nodes()[0], s.nodes()[1]
-	objects := fmt.Sprintf(steadyPods, config.Binary("ropeway-lab"), near, far, steady.Command, steady.Port, steadyNodePort)
+	objects := fmt.Sprintf(steadyPods, config.Binary("ropeway-lab"), near, far, steady.Command, steady.Port, steadyNodePort, steady.ControlPort)
 	if _, err := s.l.KubectlInput(ctx, strings.NewReader(objects), "apply", "-f", "-"); err != nil {
 		return nil, err
 	}
-	if _, err := s.quiet(ctx, "wait", "--for=condition=Ready", "pod/steady-server", "pod/steady-client", "--timeout=60s"); err != nil {
+	if _, err := s.quiet(ctx, "wait", "--for=condition=Ready", "pod/steady-server", "pod/steady-client", "pod/steady-control", "--timeout=90s"); err != nil {
 		return nil, err
 	}
 	var texts [2]string
@@ -102,52 +113,71 @@ func (s *stage) startSteady(ctx context.Context) ([]way, error) {
 		return nil, err
 	}
 	toServer, toService := netip.AddrPortFrom(server, steady.Port), netip.AddrPortFrom(service, steady.Port)
-	var node netip.Addr
-	for _, a := range s.l.Nodes()[0].Addresses {
-		if a.Addr().Is4() == server.Is4() {
-			node = a.Addr()
+	var hosts [2]netip.Addr
+	for i := range hosts {
+		for _, a := range s.l.Nodes()[i].Addresses {
+			if a.Addr().Is4() == server.Is4() {
+				hosts[i] = a.Addr()
+			}
 		}
 	}
 	return []way{
 		{"pod to pod on another node", "", toServer},
 		{"pod to ClusterIP", "", toService},
-		{"outside to NodePort", "outside", netip.AddrPortFrom(node, steadyNodePort)},
+		{"outside to NodePort", "outside", netip.AddrPortFrom(hosts[0], steadyNodePort)},
 		{"node to remote pod", near, toServer},
 		{"node to ClusterIP", near, toService},
+		{"node to node", near, netip.AddrPortFrom(hosts[1], steady.ControlPort)},
 	}, nil
 }
 
-// endSteady takes both ends away.
+// endSteady takes away what startSteady put in place.
 func (s *stage) endSteady(ctx context.Context) {
-	_, _ = s.quiet(ctx, "delete", "pod/steady-server", "pod/steady-client", "svc/steady", "--ignore-not-found", "--wait=false")
+	_, _ = s.quiet(ctx, "delete", "pod/steady-server", "pod/steady-client", "pod/steady-control", "svc/steady", "--ignore-not-found", "--wait=false")
 }
 
 // event is something that nobody is to notice.
 type event struct {
-	name   string
-	happen func(context.Context) error
+	name    string
+	prepare func(context.Context) error // what has to be so before; may be nil
+	happen  func(context.Context) error
+	once    bool // it cannot happen a second time
 }
 
 // absence is how long the agents are away.
 const absence = 60 * time.Second
 
-func (s *stage) events() []event {
-	events := []event{
-		{"every agent restarts", s.restartAgents},
-		{"every agent is killed with -9", s.killAgents},
-		{fmt.Sprintf("no agent for %s", absence), s.removeAgents},
+// absences are an agent's ways to be away.
+func (s *stage) absences() []event {
+	return []event{
+		{name: "every agent restarts", happen: s.restartAgents},
+		{name: "every agent is killed with -9", happen: s.killAgents},
+		{name: fmt.Sprintf("no agent for %s", absence), happen: s.removeAgents},
 	}
-	// Each ordered pair of transports once, from direct on.
-	for _, transport := range []string{"ipip", "vxlan", "direct", "vxlan", "ipip", "direct"} {
-		events = append(events, event{"change to " + transport, func(ctx context.Context) error {
-			patch := fmt.Sprintf(`{"spec":{"transports":[%q]}}`, transport)
-			if _, err := s.quiet(ctx, "patch", "clusternetwork", "default", "--type", "merge", "-p", patch); err != nil {
-				return err
-			}
-			return s.until(ctx, 60*time.Second, func() error { return s.everyPeerBy(ctx, transport) })
-		}})
+}
+
+// changes are those of the transport: each ordered pair once.
+func (s *stage) changes() []event {
+	var events []event
+	transports := []string{"direct", "ipip", "vxlan", "direct", "vxlan", "ipip", "direct"}
+	for i, to := range transports[1:] {
+		from := transports[i]
+		events = append(events, event{
+			name:    fmt.Sprintf("change from %s to %s", from, to),
+			prepare: func(ctx context.Context) error { return s.goBy(ctx, from) },
+			happen:  func(ctx context.Context) error { return s.goBy(ctx, to) },
+		})
 	}
 	return events
+}
+
+// goBy allows one transport alone, and returns once every peer is reached by it.
+func (s *stage) goBy(ctx context.Context, transport string) error {
+	patch := fmt.Sprintf(`{"spec":{"transports":[%q]}}`, transport)
+	if _, err := s.quiet(ctx, "patch", "clusternetwork", "default", "--type", "merge", "-p", patch); err != nil {
+		return err
+	}
+	return s.until(ctx, 60*time.Second, func() error { return s.everyPeerBy(ctx, transport) })
 }
 
 const agents = "app.kubernetes.io/component=agent"
@@ -226,102 +256,4 @@ func (s *stage) removeAgents(ctx context.Context) error {
 func (s *stage) agentsReady(ctx context.Context) error {
 	_, err := s.quiet(ctx, "-n", "kube-system", "rollout", "status", "ds/ropeway-agent", "--timeout=90s")
 	return err
-}
-
-// unnoticed lets something happen while every way is watched.
-func (s *stage) unnoticed(ctx context.Context, ways []way, happen func(context.Context) error) error {
-	return s.underTraffic(ctx, ways, steady.Result.Clean, happen)
-}
-
-// underTraffic lets something happen while every way is watched, and wants each
-// result to be well.
-func (s *stage) underTraffic(ctx context.Context, ways []way, well func(steady.Result) bool, happen func(context.Context) error) error {
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	var watches []*watch
-	for _, w := range ways {
-		one, err := s.watch(ctx, w)
-		if err != nil {
-			return err
-		}
-		watches = append(watches, one)
-	}
-	err := happen(ctx)
-	time.Sleep(time.Second) // what comes late of it
-	for _, w := range watches {
-		result, failed := w.end()
-		if failed == nil && !well(result) {
-			failed = fmt.Errorf("%s: %s", w.name, result)
-		}
-		if failed == nil {
-			s.note("%s: %s", w.name, result)
-		}
-		err = errors.Join(err, failed)
-	}
-	return err
-}
-
-// watch is a watcher at work.
-type watch struct {
-	name  string
-	stop  io.Closer
-	lines *bufio.Scanner
-	done  chan error
-}
-
-// watcher is the command that watches a way.
-func (s *stage) watcher(ctx context.Context, w way) (*exec.Cmd, error) {
-	argv := []string{config.Binary("ropeway-lab"), steady.Command, "watch", w.target.String()}
-	switch w.host {
-	case "":
-		argv[0] = "/steady"
-		return s.l.KubectlCommand(ctx, append([]string{"exec", "-i", "steady-client", "--"}, argv...)...)
-	case "outside":
-		argv[0] = s.l.Binary("ropeway-lab")
-	}
-	return s.l.HostCommand(ctx, w.host, argv...)
-}
-
-// watch starts a watcher and returns once it watches.
-func (s *stage) watch(ctx context.Context, w way) (*watch, error) {
-	cmd, err := s.watcher(ctx, w)
-	if err != nil {
-		return nil, err
-	}
-	stop, err := cmd.StdinPipe()
-	if err != nil {
-		return nil, err
-	}
-	out, written := io.Pipe()
-	var complaints strings.Builder
-	cmd.Stdout, cmd.Stderr, cmd.WaitDelay = written, &complaints, 5*time.Second
-	one := &watch{name: w.name, stop: stop, lines: bufio.NewScanner(out), done: make(chan error, 1)}
-	if err := cmd.Start(); err != nil {
-		return nil, err
-	}
-	go func() {
-		err := cmd.Wait()
-		if err != nil {
-			err = fmt.Errorf("%w: %s", err, strings.TrimSpace(complaints.String()))
-		}
-		written.Close()
-		one.done <- err
-	}()
-	if !one.lines.Scan() {
-		return nil, fmt.Errorf("%s: %w", w.name, errors.Join(errors.New("the watcher did not begin"), <-one.done))
-	}
-	return one, nil
-}
-
-// end stops the watcher and returns what it saw.
-func (w *watch) end() (steady.Result, error) {
-	var result steady.Result
-	w.stop.Close()
-	if !w.lines.Scan() {
-		return result, fmt.Errorf("%s: %w", w.name, errors.Join(errors.New("the watcher did not end"), <-w.done))
-	}
-	if err := json.Unmarshal(w.lines.Bytes(), &result); err != nil {
-		return result, fmt.Errorf("%s: reading %q: %w", w.name, w.lines.Text(), err)
-	}
-	return result, <-w.done
 }

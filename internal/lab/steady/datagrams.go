@@ -4,63 +4,106 @@ import (
 	"context"
 	"encoding/binary"
 	"errors"
+	"fmt"
 	"net"
-	"os"
+	"net/netip"
 	"sync"
+	"sync/atomic"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
-// send sends a numbered datagram every so often, and then counts what came back.
-func (w *watcher) send(ctx context.Context, c *net.UDPConn) {
-	back := newTally()
-	var reading sync.WaitGroup
-	reading.Go(func() { back.read(c) })
-	sent := uint32(0)
+// stream is numbered datagrams, one every so often, and what came back of them.
+type stream struct {
+	c     *net.UDPConn
+	every time.Duration
+	sent  atomic.Uint32
+
+	mu     sync.Mutex
+	seen   []bool // by number
+	latest int    // number that has come back
+	// overrun counts, from the beginning, what the server's socket and this one
+	// had no room for, since their programs did not run.
+	overrun struct{ there, here uint32 }
+}
+
+// burst is how many datagrams are sent at once at most, where a busy machine's
+// clock has skipped some. More would be a test of queues.
+const burst = 10
+
+// send sends until ctx is done. What cannot be sent counts as lost.
+func (s *stream) send(ctx context.Context) {
 	began := time.Now()
-	tick := time.NewTicker(w.load.Every)
+	tick := time.NewTicker(s.every)
 	defer tick.Stop()
 	for ctx.Err() == nil {
-		// What a busy machine's clock has skipped is made up for.
-		for due := uint32(time.Since(began) / w.load.Every); sent < due; sent++ {
-			message := binary.BigEndian.AppendUint32(nil, sent)
-			if _, err := c.Write(message); err != nil {
-				w.note(func(*Result) {}, err) // counts as lost, with its reason
-			}
+		due := uint32(time.Since(began) / s.every)
+		for n := 0; n < burst && s.sent.Load() < due; n++ {
+			_, _ = s.c.Write(binary.BigEndian.AppendUint32(nil, s.sent.Load()))
+			s.sent.Add(1)
 		}
 		<-tick.C
 	}
-	_ = c.SetReadDeadline(time.Now().Add(grace))
-	reading.Wait()
-	lost, stretch := back.missing(sent)
-	w.note(func(r *Result) {
-		r.Datagrams, r.Lost, r.Gap = int(sent), lost, time.Duration(stretch)*w.load.Every
-	}, nil)
 }
 
-// tally remembers which datagrams came back.
-type tally struct{ seen map[uint32]bool }
-
-func newTally() *tally { return &tally{seen: map[uint32]bool{}} }
-
-// read notes what comes back until the deadline.
-func (t *tally) read(c *net.UDPConn) {
+// read notes what comes back until the socket is closed.
+func (s *stream) read() {
 	buffer := make([]byte, 64)
 	for {
-		n, err := c.Read(buffer)
+		n, here, _, err := receive(s.c, buffer)
 		switch {
-		case errors.Is(err, os.ErrDeadlineExceeded), errors.Is(err, net.ErrClosed):
+		case errors.Is(err, net.ErrClosed):
 			return
-		case err == nil && n >= 4:
-			t.seen[binary.BigEndian.Uint32(buffer)] = true
+		case err == nil && n >= 8:
+			s.note(int(binary.BigEndian.Uint32(buffer)), binary.BigEndian.Uint32(buffer[4:]), here)
 		}
 	}
 }
 
-// missing counts what did not come back of so many, and the most at one stretch.
-func (t *tally) missing(sent uint32) (lost, stretch int) {
+func (s *stream) note(number int, there, here uint32) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.overrun.there, s.overrun.here = max(s.overrun.there, there), max(s.overrun.here, here)
+	for number >= len(s.seen) {
+		s.seen = append(s.seen, make([]bool, 1<<12)...)
+	}
+	s.seen[number] = true
+	s.latest = max(s.latest, number)
+}
+
+// settle waits for what was sent before end: for the grace, and then until
+// something comes back that was sent a grace later, or nothing does for too long.
+func (s *stream) settle(end uint32) {
+	time.Sleep(grace)
+	later := int(end + uint32(grace/s.every))
+	for deadline := time.Now().Add(overdue); time.Now().Before(deadline) && !s.backSince(later); {
+		time.Sleep(10 * time.Millisecond)
+	}
+}
+
+// backSince says whether a datagram of that number or a later one has come back.
+func (s *stream) backSince(number int) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.latest >= number
+}
+
+// overruns is how many datagrams found no room until now.
+func (s *stream) overruns() (there, here int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return int(s.overrun.there), int(s.overrun.here)
+}
+
+// missing counts what did not come back of the datagrams from first to before
+// end, and the most at one stretch.
+func (s *stream) missing(first, end uint32) (lost, stretch int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	run := 0
-	for i := range sent {
-		if t.seen[i] {
+	for i := int(first); i < int(end); i++ {
+		if i < len(s.seen) && s.seen[i] {
 			run = 0
 			continue
 		}
@@ -69,4 +112,41 @@ func (t *tally) missing(sent uint32) (lost, stretch int) {
 		stretch = max(stretch, run)
 	}
 	return lost, stretch
+}
+
+// plenty is for what arrives while a busy machine runs something else: about
+// half a minute of five streams. The kernel accounts some 800 bytes for each.
+const plenty = 128 << 20
+
+// receive reads a datagram. overrun is how many the kernel has thrown away at
+// the socket, for want of room, until this one came.
+func receive(c *net.UDPConn, buffer []byte) (n int, overrun uint32, from netip.AddrPort, err error) {
+	var control [64]byte
+	n, size, _, from, err := c.ReadMsgUDPAddrPort(buffer, control[:])
+	messages, _ := unix.ParseSocketControlMessage(control[:size])
+	for _, m := range messages {
+		if m.Header.Level == unix.SOL_SOCKET && m.Header.Type == unix.SO_RXQ_OVFL && len(m.Data) >= 4 {
+			overrun = binary.NativeEndian.Uint32(m.Data)
+		}
+	}
+	return n, overrun, from, err
+}
+
+// roomy gives a socket its room, and lets it count what does not fit, whatever net.core.rmem_max is if the process
+// may (CAP_NET_ADMIN): at the usual 208 KiB a server that waits for a CPU for a
+// twentieth of a second loses what it is sent, and nothing on the way is to blame.
+func roomy(c *net.UDPConn, room int) error {
+	raw, err := c.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var refused error
+	err = raw.Control(func(fd uintptr) {
+		refused = errors.Join(unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RXQ_OVFL, 1),
+			unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, room))
+	})
+	if err = errors.Join(err, refused); err != nil {
+		return fmt.Errorf("make room for %d MiB of datagrams (needs CAP_NET_ADMIN): %w", room>>20, err)
+	}
+	return nil
 }

@@ -1,12 +1,12 @@
 // Package steady tells whether a change goes unnoticed: a server that echoes, and
 // a watcher that keeps datagrams, old connections and new ones going to it, and
-// counts what is lost, broken, refused or late.
+// counts what is lost, broken, refused or sent again.
 package steady
 
 import (
+	"bufio"
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -15,8 +15,12 @@ import (
 	"time"
 )
 
-// Port is where the server listens in the lab, TCP and UDP.
-const Port = 9000
+// Port is where the server listens in a pod of the lab, TCP and UDP; ControlPort
+// is that of a server on a node.
+const (
+	Port        = 9000
+	ControlPort = 9001
+)
 
 // Command is the hidden command of ropeway-lab that is both ends.
 const Command = "__steady"
@@ -24,7 +28,7 @@ const Command = "__steady"
 // Load is how much a watcher sends.
 type Load struct {
 	Every       time.Duration // between datagrams
-	Connections int           // that are held, each with a message every HeldEvery
+	Connections int           // that are held, each with a message every heldEvery
 	NewEvery    time.Duration // between new connections
 }
 
@@ -36,229 +40,158 @@ func Shared(watchers int) Load {
 }
 
 const (
-	heldEvery = 100 * time.Millisecond
-	// patience is how long an answer is waited for before a connection counts
-	// as broken, or a new one as refused.
-	patience = 10 * time.Second
-	// late is when a new connection counts as late: its first packet was lost,
-	// and sent again after a second (RFC 6298, section 2).
-	late = 900 * time.Millisecond
-	// grace is how long datagrams may be under way after the last one was sent.
+	// grace is how long datagrams may be under way after a span's end, on a
+	// machine that has a CPU for everybody.
 	grace = time.Second
+	// overdue is how long they may be where it has not: what waits in a queue
+	// for its program to run is late, and not lost.
+	overdue = 30 * time.Second
 )
 
-// Result is what a watcher saw.
+// Result is what a watcher saw in a span of time.
 type Result struct {
 	Datagrams int           `json:"datagrams"` // that were sent
 	Lost      int           `json:"lost"`      // of them, there or back
 	Gap       time.Duration `json:"gap"`       // the longest time that is missing at one stretch
-	Held      int           `json:"held"`      // connections from beginning to end
-	Broken    int           `json:"broken"`    // of them
-	New       int           `json:"new"`       // connections that were tried
-	Refused   int           `json:"refused"`   // of them: no answer, or a reset
-	Late      int           `json:"late"`      // of them: a packet had to be sent again
+	// Overrun is how many datagrams found no room at the server's socket, whoever
+	// sent them, and Unread at the watcher's own: the programs did not run for long.
+	// They are among those that are lost, and nothing on the way is to blame.
+	Overrun int `json:"overrun"`
+	Unread  int `json:"unread"`
+	Held    int `json:"held"`    // connections from beginning to end
+	Broken  int `json:"broken"`  // of them
+	New     int `json:"new"`     // connections that were tried
+	Refused int `json:"refused"` // of them: no answer, or a reset
+	Again   int `json:"again"`   // of them: a packet had to be sent again
 	// Why is the first thing that went wrong with a connection.
 	Why string `json:"why,omitempty"`
 }
 
 // Clean says that nothing was noticed.
-func (r Result) Clean() bool { return r.Carried() && r.Late == 0 }
-
-// Carried says that nothing was lost, broken or refused. Late connections do not
-// count: on a busy machine it may be the watcher that was late.
-func (r Result) Carried() bool {
-	return r.Datagrams > 0 && r.New > 0 && r.Held > 0 && r.Lost+r.Broken+r.Refused == 0
+func (r Result) Clean() bool {
+	return r.Datagrams > 0 && r.New > 0 && r.Held > 0 && r.Lost+r.Broken+r.Refused+r.Again == 0
 }
 
 // String is the result in one line.
 func (r Result) String() string {
-	s := fmt.Sprintf("%d datagrams, %d lost (%s at a stretch); %d connections held, %d broken; %d new ones, %d refused, %d late",
-		r.Datagrams, r.Lost, r.Gap.Round(time.Millisecond), r.Held, r.Broken, r.New, r.Refused, r.Late)
+	s := fmt.Sprintf("%d datagrams, %d lost (%s at a stretch); %d connections held, %d broken; %d new ones, %d refused, %d by a packet sent again",
+		r.Datagrams, r.Lost, r.Gap.Round(time.Millisecond), r.Held, r.Broken, r.New, r.Refused, r.Again)
+	if r.Overrun+r.Unread > 0 {
+		s += fmt.Sprintf("; %d found no room at the server, %d at the watcher", r.Overrun, r.Unread)
+	}
 	if r.Why != "" {
 		s += ": " + r.Why
 	}
 	return s
 }
 
-// Watch sends to a server until stop reads to its end, then writes its Result to
-// out as JSON. It returns an error only if it cannot watch at all. "watching" is
-// written first, on a line of its own, once every held connection stands.
-func Watch(ctx context.Context, server netip.AddrPort, load Load, stop io.Reader, out io.Writer) error {
-	w := &watcher{server: server, load: load}
+// The lines that a watcher and a server write when they begin.
+const (
+	Watching = "watching"
+	Serving  = "serving"
+)
+
+// Watch sends to a server. It writes Watching on a line of its own once every
+// held connection stands; then, for each line that it reads from in, the Result
+// of the time since the line before, as a line of JSON. The traffic goes on
+// meanwhile, until in ends. It returns an error only if it cannot watch at all.
+func Watch(ctx context.Context, server netip.AddrPort, load Load, in io.Reader, out io.Writer) error {
+	w := &watcher{server: server, load: load, span: &span{}}
 	held, err := w.hold(ctx)
 	if err != nil {
 		return err
 	}
-	datagrams, err := net.DialUDP("udp", nil, net.UDPAddrFromAddrPort(server))
+	socket, err := net.DialUDP("udp", nil, net.UDPAddrFromAddrPort(server))
 	if err != nil {
 		return fmt.Errorf("open a socket to %s: %w", server, err)
 	}
-	defer datagrams.Close()
-	if err := datagrams.SetReadBuffer(4 << 20); err != nil {
+	if err := roomy(socket, plenty); err != nil {
 		return err
 	}
-	if _, err := fmt.Fprintln(out, "watching"); err != nil {
+	w.stream = &stream{c: socket, every: load.Every}
+	if _, err := fmt.Fprintln(out, Watching); err != nil {
 		return err
 	}
 	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	go func() {
-		_, _ = io.Copy(io.Discard, stop) // its end is the sign, whatever it is
-		cancel()
-	}()
 	var work sync.WaitGroup
+	defer work.Wait()
+	defer socket.Close()
+	defer cancel()
 	for _, c := range held {
 		work.Go(func() { w.use(ctx, c) })
 	}
-	work.Go(func() { w.send(ctx, datagrams) })
+	work.Go(func() { w.stream.send(ctx) })
+	work.Go(w.stream.read)
 	work.Go(func() { w.dial(ctx) })
-	work.Wait()
-	return json.NewEncoder(out).Encode(w.result)
+	return w.report(in, out)
+}
+
+// report answers each line with the result of the span that it ends.
+func (w *watcher) report(in io.Reader, out io.Writer) error {
+	lines, results := bufio.NewScanner(in), json.NewEncoder(out)
+	for lines.Scan() {
+		if err := results.Encode(w.cut()); err != nil {
+			return err
+		}
+	}
+	return nil // the input's end is the sign, whatever it is
 }
 
 type watcher struct {
 	server netip.AddrPort
 	load   Load
+	stream *stream
 
-	mu     sync.Mutex
+	mu   sync.Mutex
+	span *span // the one that goes on
+}
+
+// span is what happens between two lines.
+type span struct {
+	first  uint32         // datagram
+	before [2]int         // overruns, there and here
+	open   sync.WaitGroup // new connections that began in it
 	result Result
 }
 
-func (w *watcher) note(change func(*Result), why error) {
+// cut ends the span that goes on and returns what was seen in it. What began in
+// it is waited for.
+func (w *watcher) cut() Result {
+	w.mu.Lock()
+	s := w.span
+	end := w.stream.sent.Load()
+	w.span = &span{first: end}
+	w.span.before[0], w.span.before[1] = w.stream.overruns()
+	w.mu.Unlock()
+	w.stream.settle(end)
+	s.open.Wait()
+	lost, stretch := w.stream.missing(s.first, end)
+	there, here := w.stream.overruns()
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	change(&w.result)
-	if why != nil && w.result.Why == "" {
-		w.result.Why = why.Error()
+	r := s.result
+	r.Held = w.load.Connections
+	r.Overrun, r.Unread = there-s.before[0], here-s.before[1]
+	r.Datagrams, r.Lost, r.Gap = int(end-s.first), lost, time.Duration(stretch)*w.load.Every
+	return r
+}
+
+// note changes a span's result.
+func (w *watcher) note(s *span, change func(*Result), why error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	change(&s.result)
+	if why != nil && s.result.Why == "" {
+		s.result.Why = why.Error()
 	}
 }
 
-// hold opens the connections that are to last.
-func (w *watcher) hold(ctx context.Context) ([]net.Conn, error) {
-	var held []net.Conn
-	for range w.load.Connections {
-		c, err := w.connect(ctx)
-		if err != nil {
-			return nil, fmt.Errorf("before anything changed: %w", err)
-		}
-		held = append(held, c)
+// now is the span that goes on; one more connection is open in it if so asked.
+func (w *watcher) now(opens bool) *span {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if opens {
+		w.span.open.Add(1)
 	}
-	w.result.Held = len(held)
-	return held, nil
-}
-
-func (w *watcher) connect(ctx context.Context) (net.Conn, error) {
-	dialer := net.Dialer{Timeout: patience}
-	return dialer.DialContext(ctx, "tcp", w.server.String())
-}
-
-// use keeps one connection busy.
-func (w *watcher) use(ctx context.Context, c net.Conn) {
-	defer c.Close()
-	tick := time.NewTicker(heldEvery)
-	defer tick.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-tick.C:
-		}
-		if err := exchange(c); err != nil {
-			w.note(func(r *Result) { r.Broken++ }, fmt.Errorf("a connection broke: %w", err))
-			return
-		}
-	}
-}
-
-// exchange sends eight bytes and wants them back.
-func exchange(c net.Conn) error {
-	message := []byte("steady!\n")
-	if err := c.SetDeadline(time.Now().Add(patience)); err != nil {
-		return err
-	}
-	if _, err := c.Write(message); err != nil {
-		return err
-	}
-	_, err := io.ReadFull(c, message)
-	return err
-}
-
-// dial makes new connections at the load's rate; each has its own time.
-func (w *watcher) dial(ctx context.Context) {
-	tick := time.NewTicker(w.load.NewEvery)
-	defer tick.Stop()
-	var open sync.WaitGroup
-	defer open.Wait()
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-tick.C:
-			open.Go(w.once)
-		}
-	}
-}
-
-// once is one new connection. It is brought to an end also when watching ends.
-func (w *watcher) once() {
-	began := time.Now()
-	c, err := w.connect(context.Background())
-	took := time.Since(began)
-	if err == nil {
-		err = exchange(c)
-		_ = c.Close()
-	}
-	w.note(func(r *Result) {
-		r.New++
-		switch {
-		case err != nil:
-			r.Refused++
-		case took > late:
-			r.Late++
-		}
-	}, err)
-}
-
-// Serve echoes at a TCP and a UDP port of the same number, of every address,
-// until ctx is done.
-func Serve(ctx context.Context, port int) error {
-	listener, err := net.ListenTCP("tcp", &net.TCPAddr{Port: port})
-	if err != nil {
-		return err
-	}
-	datagrams, err := net.ListenUDP("udp", &net.UDPAddr{Port: port})
-	if err != nil {
-		return errors.Join(err, listener.Close())
-	}
-	defer context.AfterFunc(ctx, func() { _, _ = listener.Close(), datagrams.Close() })()
-	if err := datagrams.SetReadBuffer(4 << 20); err != nil {
-		return err
-	}
-	go echo(datagrams)
-	for {
-		c, err := listener.Accept()
-		if ctx.Err() != nil {
-			return nil
-		}
-		if err != nil {
-			return err
-		}
-		go func() {
-			defer c.Close()
-			_, _ = io.Copy(c, c) // a client that goes away is no failure
-		}()
-	}
-}
-
-func echo(c *net.UDPConn) {
-	buffer := make([]byte, 2048)
-	for {
-		n, from, err := c.ReadFromUDPAddrPort(buffer)
-		if errors.Is(err, net.ErrClosed) {
-			return
-		}
-		if err == nil {
-			_, _ = c.WriteToUDPAddrPort(buffer[:n], from) // lost is lost: the watcher counts
-		}
-	}
+	return w.span
 }

@@ -4,12 +4,16 @@ import (
 	"bufio"
 	"context"
 	"encoding/json"
+	"errors"
 	"io"
 	"net"
 	"net/netip"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // relay passes datagrams and connections on to the server, and loses what it is
@@ -68,37 +72,44 @@ func (r *relay) datagrams(c *net.UDPConn) {
 			return
 		}
 		if r.drop == nil || !r.drop(n) {
-			_, _ = c.WriteToUDPAddrPort(buffer[:size], from)
+			_, _ = c.WriteToUDPAddrPort(append(buffer[:size], 0, 0, 0, 0), from)
 		}
 	}
 }
 
-// watch watches the relay until enough was seen.
-func watch(t *testing.T, r *relay) Result {
+// watch watches the relay, and returns what ends a span and says what was seen.
+func watch(t *testing.T, r *relay) (cut func() Result) {
 	t.Helper()
 	r.start(t, serve(t))
 	stopR, stopW := io.Pipe()
 	outR, outW := io.Pipe()
-	failed := make(chan error, 1)
+	done := make(chan struct{})
 	go func() {
-		err := Watch(t.Context(), r.address, Load{Every: time.Millisecond, Connections: 5, NewEvery: 10 * time.Millisecond}, stopR, outW)
-		outW.CloseWithError(err)
-		failed <- err
+		defer close(done)
+		if err := Watch(context.Background(), r.address, Load{Every: time.Millisecond, Connections: 5, NewEvery: 10 * time.Millisecond}, stopR, outW); err != nil {
+			t.Error(err)
+		}
+		outW.Close()
 	}()
+	t.Cleanup(func() { stopW.Close(); <-done })
 	lines := bufio.NewScanner(outR)
-	if !lines.Scan() || lines.Text() != "watching" {
-		t.Fatalf("the watcher says %q: %v", lines.Text(), <-failed)
+	if !lines.Scan() || lines.Text() != Watching {
+		t.Fatalf("the watcher says %q", lines.Text())
 	}
-	time.Sleep(300 * time.Millisecond) // how long it watches, and nothing is waited for
-	stopW.Close()
-	if !lines.Scan() {
-		t.Fatalf("no result: %v", <-failed)
+	return func() Result {
+		t.Helper()
+		if _, err := io.WriteString(stopW, "\n"); err != nil {
+			t.Fatal(err)
+		}
+		var result Result
+		if !lines.Scan() {
+			t.Fatal("no result")
+		}
+		if err := json.Unmarshal(lines.Bytes(), &result); err != nil {
+			t.Fatal(err)
+		}
+		return result
 	}
-	var result Result
-	if err := json.Unmarshal(lines.Bytes(), &result); err != nil {
-		t.Fatal(err)
-	}
-	return result
 }
 
 func serve(t *testing.T) netip.AddrPort {
@@ -110,51 +121,135 @@ func serve(t *testing.T) netip.AddrPort {
 	port := free.Addr().(*net.TCPAddr).Port
 	free.Close()
 	ctx, cancel := context.WithCancel(context.Background())
-	done := make(chan struct{})
+	ready, done := make(chan struct{}), make(chan struct{})
 	go func() {
 		defer close(done)
-		if err := Serve(ctx, port); err != nil {
+		if err := Serve(ctx, port, func() { close(ready) }); err != nil {
 			t.Error(err)
 		}
 	}()
 	t.Cleanup(func() { cancel(); <-done })
-	address := netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), uint16(port))
-	for {
-		c, err := net.Dial("tcp", address.String())
-		if err == nil {
-			c.Close()
-			return address
-		}
-		select {
-		case <-done:
-			t.Fatal("the server has ended")
-		case <-time.After(time.Millisecond):
-		}
+	select {
+	case <-ready:
+	case <-done:
+		t.Fatal("the server has ended")
 	}
+	return netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), uint16(port))
 }
 
 func TestNothingToNotice(t *testing.T) {
-	if r := watch(t, &relay{}); !r.Clean() || r.Held != 5 {
-		t.Errorf("nothing happened, and the watcher saw: %s", r)
+	t.Parallel()
+	cut := watch(t, &relay{})
+	cut() // which may be over before the first connection
+	for range 2 {
+		if r := cut(); !r.Clean() || r.Held != 5 {
+			t.Errorf("nothing happened, and the watcher saw: %s", r)
+		}
 	}
 }
 
-func TestWhatIsNoticed(t *testing.T) {
+func TestWhatIsLostIsNoticed(t *testing.T) {
+	t.Parallel()
+	var left atomic.Int64
+	over := make(chan struct{})
+	cut := watch(t, &relay{drop: func(int) bool {
+		n := left.Add(-1)
+		if n == 0 {
+			close(over)
+		}
+		return n >= 0
+	}})
+	cut()
+	left.Store(10)
+	<-over
+	if r := cut(); r.Lost != 10 || r.Gap != 10*time.Millisecond || r.Broken+r.Refused+r.Again > 0 || r.Clean() {
+		t.Errorf("ten datagrams were dropped, and the watcher saw: %s", r)
+	}
+	if r := cut(); !r.Clean() {
+		t.Errorf("afterwards the watcher saw: %s", r)
+	}
+}
+
+func TestWhatBreaksIsNoticed(t *testing.T) {
 	for name, c := range map[string]struct {
-		relay relay
+		relay *relay
 		want  func(Result) bool
 	}{
-		"datagrams that are lost": {relay{drop: func(n int) bool { return n >= 20 && n < 30 }},
-			func(r Result) bool { return r.Lost == 10 && r.Gap == 10*time.Millisecond && r.Broken+r.Refused == 0 }},
-		"held connections that are reset": {relay{accept: func(n int) bool { return n != 2 }},
+		"held connections that are reset": {&relay{accept: func(n int) bool { return n != 2 }},
 			func(r Result) bool { return r.Broken == 1 && r.Lost == 0 && strings.Contains(r.Why, "broke") }},
-		"new connections that are reset": {relay{accept: func(n int) bool { return n != 9 }},
+		"new connections that are reset": {&relay{accept: func(n int) bool { return n != 9 }},
 			func(r Result) bool { return r.Refused == 1 && r.Broken == 0 }},
 	} {
 		t.Run(name, func(t *testing.T) {
-			if r := watch(t, &c.relay); !c.want(r) || r.Clean() {
-				t.Errorf("the watcher saw: %s", r)
+			t.Parallel()
+			cut := watch(t, c.relay)
+			var seen Result
+			for range 30 { // until it has happened
+				if seen = cut(); seen.Broken+seen.Refused > 0 {
+					break
+				}
+			}
+			if !c.want(seen) || seen.Clean() {
+				t.Errorf("the watcher saw: %s", seen)
+			}
+			// What was noticed is over, and a connection that broke stands again.
+			if r := cut(); !r.Clean() {
+				t.Errorf("afterwards the watcher saw: %s", r)
 			}
 		})
 	}
+}
+
+// TestRoom: what a program that does not run for a while is sent waits for it, or
+// is counted.
+func TestRoom(t *testing.T) {
+	const flood = 5000
+	for room, fits := range map[int]bool{plenty: true, 64 << 10: false} {
+		sleeper, err := net.ListenUDP("udp", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer sleeper.Close()
+		if err := roomy(sleeper, room); err != nil {
+			t.Fatal(err)
+		}
+		c, err := net.DialUDP("udp", nil, sleeper.LocalAddr().(*net.UDPAddr))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		for range flood {
+			if _, err := c.Write([]byte("steady!\n")); err != nil {
+				t.Fatal(err)
+			}
+		}
+		read := 0
+		for ; waiting(t, sleeper); read++ {
+			if _, _, _, err := receive(sleeper, make([]byte, 8)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if _, err := c.Write([]byte("steady!\n")); err != nil { // which tells of those before
+			t.Fatal(err)
+		}
+		_, overrun, _, err := receive(sleeper, make([]byte, 8))
+		if err != nil || read+int(overrun) != flood || (overrun == 0) != fits {
+			t.Errorf("room for %d bytes: %d datagrams read, %d too many, of %d: %v", room, read, overrun, flood, err)
+		}
+	}
+}
+
+// waiting says whether a datagram waits to be read.
+func waiting(t *testing.T, c *net.UDPConn) bool {
+	t.Helper()
+	raw, err := c.SyscallConn()
+	if err != nil {
+		t.Fatal(err)
+	}
+	size, asking := 0, error(nil)
+	err = raw.Control(func(fd uintptr) { size, asking = unix.IoctlGetInt(int(fd), unix.SIOCINQ) })
+	if err = errors.Join(err, asking); err != nil {
+		t.Fatal(err)
+	}
+	return size > 0
 }
