@@ -98,21 +98,16 @@ func (j *job) link(got granted) podlink.Config {
 func (j *job) allocate(ctx context.Context, undo *undoing) (granted, error) {
 	var got granted
 	var answered []*types.Route
-	if !served(j.conf.IPAM.Type) {
-		result, err := j.delegateAdd(ctx)
-		if err != nil {
-			return got, err
+	var resp cniwire.Response
+	var err error
+	if served(j.conf.IPAM.Type) {
+		resp, err = j.register(ctx, nil)
+	} else {
+		var result *types100.Result
+		if result, resp, err = j.delegateFree(ctx, undo); err == nil {
+			answered, got.dns = result.Routes, result.DNS
 		}
-		undo.push(func() error { return j.delegateDel(context.Background()) })
-		if got.addresses, err = addressesOf(result.IPs, nil); err != nil {
-			return got, fmt.Errorf("the result of the IPAM plugin %s: %w", j.conf.IPAM.Type, err)
-		}
-		if len(got.addresses) == 0 {
-			return got, types.NewError(cniwire.CodeNoAddress, fmt.Sprintf("the IPAM plugin %s gave no address", j.conf.IPAM.Type), "")
-		}
-		answered, got.dns = result.Routes, result.DNS
 	}
-	resp, err := j.register(ctx, got.addresses)
 	if err != nil {
 		return got, err
 	}
@@ -123,6 +118,39 @@ func (j *job) allocate(ctx context.Context, undo *undoing) (granted, error) {
 	}
 	got.routes, err = j.conf.routes(answered, got.addresses)
 	return got, err
+}
+
+// delegateFree has the IPAM plugin allocate until it gives an address that the
+// agent knows no holder of. Where a node changes from our allocator to host-local,
+// pods that run have addresses that host-local takes for free; it goes on from
+// the one that it gave last.
+func (j *job) delegateFree(ctx context.Context, undo *undoing) (*types100.Result, cniwire.Response, error) {
+	given := map[string]bool{}
+	for {
+		result, err := j.delegateAdd(ctx)
+		if err != nil {
+			return nil, cniwire.Response{}, err
+		}
+		if len(given) == 0 {
+			undo.push(func() error { return j.delegateDel(context.Background()) })
+		}
+		addresses, err := addressesOf(result.IPs, nil)
+		if err != nil {
+			return nil, cniwire.Response{}, fmt.Errorf("the result of the IPAM plugin %s: %w", j.conf.IPAM.Type, err)
+		}
+		if len(addresses) == 0 {
+			return nil, cniwire.Response{}, types.NewError(cniwire.CodeNoAddress, fmt.Sprintf("the IPAM plugin %s gave no address", j.conf.IPAM.Type), "")
+		}
+		resp, err := j.register(ctx, addresses)
+		refused, ok := errors.AsType[*cniwire.Error](err)
+		if !ok || refused.Code != cniwire.CodeNoAddress || given[fmt.Sprint(addresses)] || ctx.Err() != nil {
+			return result, resp, err
+		}
+		given[fmt.Sprint(addresses)] = true
+		if err := j.delegateDel(ctx); err != nil {
+			return nil, resp, err
+		}
+	}
 }
 
 // register asks the agent to allocate, or to record what was delegated, and

@@ -66,6 +66,36 @@ func TestNodeWithoutCIDR(t *testing.T) {
 	}
 }
 
+// TestToHostLocalWithLivePods: host-local does not know the addresses of pods that
+// run, and the ADD passes over them. Where it has nothing else, the ADD says so.
+func TestToHostLocalWithLivePods(t *testing.T) {
+	n := newNode(t, "10.88.0.0/29")
+	before := conflist(t, "1.0.0", `{"type": "ropeway", "ipam": {"type": "ropeway-ipam"}}`)
+	after := conflist(t, "1.0.0", `{"type": "ropeway", "ipam": {"type": "host-local", "subnet": "usePodCidr"}}`)
+	old := []*pod{n.pod("old1"), n.pod("old2"), n.pod("old3")}
+	for _, p := range old {
+		n.mustAdd(before, p)
+	}
+	for id, want := range map[string]string{"new1": "10.88.0.5"} {
+		if got := addrs(t, n.mustAdd(after, n.pod(id))); len(got) != 1 || got[0].String() != want {
+			t.Errorf("%s has %v, want %s", id, got, want)
+		}
+	}
+	n.mustAdd(after, n.pod("new2"))
+	state, held := n.state(), len(n.agent.Held())
+	if _, err := n.add(after, n.pod("new3")); code(err) != cniwire.CodeNoAddress || !strings.Contains(err.Error(), "held by") {
+		t.Errorf("with no address left: %v", err)
+	}
+	if now := n.state(); now != state || len(n.agent.Held()) != held {
+		t.Errorf("left:\n%s\nwant\n%s", now, state)
+	}
+	n.mustDel(before, old[0]) // made by our allocator, removed under host-local's list as well
+	n.mustDel(after, old[1])
+	for range 2 {
+		n.mustAdd(after, n.pod(fmt.Sprint("later", len(n.agent.Held()))))
+	}
+}
+
 // Failures of the delegated plugin come through, and nothing is left.
 func TestDelegateFails(t *testing.T) {
 	n := newNode(t, "10.88.0.0/24")

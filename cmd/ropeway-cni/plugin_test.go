@@ -263,9 +263,9 @@ func TestAddAllOrNothing(t *testing.T) {
 		code  uint
 		want  string // in the message
 	}{
-		{"the agent has no address", func(n *node, _ *run, _ *pod) {
-			n.agent.FailNext(cniwire.Add, &cniwire.Error{Code: cniwire.CodeNoAddress, Msg: "no free address in 10.88.0.0/24"})
-		}, "", cniwire.CodeNoAddress, "no free address"},
+		{"the agent cannot write it down", func(n *node, _ *run, _ *pod) {
+			n.agent.FailNext(cniwire.Add, &cniwire.Error{Code: cniwire.CodeIO, Msg: "the journal's disk is full"})
+		}, "", cniwire.CodeIO, "disk is full"},
 		{"the agent is not ready", func(n *node, _ *run, _ *pod) {
 			n.agent.FailNext(cniwire.Add, &cniwire.Error{Code: cniwire.CodeTryAgainLater, Msg: "no lease yet"})
 		}, "", 11, "no lease yet"},

@@ -212,9 +212,6 @@ func loadState(cfg *Config) (laststate.State, string, error) {
 	return *last, boot, nil
 }
 
-// lockWait is how long a new agent waits for the one before it to end.
-const lockWait = 30 * time.Second
-
 // openBook opens the book of addresses; the agent before this one may be about
 // to end, and holds it until then.
 func openBook(ctx context.Context, cfg *Config, kernel addresses.Kernel, boot string) (*addresses.Book, error) {
@@ -222,7 +219,7 @@ func openBook(ctx context.Context, cfg *Config, kernel addresses.Kernel, boot st
 		JournalPath: cfg.inRunDir(journalName), TombstoneDir: cfg.inRunDir(tombstoneName), SandboxDir: cfg.inRunDir(netnsName),
 		HostLocalDir: cfg.HostLocalDir, BootPath: cfg.inRunDir(bootName), BootID: boot, Kernel: kernel, Log: cfg.Log,
 	}
-	deadline := time.Now().Add(lockWait)
+	deadline := time.Now().Add(cfg.timing.lock)
 	for {
 		book, err := addresses.Open(options)
 		if err == nil || !errors.Is(err, journal.ErrLocked) || time.Now().After(deadline) {

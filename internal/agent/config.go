@@ -52,6 +52,7 @@ type Config struct {
 // timing are the agent's intervals, which tests shorten.
 type timing struct {
 	addWait  time.Duration // how long an ADD waits for what it needs
+	lock     time.Duration // how long a new agent waits for the one before it to end
 	resync   time.Duration // between looks at everything, if nothing happens
 	settle   time.Duration // between a change and the look that it causes
 	reap     time.Duration // between the end of a pod and the removal of its link
@@ -74,6 +75,7 @@ func (c *Config) Defaults() {
 		c.Log = slog.Default()
 	}
 	setDefault(&c.timing.addWait, 8*time.Second)
+	setDefault(&c.timing.lock, 30*time.Second)
 	setDefault(&c.timing.resync, 30*time.Second)
 	setDefault(&c.timing.settle, 50*time.Millisecond)
 	setDefault(&c.timing.reap, 250*time.Millisecond)

@@ -333,7 +333,7 @@ func newMachine(t *testing.T, api *fakeAPI, fabric *probe.FakeFabric, name strin
 	m := &machine{t: t, name: name, api: api, root: t.TempDir(), dataplane: dataplane.NewFake(), kernel: &fakeKernel{}, fabric: fabric}
 	m.config = Config{NodeName: name, BinDir: m.root + "/bin", ConfDir: m.root + "/net.d", PluginSource: m.root + "/image",
 		RunDir: m.root + "/run", HostLocalDir: m.root + "/cni/networks", ListenAddress: "127.0.0.1:0", Version: "test", Log: testLog(t),
-		timing: timing{addWait: 5 * time.Second, resync: 200 * time.Millisecond, settle: time.Millisecond, reap: time.Millisecond,
+		timing: timing{addWait: 5 * time.Second, lock: longEnough, resync: 200 * time.Millisecond, settle: time.Millisecond, reap: time.Millisecond,
 			retryMin: 5 * time.Millisecond, retryMax: 50 * time.Millisecond, call: 500 * time.Millisecond}}
 	for _, plugin := range []string{"ropeway-cni", "host-local", "portmap", "bandwidth"} {
 		m.write("image/"+plugin, plugin)

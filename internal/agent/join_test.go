@@ -17,6 +17,7 @@ import (
 	"ropeway.dev/ropeway/internal/agent/probe"
 	"ropeway.dev/ropeway/internal/cniwire"
 	"ropeway.dev/ropeway/internal/dataplane"
+	"ropeway.dev/ropeway/internal/ipam/journal"
 	"ropeway.dev/ropeway/internal/kube"
 	"ropeway.dev/ropeway/internal/plan"
 )
@@ -352,6 +353,34 @@ func TestPortInUse(t *testing.T) {
 	err := run(t.Context(), cfg, parts{dataplane: m.dataplane, client: m.api.client("a"), kernel: m.kernel, wire: m.fabric.Wire()})
 	if err == nil || !strings.Contains(err.Error(), "is another program using the port") {
 		t.Errorf("got %v, want a sentence about the port", err)
+	}
+}
+
+// TestSecondAgent: an agent that is started by mistake beside another one touches
+// nothing, says so and ends; one that is started while the former ends waits for it.
+func TestSecondAgent(t *testing.T) {
+	_, m := one(t)
+	first := m.start()
+	held := first.add("p1")
+	start := func(lock time.Duration) (*node, error) {
+		cfg := m.config
+		cfg.timing.lock = lock
+		cfg.Defaults()
+		return newNode(t.Context(), cfg, parts{dataplane: m.dataplane, client: m.api.client("a"), kernel: m.kernel, wire: m.fabric.Wire()})
+	}
+	if _, err := start(time.Millisecond); !errors.Is(err, journal.ErrLocked) || !strings.Contains(err.Error(), "another agent is running") {
+		t.Errorf("the second agent: %v", err)
+	}
+	if again := first.add("p1"); !slices.Equal(again, held) {
+		t.Errorf("the first agent gave %v, and now %v", held, again)
+	}
+	go first.stop()
+	n, err := start(longEnough)
+	if err != nil {
+		t.Fatalf("after the first: %v", err)
+	}
+	if err := n.book.Close(); err != nil {
+		t.Error(err)
 	}
 }
 

@@ -602,6 +602,29 @@ func TestNodeMadeAnew(t *testing.T) {
 	}
 }
 
+// TestNodeMadeAnewWithAnotherPodCIDR: a pod that runs keeps its address and is
+// held; new ones are of the new podCIDR, and the old one, which may be another
+// node's by now, is given up.
+func TestNodeMadeAnewWithAnotherPodCIDR(t *testing.T) {
+	api, m := one(t, "10.244.7.0/24")
+	api.change(func(a *fakeAPI) { a.network.NodeCIDR = true })
+	a := m.start()
+	old := a.add("old")
+	api.setNode("a", func(n *plan.Node) { n.UID, n.NodeCIDRs = "uid-2", prefixes("10.244.9.0/24") })
+	eventually(t, func() string {
+		if st := api.status("a"); st.NodeUID != "uid-2" || !slices.Equal(st.CIDRs, prefixes("10.244.9.0/24")) {
+			return fmt.Sprintf("the node to have its new podCIDR alone, not %v", st.CIDRs)
+		}
+		return ""
+	})
+	if got := a.add("new"); !netip.MustParsePrefix("10.244.9.0/24").Contains(got[0]) {
+		t.Errorf("a new pod has %v", got)
+	}
+	if again := a.add("old"); !slices.Equal(again, old) {
+		t.Errorf("the old pod had %v and now has %v", old, again)
+	}
+}
+
 // TestConfigSays: wrong configuration is refused with all that is wrong.
 func TestConfigSays(t *testing.T) {
 	cfg := Config{ConfName: "a/b.json", BinDir: "bin", ListenAddress: "9797", VethMTU: 9, TakeOver: []string{"../x"}}

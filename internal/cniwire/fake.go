@@ -147,6 +147,9 @@ func (f *FakeAgent) add(req Request) Response {
 	switch {
 	case ok:
 	case len(req.Addresses) > 0:
+		if taken := f.taken(); slices.ContainsFunc(req.Addresses, func(a netip.Addr) bool { return taken[a] }) {
+			return Response{Error: &Error{Code: CodeNoAddress, Msg: fmt.Sprintf("one of %v is held by another pod", req.Addresses)}}
+		}
 		addrs = req.Addresses
 	default:
 		for _, r := range f.ranges {
@@ -173,13 +176,18 @@ func (f *FakeAgent) add(req Request) Response {
 	return resp
 }
 
-func (f *FakeAgent) free(r netip.Prefix) (netip.Addr, *Error) {
+func (f *FakeAgent) taken() map[netip.Addr]bool {
 	taken := map[netip.Addr]bool{}
 	for _, addrs := range f.held {
 		for _, a := range addrs {
 			taken[a] = true
 		}
 	}
+	return taken
+}
+
+func (f *FakeAgent) free(r netip.Prefix) (netip.Addr, *Error) {
+	taken := f.taken()
 	for a := r.Masked().Addr().Next().Next(); r.Contains(a); a = a.Next() {
 		if !taken[a] {
 			return a, nil

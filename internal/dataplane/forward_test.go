@@ -14,7 +14,9 @@ func TestForwardPolicyDrop(t *testing.T) {
 	for name, c := range map[string]struct{ drop, list string }{
 		"iptables-nft":    {"iptables-nft -P FORWARD DROP; ip6tables-nft -P FORWARD DROP", "iptables-nft -S FORWARD; ip6tables-nft -S FORWARD"},
 		"iptables-legacy": {"iptables-legacy -P FORWARD DROP; ip6tables-legacy -P FORWARD DROP", "iptables-legacy -S FORWARD; ip6tables-legacy -S FORWARD"},
-		"nftables":        {"nft 'add table inet wall; add chain inet wall forward { type filter hook forward priority 0; policy drop; }'", "nft list chain inet wall forward"},
+		"a firewall's own chains": {"iptables-nft -P FORWARD DROP; ip6tables-nft -P FORWARD DROP; for t in iptables-nft ip6tables-nft; do $t -N wall; $t -A FORWARD -j wall; $t -A wall -i docker0 -j ACCEPT; $t -A FORWARD -j DROP; done",
+			"iptables-nft -S FORWARD; iptables-nft -S wall; ip6tables-nft -S FORWARD; ip6tables-nft -S wall"},
+		"nftables": {"nft 'add table inet wall; add chain inet wall forward { type filter hook forward priority 0; policy drop; }'", "nft list chain inet wall forward"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			f := newFabric(t, 2, plan.IPIP, plan.VXLAN)

@@ -275,6 +275,26 @@ func TestUplinkIsTheFIBsAnswer(t *testing.T) {
 	}
 }
 
+// TestUplinkRenamed: an uplink that gets another name is the same uplink.
+func TestUplinkRenamed(t *testing.T) {
+	f := newFabric(t, 2, plan.IPIP, plan.VXLAN)
+	f.setAll()
+	n := f.nodes[0]
+	a, b := n.addPod(1500), f.nodes[1].addPod(1500)
+	s := f.stream(a, b, 1000)
+	f.sh(n.ns, "ip link set eth0 name wan0")
+	if r, err := n.set(); err != nil || len(r.Uplinks) != 1 || r.Uplinks[0].Name != "wan0" {
+		t.Fatalf("Set: %v, %+v", err, r)
+	}
+	f.ping(a.ns, b.v4.String())
+	f.ping(b.ns, a.v4.String())
+	f.end(s)
+	// A node that boots with the new name is set up like any.
+	if r, err := n.set(); err != nil || r.Changed {
+		t.Errorf("Set again: %v, %+v", err, r)
+	}
+}
+
 // TestUpgrade: the programs and maps of another release are replaced while
 // packets flow.
 func TestUpgrade(t *testing.T) {

@@ -36,7 +36,7 @@ func TestSecondLab(t *testing.T) {
 	if t.Failed() {
 		return
 	}
-	play(t, l, "install", "services", "steady-transports", "tunnel-vxlan")
+	play(t, l, "install", "services", "tunnel-vxlan")
 	t.Run("invariant 11: a node joins without the controller", func(t *testing.T) { joinsWithoutController(t, l) })
 	t.Run("vxlan where protocol 4 does not pass", func(t *testing.T) { fallsBack(t, l) })
 	t.Run("NetworkPolicies are not ignored silently", func(t *testing.T) { policiesAreNamed(t, l) })

@@ -151,6 +151,11 @@ func TestOpenFindsWhatIsInUse(t *testing.T) {
 			be.kernel.links = append(be.kernel.links, link(t, "p1", a))
 			be.write("journal", "rubbish\n")
 		}, "p1[10.244.0.2]"},
+		{"journal of a later version", func(be *bench, b *Book) {
+			a := allocate(t, b, "p1", "")
+			be.kernel.links = append(be.kernel.links, link(t, "p1", a))
+			be.write("journal", "ropeway-journal 2\n")
+		}, "p1[10.244.0.2]"},
 		{"another product's pod", func(be *bench, _ *Book) {
 			be.kernel.foreign = append(be.kernel.foreign, ForeignPod{Link: "cali1", Address: addrs("10.244.0.9")[0]})
 		}, "cali1[10.244.0.9]"},

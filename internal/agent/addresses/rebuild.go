@@ -43,8 +43,10 @@ func Open(o Options) (*Book, error) {
 // openJournal opens the journal and what it says.
 func (b *Book) openJournal() error {
 	j, err := journal.Open(b.options.JournalPath)
-	if _, corrupt := errors.AsType[*journal.CorruptError](err); corrupt {
-		b.log.Warn("the journal of addresses was damaged; making it anew from the kernel", "err", err)
+	_, corrupt := errors.AsType[*journal.CorruptError](err)
+	_, newer := errors.AsType[*journal.VersionError](err)
+	if corrupt || newer {
+		b.log.Warn("the journal of addresses cannot be read; making it anew from the kernel", "err", err)
 		j, err = journal.Open(b.options.JournalPath)
 	}
 	if err != nil {

@@ -26,14 +26,18 @@ const checksumDigits = 8
 // ErrLocked says that another process has the journal.
 var ErrLocked = errors.New("another agent is running on this node and has the address journal: stop it first")
 
-// VersionError says that a journal was written by a newer version.
+// VersionError says that a journal was written by a newer version, and where it
+// was moved to.
 type VersionError struct {
-	Found int
+	Path    string
+	MovedTo string
+	Found   int
 }
 
 // Error implements error.
 func (e *VersionError) Error() string {
-	return fmt.Sprintf("its format has version %d and this agent reads up to %d: run the agent version that wrote it, or drain the node and reboot it before going back", e.Found, Version)
+	return fmt.Sprintf("the address journal %s has version %d, this agent reads up to %d, and it was moved to %s: the agent finds out anew which addresses are held",
+		e.Path, e.Found, Version, e.MovedTo)
 }
 
 // CorruptError says that a journal is damaged, and where it was moved to.

@@ -42,9 +42,8 @@ type Journal struct {
 // Open opens the journal at path, and makes it and its directory if they are
 // not there. The caller is its only user until Close; if another process is,
 // the error is ErrLocked. A file that cannot be read is moved aside and the
-// error is a *CorruptError: open again for an empty journal, after finding out
-// elsewhere what is held. A file of a newer version is left alone
-// (*VersionError).
+// error is a *CorruptError, or a *VersionError if a newer version wrote it: open
+// again for an empty journal, after finding out elsewhere what is held.
 func Open(path string) (*Journal, error) {
 	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
 		return nil, fmt.Errorf("make the directory of the address journal: %w", err)
@@ -89,7 +88,13 @@ func (j *Journal) open() error {
 	content, err := parse(data)
 	var corrupt *CorruptError
 	if errors.As(err, &corrupt) {
-		return j.quarantine(corrupt)
+		corrupt.Path = j.path
+		return j.moveAside("corrupt", &corrupt.MovedTo, corrupt)
+	}
+	var newer *VersionError
+	if errors.As(err, &newer) {
+		newer.Path = j.path
+		return j.moveAside("newer", &newer.MovedTo, newer)
 	}
 	if err != nil {
 		return fmt.Errorf("read the address journal %s: %w", j.path, err)
@@ -106,19 +111,19 @@ func (j *Journal) open() error {
 	return nil
 }
 
-// quarantine moves the file aside, under a name that nothing has yet.
-func (j *Journal) quarantine(corrupt *CorruptError) error {
-	corrupt.Path = j.path
+// moveAside moves the file aside, under a name that nothing has yet, which it
+// writes to movedTo. It returns the reason.
+func (j *Journal) moveAside(as string, movedTo *string, reason error) error {
 	for n := 1; ; n++ {
-		aside := fmt.Sprintf("%s.corrupt-%d", j.path, n)
+		aside := fmt.Sprintf("%s.%s-%d", j.path, as, n)
 		if _, err := os.Lstat(aside); err == nil {
 			continue
 		}
 		if err := os.Rename(j.path, aside); err != nil {
-			return fmt.Errorf("move the damaged address journal aside: %w (it is damaged: %w)", err, corrupt)
+			return fmt.Errorf("move an address journal that cannot be read aside: %w (%w)", err, reason)
 		}
-		corrupt.MovedTo = aside
-		return corrupt
+		*movedTo = aside
+		return reason
 	}
 }
 

@@ -208,7 +208,8 @@ func TestDamagedFileIsMovedAside(t *testing.T) {
 	}
 }
 
-func TestNewerVersionIsLeftAlone(t *testing.T) {
+// TestNewerVersionIsMovedAside: after a downgrade the older agent begins anew.
+func TestNewerVersionIsMovedAside(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "journal")
 	content := fmt.Sprintf("%s%d\nwhatever\n", magic, Version+1)
 	if err := os.WriteFile(path, []byte(content), 0o600); err != nil {
@@ -216,11 +217,14 @@ func TestNewerVersionIsLeftAlone(t *testing.T) {
 	}
 	_, err := Open(path)
 	var newer *VersionError
-	if !errors.As(err, &newer) || newer.Found != Version+1 {
-		t.Errorf("%v", err)
+	if !errors.As(err, &newer) || newer.Found != Version+1 || newer.Path != path {
+		t.Fatalf("%v", err)
 	}
-	if kept, err := os.ReadFile(path); err != nil || string(kept) != content {
+	if kept, err := os.ReadFile(newer.MovedTo); err != nil || string(kept) != content {
 		t.Errorf("%q, %v", kept, err)
+	}
+	if got := load(t, open(t, path)); len(got) != 0 {
+		t.Errorf("after that: %v", got)
 	}
 }
 
