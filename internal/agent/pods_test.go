@@ -602,9 +602,9 @@ func TestNodeMadeAnew(t *testing.T) {
 	}
 }
 
-// TestNodeMadeAnewWithAnotherPodCIDR: a pod that runs keeps its address and is
-// held; new ones are of the new podCIDR, and the old one, which may be another
-// node's by now, is given up.
+// TestNodeMadeAnewWithAnotherPodCIDR: new pods are of the new podCIDR; one that
+// runs keeps its address, and the block around it is leased, so that others go on
+// sending to it.
 func TestNodeMadeAnewWithAnotherPodCIDR(t *testing.T) {
 	api, m := one(t, "10.244.7.0/24")
 	api.change(func(a *fakeAPI) { a.network.NodeCIDR = true })
@@ -612,8 +612,10 @@ func TestNodeMadeAnewWithAnotherPodCIDR(t *testing.T) {
 	old := a.add("old")
 	api.setNode("a", func(n *plan.Node) { n.UID, n.NodeCIDRs = "uid-2", prefixes("10.244.9.0/24") })
 	eventually(t, func() string {
-		if st := api.status("a"); st.NodeUID != "uid-2" || !slices.Equal(st.CIDRs, prefixes("10.244.9.0/24")) {
-			return fmt.Sprintf("the node to have its new podCIDR alone, not %v", st.CIDRs)
+		st := api.status("a")
+		if st.NodeUID != "uid-2" || !slices.Contains(st.CIDRs, netip.MustParsePrefix("10.244.9.0/24")) ||
+			!slices.ContainsFunc(st.CIDRs, func(p netip.Prefix) bool { return p.Contains(old[0]) }) {
+			return fmt.Sprintf("the node to have its new podCIDR and a block around %v, not %v", old, st.CIDRs)
 		}
 		return ""
 	})

@@ -140,6 +140,10 @@ func (d *decider) cover() {
 			d.Problems = append(d.Problems, fmt.Sprintf("a pod on this node has the address %s, and %s is leased to another node: delete the pod, so that it gets another address", a, d.taken[i]))
 			continue
 		}
+		if i := slices.IndexFunc(d.OthersCIDRs, block.Overlaps); i >= 0 && d.Network.NodeCIDR {
+			d.Problems = append(d.Problems, fmt.Sprintf("a pod on this node has the address %s, and %s is another node's podCIDR by now: delete the pod, so that it gets another address", a, d.OthersCIDRs[i]))
+			continue
+		}
 		d.claim(block)
 	}
 }
