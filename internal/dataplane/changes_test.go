@@ -2,9 +2,13 @@ package dataplane
 
 import (
 	"context"
+	"net"
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
+	"ropeway.dev/ropeway/internal/dataplane/podlink/netnstest"
 	"ropeway.dev/ropeway/internal/plan"
 )
 
@@ -142,4 +146,47 @@ func TestIPv6Underlay(t *testing.T) {
 	if err != nil || c["vxlan_received"] == 0 || c["vxlan_dropped_foreign_source"] > 0 {
 		t.Errorf("counters %v, %v", c, err)
 	}
+	f.forgeOverIPv6(a, b)
+}
+
+// forgeOverIPv6 has packets sent to the first node that its guard must drop, as
+// TestVXLANGuard does over IPv4: by somebody who is no node, and by a node from
+// addresses that are not its own.
+func (f *fabric) forgeOverIPv6(a, b *testPod) {
+	f.t.Helper()
+	frame := func(src string) []byte {
+		return vxlanFrame(4096, unix.ETH_P_IPV6, ipv6(src, a.v6.String(), unix.IPPROTO_UDP, udp(1, 2, nil)))
+	}
+	for _, c := range []struct {
+		name, event string
+		from        *netnstest.NS
+		frame       []byte
+	}{
+		{"outer source is no node", "vxlan_dropped_not_a_node", f.router, frame(b.v6.String())},
+		{"inner source is the node's own", "vxlan_dropped_foreign_source", f.nodes[1].ns, frame(a.v6.String())},
+		{"inner source is outside", "vxlan_dropped_foreign_source", f.nodes[1].ns, frame("2001:db8::1")},
+	} {
+		count := func() uint64 {
+			counters, err := f.nodes[0].dataplane.Counters()
+			if err != nil {
+				f.t.Fatal(err)
+			}
+			return counters[c.event]
+		}
+		before := count()
+		err := c.from.Do(func() error {
+			conn, err := net.Dial("udp", "[fd00:1::2]:4789")
+			if err != nil {
+				return err
+			}
+			defer conn.Close()
+			_, err = conn.Write(c.frame)
+			return err
+		})
+		if err != nil {
+			f.t.Fatal(err)
+		}
+		eventually(f.t, c.name+": is dropped and counted", func() bool { return count() == before+1 })
+	}
+	f.ping(b.ns, a.v6.String())
 }
