@@ -40,6 +40,7 @@ func TestSecondLab(t *testing.T) {
 	t.Run("invariant 11: a node joins without the controller", func(t *testing.T) { joinsWithoutController(t, l) })
 	t.Run("vxlan where protocol 4 does not pass", func(t *testing.T) { fallsBack(t, l) })
 	t.Run("NetworkPolicies are not ignored silently", func(t *testing.T) { policiesAreNamed(t, l) })
+	play(t, l, "steady-transports")
 }
 
 func block(t *testing.T, l *lab.Lab, what string, on bool) {
