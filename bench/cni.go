@@ -43,7 +43,7 @@ const (
 	pluginState    = "/run/rwbench"
 	pluginTurns    = 5   // rounds that count
 	sandboxes      = 100 // in each round
-	chainSandboxes = 20  // of chains, whose plugins take ten times as long
+	chainSandboxes = 10  // of chains, whose plugins take ten times as long
 	atOnce         = 10
 	firstHostPort  = 20000
 )
