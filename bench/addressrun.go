@@ -23,7 +23,7 @@ const (
 	// controlPlugin makes a link and gives no address.
 	controlPlugin = "bridge without addresses"
 
-	addressTurns     = 10
+	addressTurns     = 6
 	addressSandboxes = 50 // all of them have addresses at once: less than a block
 )
 

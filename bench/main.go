@@ -13,6 +13,7 @@ import (
 	"io"
 	"net/netip"
 	"os"
+	"os/exec"
 	"os/signal"
 	"path/filepath"
 	"slices"
@@ -169,6 +170,24 @@ func (b *bench) say(format string, args ...any) {
 	fmt.Fprintf(b.out, "%6.0fs  %s\n", time.Since(b.began).Seconds(), fmt.Sprintf(format, args...))
 }
 
+// stamp notes when and of what the rows were measured.
+func stamp(ctx context.Context, rows []row, root string) {
+	version := "unknown"
+	if out, err := exec.CommandContext(ctx, "git", "-C", root, "describe", "--tags", "--always", "--dirty").Output(); err == nil {
+		version = strings.TrimSpace(string(out))
+	}
+	for i := range rows {
+		if rows[i].Value != nil {
+			rows[i].Measured, rows[i].Version = time.Now().UTC().Format(time.DateOnly), version
+		}
+	}
+}
+
+// leftOut says whether a claim's section was left out by -only.
+func (b *bench) leftOut(claim string) bool {
+	return slices.ContainsFunc(targets(), func(t target) bool { return t.claim == claim && !b.wants(section(t.key)) })
+}
+
 func (b *bench) wants(section string) bool { return slices.Contains(b.only, section) }
 
 // run runs the sections. One that fails does not keep the others from running;
@@ -198,7 +217,12 @@ func (b *bench) run(ctx context.Context) error {
 	if ctx.Err() != nil {
 		return fmt.Errorf("interrupted: %w", ctx.Err())
 	}
-	rows := judge(b.asked(), b.samples, b.whyNot)
+	rows := judge(targets(), b.samples, b.whyNot)
+	stamp(ctx, rows, b.root)
+	if err := keepEarlier(rows, b.results, b.leftOut); err != nil {
+		return err
+	}
+	rows = slices.DeleteFunc(rows, func(r row) bool { return r.Value == nil && b.leftOut(r.Claim) })
 	fmt.Fprintln(b.out)
 	if err := printTable(b.out, rows); err != nil {
 		return err
@@ -213,9 +237,4 @@ func (b *bench) run(ctx context.Context) error {
 		}
 	}
 	return nil
-}
-
-// asked are the targets of the sections that were to be run.
-func (b *bench) asked() []target {
-	return slices.DeleteFunc(targets(), func(t target) bool { return !b.wants(section(t.key)) })
 }

@@ -2,6 +2,7 @@ package main
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -136,6 +137,37 @@ type row struct {
 	Detail string   `json:"detail,omitempty"`
 	// Loaded says that other work ran on the machine meanwhile.
 	Loaded bool `json:"loaded,omitempty"`
+	// Measured is the day, and Version the version of what was measured.
+	Measured string `json:"measured,omitempty"`
+	Version  string `json:"version,omitempty"`
+	// Earlier says that this run left the row's section out: it is a former
+	// run's.
+	Earlier bool `json:"earlier,omitempty"`
+}
+
+// keepEarlier fills in rows of sections that were left out with what an earlier
+// run had measured for the same claim and target.
+func keepEarlier(rows []row, path string, leftOut func(claim string) bool) error {
+	data, err := os.ReadFile(path)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("read the results of before: %w", err)
+	}
+	var before []row
+	if err := json.Unmarshal(data, &before); err != nil {
+		return fmt.Errorf("read the results of before in %s: %w; remove the file if it is of no use", path, err)
+	}
+	for i, r := range rows {
+		for _, b := range before {
+			if b.Claim == r.Claim && b.Target == r.Target && b.Value != nil && r.Value == nil && leftOut(r.Claim) {
+				b.Earlier = true
+				rows[i] = b
+			}
+		}
+	}
+	return nil
 }
 
 // judge holds what was measured against the targets. A claim without a sample
@@ -197,6 +229,9 @@ func printTable(w io.Writer, rows []row) error {
 		}
 		if r.Loaded {
 			spread += " (loaded machine)"
+		}
+		if r.Earlier {
+			spread += " (of an earlier run, " + r.Measured + ")"
 		}
 		fmt.Fprintf(t, "%s\t%s\t%s\t%s %s\t%s\t\n", mark, r.Claim, value, r.Sense, number(r.Target), spread)
 	}

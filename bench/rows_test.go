@@ -136,6 +136,32 @@ func TestClaimsOfTheDataplane(t *testing.T) {
 	}
 }
 
+// TestRowsOfBefore: what -only leaves out stays, and says so; what failed now
+// does not.
+func TestRowsOfBefore(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "latest.json")
+	value := 3.0
+	if err := writeRows(path, []row{{Claim: "a", Value: &value, Met: true}, {Claim: "b", Value: &value}, {Claim: "c", Target: 2, Value: &value}}); err != nil {
+		t.Fatal(err)
+	}
+	rows := []row{{Claim: "a"}, {Claim: "b"}, {Claim: "c", Target: 1}}
+	if err := keepEarlier(rows, path, func(claim string) bool { return claim != "b" }); err != nil {
+		t.Fatal(err)
+	}
+	if !rows[0].Earlier || !rows[0].Met || rows[1].Value != nil || rows[2].Value != nil {
+		t.Errorf("%+v", rows)
+	}
+	if err := os.WriteFile(path, []byte("{"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := keepEarlier(rows, path, func(string) bool { return true }); err == nil {
+		t.Error("a broken file is no error")
+	}
+	if err := keepEarlier(rows, path+".not", func(string) bool { return true }); err != nil {
+		t.Error(err)
+	}
+}
+
 func TestCPUsAreRead(t *testing.T) {
 	before := parseCPUs("cpu  9 9 9 9 9 9 9 9 0 0\ncpu0 100 0 0 900 0 0 0 0 0 0\ncpu1 0 0 0 0 0 0 0 0 0 0\nintr 5\n")
 	after := parseCPUs("cpu0 110 0 20 950 10 0 10 0 0 0\n")
