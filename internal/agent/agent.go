@@ -133,12 +133,17 @@ func (n *node) work(ctx context.Context, p parts) error {
 	if err != nil {
 		return errors.Join(err, port.Close())
 	}
+	adminSocket, err := cniwire.Listen(n.config.inRunDir(adminName))
+	if err != nil {
+		return errors.Join(err, port.Close(), socket.Close())
+	}
 	s := &server{book: n.book, pods: p.client, board: n.board, wait: n.config.timing.addWait, more: n.leaser.more,
 		version: n.config.Version, metrics: n.metrics, log: n.log}
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return p.client.Run(ctx) })
 	group.Go(func() error { return cniwire.Serve(ctx, socket, s.handle) })
 	group.Go(func() error { return w.serve(ctx, port) })
+	group.Go(func() error { return serveAdmin(ctx, adminSocket, &admin{book: n.book, pods: p.client}) })
 	for _, loop := range []func(context.Context){n.prober.Run, n.leaser.run, n.publisher.run, n.followBook, n.reap,
 		func(ctx context.Context) { n.run(ctx, p.changes) }} {
 		group.Go(func() error { loop(ctx); return nil })
@@ -217,7 +222,7 @@ func loadState(cfg *Config) (laststate.State, string, error) {
 func openBook(ctx context.Context, cfg *Config, kernel addresses.Kernel, boot string) (*addresses.Book, error) {
 	options := addresses.Options{
 		JournalPath: cfg.inRunDir(journalName), TombstoneDir: cfg.inRunDir(tombstoneName), SandboxDir: cfg.inRunDir(netnsName),
-		HostLocalDir: cfg.HostLocalDir, BootPath: cfg.inRunDir(bootName), BootID: boot, Kernel: kernel, Log: cfg.Log,
+		HostLocalDir: cfg.HostLocalDir, ResultDirs: cfg.resultDirs(), BootPath: cfg.inRunDir(bootName), BootID: boot, Kernel: kernel, Log: cfg.Log,
 	}
 	deadline := time.Now().Add(cfg.timing.lock)
 	for {

@@ -38,7 +38,8 @@ type Config struct {
 
 	// RunDir holds the socket, the journal, tombstones and the last state.
 	RunDir string
-	// HostLocalDir is where host-local keeps its files. They are only read.
+	// HostLocalDir is where host-local keeps its files; beside it the runtime's
+	// CNI library keeps its own. A file goes once its sandbox has gone.
 	HostLocalDir string
 	// ListenAddress serves health, metrics and the node's state over HTTP.
 	ListenAddress string
@@ -126,6 +127,13 @@ func (c *Config) host() hostinstall.Host {
 		PluginSource: c.PluginSource, TakeOver: c.TakeOver}
 }
 
+// resultDirs are where the CNI libraries of the runtime and of Multus note
+// attachments.
+func (c *Config) resultDirs() []string {
+	cni := filepath.Dir(c.HostLocalDir)
+	return []string{filepath.Join(cni, "results"), filepath.Join(cni, "multus", "results")}
+}
+
 // inRunDir is the path of one of the agent's files.
 func (c *Config) inRunDir(name string) string { return filepath.Join(c.RunDir, name) }
 
@@ -138,4 +146,5 @@ const (
 	journalName   = "journal"
 	netnsName     = "sandboxes"
 	bootName      = "boot-id"
+	adminName     = "agent.sock"
 )

@@ -44,7 +44,9 @@ type fakeAPI struct {
 	// unless unknown is set.
 	words   map[string]kube.PodWords
 	unknown bool
-	log     []string // what was done, in order
+	pods    []kube.Pod // of every node
+	unread  bool       // pods have not been read
+	log     []string   // what was done, in order
 }
 
 func newFakeAPI() *fakeAPI {
@@ -142,6 +144,12 @@ func (c *fakeClient) PodWords(namespace, name, uid string) (kube.PodWords, bool)
 	defer c.api.mu.Unlock()
 	words, known := c.api.words[namespace+"/"+name]
 	return words, known || !c.api.unknown
+}
+
+func (c *fakeClient) Pods() ([]kube.Pod, bool) {
+	c.api.mu.Lock()
+	defer c.api.mu.Unlock()
+	return slices.Clone(c.api.pods), !c.api.unread
 }
 
 func (c *fakeClient) PodEvent(p kube.Pod, warning bool, reason, message string) {

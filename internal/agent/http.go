@@ -49,6 +49,7 @@ func (w *web) handler() http.Handler {
 	mux.HandleFunc("GET /readyz", w.ready)
 	mux.Handle("GET /metrics", w.node.metrics.handler())
 	mux.HandleFunc("GET /v1/state", w.state)
+	mux.HandleFunc("GET "+PathAddresses, w.addresses)
 	return mux
 }
 
@@ -96,6 +97,18 @@ func (w *web) state(rw http.ResponseWriter, _ *http.Request) {
 	rw.Header().Set("Content-Type", "application/json")
 	if err := json.NewEncoder(rw).Encode(answer); err != nil {
 		w.config.Log.Debug("answering /v1/state", "err", err)
+	}
+}
+
+func (w *web) addresses(rw http.ResponseWriter, _ *http.Request) {
+	view, err := w.node.book.View()
+	if err != nil {
+		http.Error(rw, err.Error(), http.StatusInternalServerError)
+		return
+	}
+	rw.Header().Set("Content-Type", "application/json")
+	if err := json.NewEncoder(rw).Encode(AddressesAnswer{Node: w.config.NodeName, Version: w.config.Version, View: view}); err != nil {
+		w.config.Log.Debug("answering "+PathAddresses, "err", err)
 	}
 }
 

@@ -17,6 +17,8 @@ import (
 type podAPI interface {
 	// PodWords is what a pod and its namespace say, and whether both are known.
 	PodWords(namespace, name, uid string) (kube.PodWords, bool)
+	// Pods returns the node's pods, and whether they have been read.
+	Pods() ([]kube.Pod, bool)
 	// PodEvent records an event on a pod; it never blocks.
 	PodEvent(p kube.Pod, warning bool, reason, message string)
 }

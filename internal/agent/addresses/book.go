@@ -46,7 +46,9 @@ type Options struct {
 	JournalPath  string
 	TombstoneDir string
 	SandboxDir   string // ours: which sandbox has which network namespace
-	HostLocalDir string // host-local's; only read
+	HostLocalDir string // host-local's; a file goes when its sandbox has gone
+	// ResultDirs are where the runtime's CNI library notes attachments.
+	ResultDirs []string
 	// BootPath keeps the boot's id, to see that a boot went by; BootID is the
 	// present one.
 	BootPath, BootID string
@@ -139,9 +141,13 @@ func (b *Book) Release(key ipam.Key) error {
 }
 
 func (b *Book) release(key ipam.Key) error {
+	held, _ := b.allocator.Get(key)
 	freed, err := b.allocator.Release(key, b.now())
 	if err != nil {
 		return err
+	}
+	if held.External {
+		b.dropHostLocal(key, freed)
 	}
 	b.forgetSandbox(key)
 	delete(b.suspects, key)
@@ -163,6 +169,9 @@ func (b *Book) Retain(network string, valid []ipam.Key) ([]ipam.Key, error) {
 	for _, binding := range freed {
 		keys = append(keys, binding.Key)
 		b.forgetSandbox(binding.Key)
+		if binding.External {
+			b.dropHostLocal(binding.Key, binding.Addresses)
+		}
 	}
 	if len(keys) > 0 {
 		b.touch()

@@ -48,7 +48,7 @@ type bench struct {
 func newBench(t testing.TB, dir string) *bench {
 	k := &fakeKernel{}
 	return &bench{t: t, dir: dir, kernel: k, options: Options{
-		JournalPath: dir + "/journal", TombstoneDir: dir + "/tombstones", SandboxDir: dir + "/sandboxes", HostLocalDir: dir + "/host-local",
+		JournalPath: dir + "/journal", TombstoneDir: dir + "/tombstones", SandboxDir: dir + "/sandboxes", HostLocalDir: dir + "/host-local", ResultDirs: []string{dir + "/results"},
 		BootPath: dir + "/boot-id", BootID: "boot-1", Kernel: k, Log: slog.New(slog.DiscardHandler)}}
 }
 

@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"net/netip"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"time"
@@ -191,23 +192,34 @@ func readHostLocal(dir string) []hostLocalRecord {
 			continue
 		}
 		for _, f := range files {
-			a, err := netip.ParseAddr(f.Name())
-			if err != nil {
-				continue // lock, last_reserved_ip.0
-			}
-			content, err := os.ReadFile(dir + "/" + network.Name() + "/" + f.Name())
-			if err != nil {
-				continue // released meanwhile
-			}
-			container, ifName, _ := strings.Cut(strings.TrimSpace(string(content)), "\n")
-			key := ipam.Key{Network: network.Name(), ContainerID: strings.TrimSpace(container), IfName: strings.TrimSpace(ifName)}
-			if key.IfName == "" {
-				key.IfName = "eth0" // host-local before 0.7 wrote the container's id alone
-			}
-			if key.ContainerID != "" {
-				records = append(records, hostLocalRecord{key, a})
+			r, err := readHostLocalFile(network.Name(), filepath.Join(dir, network.Name(), f.Name()))
+			if err == nil { // or it was released meanwhile, or is none: lock, last_reserved_ip.0
+				records = append(records, r)
 			}
 		}
 	}
 	return records
+}
+
+// errNoReservation: a file of host-local's that holds no address.
+var errNoReservation = errors.New("it holds no address")
+
+func readHostLocalFile(network, path string) (hostLocalRecord, error) {
+	a, err := netip.ParseAddr(filepath.Base(path))
+	if err != nil {
+		return hostLocalRecord{}, errNoReservation
+	}
+	content, err := os.ReadFile(path)
+	if err != nil {
+		return hostLocalRecord{}, err
+	}
+	container, ifName, _ := strings.Cut(strings.TrimSpace(string(content)), "\n")
+	key := ipam.Key{Network: network, ContainerID: strings.TrimSpace(container), IfName: strings.TrimSpace(ifName)}
+	if key.IfName == "" {
+		key.IfName = "eth0" // host-local before 0.7 wrote the container's id alone
+	}
+	if key.ContainerID == "" {
+		return hostLocalRecord{}, errNoReservation
+	}
+	return hostLocalRecord{key, a}, nil
 }

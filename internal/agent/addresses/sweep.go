@@ -3,10 +3,8 @@ package addresses
 import (
 	"errors"
 	"io/fs"
-	"net/netip"
 	"os"
 	"path/filepath"
-	"slices"
 
 	"ropeway.dev/ropeway/internal/dataplane/podlink"
 	"ropeway.dev/ropeway/internal/ipam"
@@ -17,39 +15,19 @@ import (
 // what two sweeps in a row found gone, and only on evidence: the network
 // namespace is no more and no link is left, or the foreign link is gone.
 func (b *Book) Sweep() error {
-	links, err := b.options.Kernel.PodLinks()
-	if err != nil {
-		return err
-	}
-	foreign, err := b.options.Kernel.ForeignPods()
+	w, err := b.newWitness()
 	if err != nil {
 		return err
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	wired := map[ipam.Key]bool{}    // who has a link of ours
-	routed := map[netip.Addr]bool{} // what leads to anybody's link
-	for _, l := range links {
-		key, _ := attachmentOf(l)
-		wired[key] = true
-		for _, a := range l.Addresses {
-			routed[a] = true
-		}
-	}
-	for _, p := range foreign {
-		routed[p.Address] = true
-	}
-	files := map[ipam.Key]bool{}
-	for _, r := range readHostLocal(b.options.HostLocalDir) {
-		files[r.Key] = true
-	}
+	files := readHostLocal(b.options.HostLocalDir)
 	b.applyTombstones()
 	suspects := map[ipam.Key]bool{}
 	var errs []error
 	for _, binding := range b.allocator.Held() {
 		key := binding.Key
-		inUse := wired[key] || files[key] || slices.ContainsFunc(binding.Addresses, func(a netip.Addr) bool { return routed[a] })
-		if inUse || !b.gone(key) {
+		if w.link(key, binding.Addresses) != "" || !b.gone(w, key, files) {
 			continue
 		}
 		if !b.suspects[key] {
@@ -65,12 +43,12 @@ func (b *Book) Sweep() error {
 
 // gone is true if there is evidence that a sandbox, to which no route leads, is
 // no more.
-func (b *Book) gone(key ipam.Key) bool {
-	if path, err := os.ReadFile(b.sandboxFile(key)); err == nil {
-		return netnsGone(string(path))
+func (b *Book) gone(w *witness, key ipam.Key, files []hostLocalRecord) bool {
+	if state := w.sandbox(key); state != unknown {
+		return state == ended
 	}
 	// A link, or a file of host-local's, was all that spoke for these.
-	return isStandIn(key) || b.hostLocal[key]
+	return !hasFile(files, key) && (isStandIn(key) || b.hostLocal[key])
 }
 
 // netnsGone is true if a network namespace's path is no more, and its directory
