@@ -1,6 +1,6 @@
 // Command ropeway is Ropeway's one program: what runs on nodes (agent,
 // controller, node-clean) and what a person runs at a terminal (install,
-// uninstall, status, plan, routes, cloud, doctor, version).
+// uninstall, status, plan, routes, ipam, migrate, cloud, doctor, version).
 package main
 
 import (
@@ -126,11 +126,11 @@ func newRoot(env environment) *cobra.Command {
 	root.PersistentFlags().StringVar(&g.kubeconfig, "kubeconfig", "", "path of the kubeconfig (default: KUBECONFIG, then ~/.kube/config)")
 	root.PersistentFlags().StringVar(&g.context, "context", "", "context of the kubeconfig")
 	root.AddGroup(&cobra.Group{ID: "person", Title: "At a terminal:"}, &cobra.Group{ID: "node", Title: "In the cluster (the manifests run these):"})
-	for _, cmd := range []*cobra.Command{newInstall(env, g), newUninstall(env, g), newStatus(g), newPlan(g), newRoutes(g), newCloud(), newDoctor(env, g), newVersion()} {
+	for _, cmd := range []*cobra.Command{newInstall(env, g), newUninstall(env, g), newStatus(g), newPlan(g), newRoutes(g), newIPAM(g), newMigrate(g), newCloud(), newDoctor(env, g), newVersion()} {
 		cmd.GroupID = "person"
 		root.AddCommand(cmd)
 	}
-	for _, cmd := range []*cobra.Command{newAgent(env, g), newController(env, g), newNodeClean(env)} {
+	for _, cmd := range []*cobra.Command{newAgent(env, g), newController(env, g), newNodeClean(env), newAskAgent()} {
 		cmd.GroupID = "node"
 		root.AddCommand(cmd)
 	}

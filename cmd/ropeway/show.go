@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"io"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -109,15 +110,32 @@ func newDoctor(env environment, g *global) *cobra.Command {
 		if err != nil {
 			return err
 		}
-		if err := report.Write(cmd.OutOrStdout(), format, d, d.Table); err != nil {
-			return err
-		}
-		if d.Failed() {
-			return errSaid
-		}
-		return nil
+		return writeJudged(cmd.OutOrStdout(), format, d)
 	}
 	return cmd
+}
+
+// table is what a report is, beside data.
+type table interface {
+	Table(w io.Writer, wide bool) error
+}
+
+// judged is a report that may say that something is wrong.
+type judged interface {
+	table
+	Failed() bool
+}
+
+// writeJudged writes a report; its error ends the command with code 1 if
+// something is wrong.
+func writeJudged(w io.Writer, format report.Format, j judged) error {
+	if err := report.Write(w, format, j, j.Table); err != nil {
+		return err
+	}
+	if j.Failed() {
+		return errSaid
+	}
+	return nil
 }
 
 func (g *global) diagnose(cmd *cobra.Command, look *doctorCloud) (report.Diagnosis, error) {

@@ -16,7 +16,7 @@ type Cluster struct {
 	Objects
 }
 
-// ClusterView reads the cluster once, directly from the API server, in five
+// ClusterView reads the cluster once, directly from the API server, in eight
 // calls.
 func ClusterView(ctx context.Context, cfg *rest.Config) (*Cluster, error) {
 	api, err := NewClient(cfg)
@@ -24,6 +24,9 @@ func ClusterView(ctx context.Context, cfg *rest.Config) (*Cluster, error) {
 		return nil, err
 	}
 	objects, err := readObjects(ctx, api)
+	if err == nil {
+		err = objects.readPools(ctx, api)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("read the cluster from %s: %w", cfg.Host, err)
 	}

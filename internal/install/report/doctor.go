@@ -64,6 +64,7 @@ func Doctor(s *install.Survey, c *kube.Objects) Diagnosis {
 	d.faults(c)
 	d.availability(c)
 	d.leases(c)
+	d.pools(c)
 	d.cloudRoutes(c)
 	d.cloud(c)
 	return *d
