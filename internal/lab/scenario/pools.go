@@ -38,6 +38,7 @@ func (s *stage) routedPools(ctx context.Context) error {
 		return err
 	}
 	s.probes(ctx)
+	_ = s.r.Step(ctx, "API server, journals, kernels and host-local's files agree about every address", s.addressesAgree)
 	return s.r.Step(ctx, "an exact address by annotation: given once, and refused to a second pod with the reason", s.exactAddress)
 }
 
@@ -288,6 +289,23 @@ func (s *stage) poolsCount(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+// addressesAgree wants no difference, and nothing of host-local's but what its
+// live pods have: the files of those that ended went with them.
+func (s *stage) addressesAgree(ctx context.Context) error {
+	if err := s.ropeway(ctx, "ipam", "show"); err != nil {
+		return err
+	}
+	if err := s.ropeway(ctx, "ipam", "check"); err != nil {
+		return err
+	}
+	out, err := s.product.Run(ctx, s.l, "migrate", "addresses", "--dry-run")
+	s.r.Command("ropeway migrate addresses --dry-run", out)
+	if err == nil && !strings.Contains(string(out), " 0 taken over, 0 freed, 0 left as they are, 0 conflicts") {
+		err = errors.New("something of host-local's is left")
+	}
+	return err
 }
 
 // fixedPod asks for one address by annotation.
