@@ -65,7 +65,13 @@ type cluster struct {
 	held      map[PeerWay]string // Snapshot.HeldBack
 	// astray maps family -> why the fabric may drop what the node itself sends
 	// bare; missing where it does not.
-	astray   map[Family]string
+	astray map[Family]string
+	// singles are the addresses that nodes hold by themselves, asked those that
+	// they wait for; both in order.
+	singles, asked []single
+	// apart maps node -> its singles that lie in none of its ranges: the others
+	// are reached as these are.
+	apart    map[int][]netip.Prefix
 	problems []Problem
 }
 
@@ -76,6 +82,7 @@ func check(self string, network Network, nodes []Node) *cluster {
 	c.checkNodes(nodes)
 	c.checkAddresses()
 	c.collectClaims()
+	c.collectSingles()
 	return c
 }
 

@@ -43,6 +43,7 @@ type way struct {
 	// probed is where the range is probed; invalid if it cannot be. Direct is
 	// proven by that alone, since the fabric has a route of its own for each range.
 	probed netip.Addr
+	single bool // to an address that the peer holds by itself
 }
 
 // reasonPreferred is a Route's reason where nothing stands against the most
@@ -114,6 +115,9 @@ func (c *cluster) hold(w way, now use, options []option, found evidence) *choice
 	if now.transport == "" || slices.ContainsFunc(options, func(o option) bool { return o.transport == now.transport }) {
 		return nil
 	}
+	if now.transport == Direct && c.noFabric(w) != "" {
+		return nil
+	}
 	outer, ok := c.underlay(w.self, w.peer, now.transport, w.family)
 	if !ok || outer != now.outer {
 		return nil // another machine: what was known of the way is known no more
@@ -143,12 +147,16 @@ func (c *cluster) options(w way, found evidence) []option {
 		}
 		return ok
 	}
-	for _, t := range c.net.Transports {
+	allowed := c.mayUse(w)
+	if why := c.noFabric(w); why != "" && slices.Contains(c.net.Transports, Direct) {
+		skipped = append(skipped, "direct: "+why)
+	}
+	for _, t := range allowed {
 		switch {
 		case add(t):
 		case t == IPIP:
 			skipped = append(skipped, "ipip carries IPv4 over IPv4 only")
-			if !slices.Contains(c.net.Transports, VXLAN) {
+			if !slices.Contains(allowed, VXLAN) {
 				add(VXLAN)
 			}
 		case t == Direct:

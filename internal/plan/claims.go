@@ -58,6 +58,7 @@ func RangesOf(network Network, node Node, all []Node) []Range {
 				r.Except = append(r.Except, other.dst)
 			}
 		}
+		r.Except = append(r.Except, c.keptFrom(i, own.dst)...)
 		out = append(out, r)
 	}
 	return out
@@ -304,7 +305,7 @@ func (c *cluster) owns(i int, a netip.Addr) bool {
 			longest = max(longest, cl.dst.Bits())
 		}
 	}
-	if longest < 0 {
+	if longest < 0 || c.isKept(i, a) {
 		return false
 	}
 	return !slices.ContainsFunc(c.contested, func(cl claim) bool {
@@ -338,10 +339,14 @@ func (c *cluster) firstOwn(i int, cl claim) netip.Addr {
 		taker := slices.IndexFunc(c.contested, func(o claim) bool {
 			return o.node != i && o.dst.Contains(a) && o.dst.Bits() > cl.dst.Bits()
 		})
-		if taker < 0 {
+		switch {
+		case taker >= 0:
+			a = cidr.Last(c.contested[taker].dst).Next()
+		case c.isKept(i, a):
+			a = a.Next()
+		default:
 			return a
 		}
-		a = cidr.Last(c.contested[taker].dst).Next()
 	}
 	return netip.Addr{}
 }

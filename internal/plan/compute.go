@@ -32,6 +32,7 @@ func Compute(s Snapshot) State {
 		state.Addresses = c.nodes[self].Addresses
 		state.Sources = c.sources(self)
 		state.CIDRs = c.destinations(self)
+		state.Singles = c.apart[self]
 		state.VXLAN.MAC = c.vtep(self)
 		found := c.learn(s.Probes)
 		state.Bare = c.bare(self, found)
@@ -42,9 +43,17 @@ func Compute(s Snapshot) State {
 }
 
 // carriers returns the transports that packets between nodes may be in: the
-// allowed ones, and vxlan where nothing else carries IPv6.
+// allowed ones, the tunnels that lead to singles, and vxlan where nothing else
+// carries IPv6.
 func (c *cluster) carriers() []Transport {
 	out := slices.Clone(c.net.Transports)
+	if len(c.apart) > 0 {
+		for _, t := range tunnelsOf(out) {
+			if !slices.Contains(out, t) {
+				out = append(out, t)
+			}
+		}
+	}
 	isIPv6 := func(p netip.Prefix) bool { return FamilyOf(p.Addr()) == IPv6 }
 	if slices.ContainsFunc(c.net.PodCIDRs, isIPv6) && !slices.Contains(out, VXLAN) {
 		out = append(out, VXLAN)
@@ -119,9 +128,10 @@ func (c *cluster) planPeers(state *State, self int, found evidence, now ways) {
 		}
 		dsts := c.destinations(i)
 		state.Peers = append(state.Peers, Peer{
-			Name: n.Name, Addresses: n.Addresses, Sources: c.sources(i), CIDRs: dsts, VTEP: c.vtep(i),
+			Name: n.Name, Addresses: n.Addresses, Sources: c.sources(i), CIDRs: append(dsts, c.apart[i]...), VTEP: c.vtep(i),
 		})
 		state.Routes = append(state.Routes, c.routesTo(self, i, found, now)...)
+		state.Routes = append(state.Routes, c.routesToSingles(self, i, found, now)...)
 	}
 	for _, r := range state.Routes { // one that is allowed no more carries packets all the same
 		if !slices.Contains(state.Transports, r.Transport) {
@@ -132,14 +142,16 @@ func (c *cluster) planPeers(state *State, self int, found evidence, now ways) {
 	slices.SortFunc(state.Routes, func(a, b Route) int { return a.Dst.Compare(b.Dst) })
 }
 
+// asked is what a transport is chosen by; most ranges of a peer are alike.
+type asked struct {
+	way
+	now use
+}
+
 // routesTo returns the routes to one peer's ranges: one for each that cannot be
 // merged with another that is reached alike.
 func (c *cluster) routesTo(self, peer int, found evidence, now ways) []Route {
-	type asked struct {
-		way
-		now use
-	}
-	chosen := map[asked]*choice{} // most ranges of a peer are alike
+	chosen := map[asked]*choice{}
 	type kind struct {
 		use
 		mtu int
@@ -147,7 +159,7 @@ func (c *cluster) routesTo(self, peer int, found evidence, now ways) []Route {
 	alike := map[kind]*merging{}
 	var order []kind
 	for _, cl := range c.separate(peer) {
-		ask := asked{way{self, peer, FamilyOf(cl.dst.Addr()), c.probedAt(cl)}, now.to(c.nodes[peer].Name, cl.dst)}
+		ask := asked{way{self: self, peer: peer, family: FamilyOf(cl.dst.Addr()), probed: c.probedAt(cl)}, now.to(c.nodes[peer].Name, cl.dst)}
 		if _, done := chosen[ask]; !done {
 			chosen[ask] = c.choose(ask.way, ask.now, found)
 		}

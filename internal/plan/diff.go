@@ -21,8 +21,8 @@ const (
 // Change is one difference between two States of a node.
 type Change struct {
 	Action Action
-	// Kind is what differs: setting, address, source, range, pod network,
-	// bare source, bare destination, pod that reaches the metadata service,
+	// Kind is what differs: setting, address, source, range, single, pod
+	// network, bare source, bare destination, pod that reaches the metadata service,
 	// peer, route or problem.
 	Kind string
 	// Name says which one of its kind.
@@ -71,6 +71,7 @@ func Diff(before, after State) []Change {
 		{"address", func(s State) []item { return names(s.Addresses) }},
 		{"source", func(s State) []item { return names(s.Sources) }},
 		{"range", func(s State) []item { return names(s.CIDRs) }},
+		{"single", func(s State) []item { return names(s.Singles) }},
 		{"pod network", func(s State) []item { return names(s.PodCIDRs) }},
 		{"bare source", func(s State) []item { return names(s.Bare.Sources) }},
 		{"bare destination", func(s State) []item { return names(s.Bare.Destinations) }},

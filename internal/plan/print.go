@@ -13,6 +13,9 @@ func (s State) String() string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "node %s  addresses %s  sources %s\n", orNone(s.Self), join(s.Addresses), join(s.Sources))
 	fmt.Fprintf(&b, "owns %s  of %s\n", join(s.CIDRs), join(s.PodCIDRs))
+	if len(s.Singles) > 0 {
+		fmt.Fprintf(&b, "holds %s  one by one\n", join(s.Singles))
+	}
 	fmt.Fprintf(&b, "transports %s  mtu %s  vxlan vni %d port %d mac %s  masquerade %s\n",
 		join(s.Transports), s.MTU, s.VXLAN.VNI, s.VXLAN.Port, s.VXLAN.MAC, onOff(s.Masquerade))
 	if len(s.Bare.Sources) > 0 {

@@ -1,6 +1,7 @@
 package plan_test
 
 import (
+	"cmp"
 	"fmt"
 	"net/netip"
 	"reflect"
@@ -24,6 +25,8 @@ func anyPrefix(t *rapid.T) netip.Prefix {
 	return netip.PrefixFrom(addr, bits).Masked()
 }
 
+func anyAddress(t *rapid.T) netip.Addr { return anyPrefix(t).Addr() }
+
 // anyNodes generates nodes that each have an address of their own and any
 // ranges, which may overlap in every way.
 func anyNodes(t *rapid.T) []plan.Node {
@@ -36,6 +39,8 @@ func anyNodes(t *rapid.T) []plan.Node {
 			Addresses: []netip.Addr{netip.AddrFrom4([4]byte{192, 168, 0, byte(i + 1)})},
 			NodeCIDRs: rapid.SliceOfN(rapid.Custom(anyPrefix), 0, 2).Draw(t, "node CIDRs"),
 			Blocks:    rapid.SliceOfN(rapid.Custom(anyPrefix), 0, 3).Draw(t, "blocks"),
+			Singles:   rapid.SliceOfN(rapid.Custom(anyAddress), 0, 2).Draw(t, "singles"),
+			Asked:     rapid.SliceOfN(rapid.Custom(anyAddress), 0, 1).Draw(t, "asked"),
 			Ready:     rapid.Bool().Draw(t, "ready"),
 		})
 	}
@@ -46,6 +51,7 @@ func anyNetwork(t *rapid.T) plan.Network {
 	return plan.Network{
 		PodCIDRs: []netip.Prefix{podNetwork},
 		NodeCIDR: rapid.Bool().Draw(t, "node CIDR"),
+		Shared:   rapid.SliceOfN(rapid.Custom(anyPrefix), 0, 1).Draw(t, "shared"),
 		Transports: rapid.SampledFrom([][]plan.Transport{
 			{plan.IPIP, plan.VXLAN}, {plan.VXLAN, plan.IPIP}, {plan.IPIP}, {plan.VXLAN},
 			{plan.Direct}, {plan.Direct, plan.IPIP}, {plan.VXLAN, plan.Direct}, {plan.Direct, plan.IPIP, plan.VXLAN},
@@ -87,8 +93,14 @@ func TestEveryDestinationHasOneRoute(t *testing.T) {
 			}
 			routes[r.Dst] = r.Peer
 		}
+		singles := singleHolders(s.Nodes)
 		for _, n := range s.Nodes {
 			owned := plan.Destinations(s.Network, n, s.Nodes)
+			for a := range singles {
+				if singles[a] == n.Name && !slices.ContainsFunc(owned, func(p netip.Prefix) bool { return p.Contains(a) }) {
+					owned = append(owned, netip.PrefixFrom(a, 32))
+				}
+			}
 			if n.Name == s.Self {
 				for _, dst := range owned {
 					if peer, routed := routes[dst]; routed {
@@ -105,7 +117,7 @@ func TestEveryDestinationHasOneRoute(t *testing.T) {
 					delete(routes, dst)
 				}
 			}
-			if !slices.Equal(cidr.Aggregate(routed), cidr.Aggregate(owned)) {
+			if got, want := cidr.Aggregate(routed), cidr.Aggregate(owned); !slices.Equal(got, want) {
 				t.Fatalf("%v of %s is routed as %v", owned, n.Name, routed)
 			}
 		}
@@ -113,6 +125,24 @@ func TestEveryDestinationHasOneRoute(t *testing.T) {
 			t.Fatalf("routes to what nobody owns: %v", routes)
 		}
 	})
+}
+
+// singleHolders maps address in the pod network -> the node that holds it by
+// itself: of several, the oldest.
+func singleHolders(nodes []plan.Node) map[netip.Addr]string {
+	sorted := slices.Clone(nodes)
+	slices.SortFunc(sorted, func(a, b plan.Node) int {
+		return cmp.Or(cmp.Compare(b.Created, a.Created), cmp.Compare(b.UID, a.UID))
+	})
+	out := map[netip.Addr]string{}
+	for _, n := range sorted {
+		for _, a := range n.Singles {
+			if podNetwork.Contains(a) {
+				out[a] = n.Name
+			}
+		}
+	}
+	return out
 }
 
 // holder returns which node an address leads to by the longest prefix of a
@@ -124,7 +154,7 @@ func holder(s plan.State, a netip.Addr) string {
 			longest, name = p.Bits(), to
 		}
 	}
-	for _, p := range s.CIDRs {
+	for _, p := range slices.Concat(s.CIDRs, s.Singles) {
 		consider(p, s.Self)
 	}
 	for _, r := range s.Routes {
@@ -143,7 +173,7 @@ func TestNodesAgree(t *testing.T) {
 		for _, n := range nodes {
 			states = append(states, plan.Compute(plan.Snapshot{Self: n.Name, Network: network, Nodes: nodes}))
 		}
-		givers := map[netip.Addr]string{}
+		givers, singles := map[netip.Addr]string{}, singleHolders(nodes)
 		for _, n := range nodes {
 			for _, a := range givable(network, n, nodes) {
 				if other, taken := givers[a]; taken && other != n.Name {
@@ -161,6 +191,9 @@ func TestNodesAgree(t *testing.T) {
 			}
 			if giver, may := givers[a]; may && giver != to {
 				t.Fatalf("%s may be given by %s but leads to %q", a, giver, to)
+			}
+			if single := singles[a]; single != "" && to != single {
+				t.Fatalf("%s is held by %s and leads to %q", a, single, to)
 			}
 		}
 	})

@@ -22,10 +22,11 @@ var rewrite = flag.Bool("rewrite", false, "write the scenarios' output as it is 
 // something; the lines behind a question that begin with "|" are its answer.
 //
 //	network pods=CIDR,.. transports=T,.. nodecidr mtu=N|MODE masquerade port=N vni=N
+//	network shared=CIDR,..  leased address by address
 //	network fabric=CIDR,..  where the fabric's routes hold
 //	network metadata=A,.. exempt=NAMESPACE,..
 //	pod NAMESPACE|- LINK    a pod of every node that is planned for
-//	node NAME uid=U created=N addr=A,.. blocks=CIDR,.. cidrs=CIDR,.. holds=CIDR,.. sources=A,.. ready refuses=T:WHY fault=F:WHY
+//	node NAME uid=U created=N addr=A,.. blocks=CIDR,.. cidrs=CIDR,.. holds=CIDR,.. singles=A,.. asked=A,.. sources=A,.. ready refuses=T:WHY fault=F:WHY
 //	probe FROM TO FAMILY TRANSPORT[@ADDRESS] ok|fail|FAULT|PATHMTU REASON   a fault is a failure, a path MTU an answer
 //	forget node NAME | forget probes | forget pod LINK
 //	hold NODE | hold     from now on, the routes that NODE was last planned are in its kernel (nobody's are)
@@ -242,6 +243,8 @@ func (s *scenario) network(words []string) {
 			n.PodCIDRs = each(value, s.prefix)
 		case "transports":
 			n.Transports = each(value, func(v string) plan.Transport { return plan.Transport(v) })
+		case "shared":
+			n.Shared = each(value, s.prefix)
 		case "nodecidr":
 			n.NodeCIDR = true
 		case "blocks":
@@ -289,6 +292,10 @@ func (s *scenario) node(name string, words []string) {
 			n.Blocks = each(value, s.prefix)
 		case "cidrs":
 			n.NodeCIDRs = each(value, s.prefix)
+		case "singles":
+			n.Singles = each(value, s.addr)
+		case "asked":
+			n.Asked = each(value, s.addr)
 		case "holds":
 			n.Holds = each(value, s.prefix)
 		case "sources":

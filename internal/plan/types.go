@@ -54,9 +54,12 @@ type MTUPolicy struct {
 
 // Network is the cluster-wide configuration in force.
 type Network struct {
-	ClusterID  string         // UID of the kube-system namespace
-	PodCIDRs   []netip.Prefix // of one or both families
-	NodeCIDR   bool           // addresses come from spec.podCIDRs, not from blocks
+	ClusterID string         // UID of the kube-system namespace
+	PodCIDRs  []netip.Prefix // of one or both families
+	NodeCIDR  bool           // addresses come from spec.podCIDRs, not from blocks
+	// Shared are parts of PodCIDRs that are leased to nodes address by address:
+	// nobody gives others of them, whoever's podCIDR they are in.
+	Shared     []netip.Prefix
 	BlockBits  map[Family]int // family -> prefix length of a block
 	Transports []Transport    // allowed, the most preferred first
 	VXLANPort  uint16
@@ -84,6 +87,10 @@ type Node struct {
 	NodeCIDRs []netip.Prefix
 	// Blocks are the leases that the node holds.
 	Blocks []netip.Prefix
+	// Singles are addresses that the node holds by themselves, wherever they
+	// lie; Asked are those that it waits for: until the node whose range they
+	// lie in has let go of them, nobody gives them.
+	Singles, Asked []netip.Addr
 	// Holds are ranges that the node's agent says are in use there. Those of
 	// NodeCIDRs that are among them are the node's also where addresses come
 	// from blocks: pods may still have addresses of before.
@@ -149,6 +156,7 @@ type State struct {
 	Addresses  []netip.Addr   // own, in the fabric
 	Sources    []netip.Addr   // own, in the pod network, as Node.Sources: assigned to lo
 	CIDRs      []netip.Prefix // own destinations, aggregated
+	Singles    []netip.Prefix // own addresses outside CIDRs, one by one
 	PodCIDRs   []netip.Prefix // pods' packets to these leave untranslated
 	Transports []Transport    // allowed, and others in use; MTU and MSS follow the smallest
 	VXLAN      VXLANDevice
