@@ -89,9 +89,8 @@ type AddressPoolSpec struct {
 	PodSelector *metav1.LabelSelector `json:"podSelector,omitempty"`
 }
 
-// ConditionServed of a pool is False when some of its addresses lie in no node's
-// range: this version gives a pool's addresses only on the node whose range they
-// lie in.
+// ConditionServed of a pool says where its addresses are given: on any node, or,
+// where they lie in a node's podCIDR or block, on that node alone.
 const ConditionServed = "Served"
 
 // AddressPoolStatus is what became of a pool.

@@ -260,10 +260,19 @@ func TestLeasesGoForwardOnly(t *testing.T) {
 	}
 	defer c.Delete(context.Background(), b)
 	for want, change := range map[string]func(*v1alpha1.AddressBlockSpec){
-		"a lease's CIDR never changes":           func(s *v1alpha1.AddressBlockSpec) { s.CIDR = "10.9.0.64/26" },
-		"a lease's generation never goes back":   func(s *v1alpha1.AddressBlockSpec) { s.Generation = 1 },
-		"spec.nodeUID":                           func(s *v1alpha1.AddressBlockSpec) { s.NodeUID = "" },
-		"spec.node in body should be at least 1": func(s *v1alpha1.AddressBlockSpec) { s.Node = "" },
+		"a lease's CIDR never changes":         func(s *v1alpha1.AddressBlockSpec) { s.CIDR = "10.9.0.64/26" },
+		"a lease's generation never goes back": func(s *v1alpha1.AddressBlockSpec) { s.Generation = 1 },
+		"names its node and the node's UID":    func(s *v1alpha1.AddressBlockSpec) { s.NodeUID = "" },
+		"a lease names its node":               func(s *v1alpha1.AddressBlockSpec) { s.Node, s.NodeUID = "", "" },
+		"does not become a shared block":       func(s *v1alpha1.AddressBlockSpec) { s.Node, s.NodeUID, s.Sharing = "", "", v1alpha1.SharingDeclared },
+		"a shared block is no node's":          func(s *v1alpha1.AddressBlockSpec) { s.Sharing = v1alpha1.SharingDeclared },
+		"keptFor are of single addresses": func(s *v1alpha1.AddressBlockSpec) {
+			s.KeptFor = &v1alpha1.KeptFor{Namespace: "d", Pod: "web-0", StatefulSet: "web", UID: "u"}
+		},
+		"pool, from and keptFor":          func(s *v1alpha1.AddressBlockSpec) { s.Pool = "AddressPool/p" },
+		"pool, from":                      func(s *v1alpha1.AddressBlockSpec) { s.From = "b" },
+		"a grant is the word of":          func(s *v1alpha1.AddressBlockSpec) { s.Grant = v1alpha1.Granted },
+		"spec.sharing: Unsupported value": func(s *v1alpha1.AddressBlockSpec) { s.Node, s.NodeUID, s.Sharing = "", "", "Maybe" },
 	} {
 		next := b.DeepCopy()
 		change(&next.Spec)

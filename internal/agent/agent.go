@@ -50,6 +50,7 @@ type client interface {
 	leaseAPI
 	publishAPI
 	podAPI
+	shareAPI
 	Run(ctx context.Context) error
 }
 
@@ -112,9 +113,10 @@ func newNode(ctx context.Context, cfg Config, p parts) (*node, error) {
 	m := newMetrics()
 	again := make(chan struct{}, 1)
 	more := func() { notify(again) }
+	sharer := newSharer(p.client, book, &cfg, m, more)
 	n := &node{
 		config: &cfg, cluster: p.client, dataplane: p.dataplane, book: book, board: newBoard(service{notReady: "the agent is starting"}),
-		leaser: newLeaser(p.client, book, &cfg, m, more), prober: probe.New(p.wire, cfg.Log),
+		leaser: newLeaser(p.client, book, &cfg, m, more, sharer.hold), sharer: sharer, prober: probe.New(p.wire, cfg.Log),
 		publisher: newPublisher(p.client, &cfg), installer: newInstaller(&cfg, p.client.NodeEvent),
 		metrics: m, log: cfg.Log, again: again, more: more, last: last,
 	}
@@ -137,14 +139,14 @@ func (n *node) work(ctx context.Context, p parts) error {
 	if err != nil {
 		return errors.Join(err, port.Close(), socket.Close())
 	}
-	s := &server{book: n.book, pods: p.client, board: n.board, wait: n.config.timing.addWait, more: n.leaser.more,
+	s := &server{book: n.book, pods: p.client, board: n.board, wait: n.config.timing.addWait, more: n.leaser.more, sharer: n.sharer,
 		version: n.config.Version, metrics: n.metrics, log: n.log}
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return p.client.Run(ctx) })
 	group.Go(func() error { return cniwire.Serve(ctx, socket, s.handle) })
 	group.Go(func() error { return w.serve(ctx, port) })
 	group.Go(func() error { return serveAdmin(ctx, adminSocket, &admin{book: n.book, pods: p.client}) })
-	for _, loop := range []func(context.Context){n.prober.Run, n.leaser.run, n.publisher.run, n.followBook, n.reap,
+	for _, loop := range []func(context.Context){n.prober.Run, n.leaser.run, n.sharer.run, n.publisher.run, n.followBook, n.reap,
 		func(ctx context.Context) { n.run(ctx, p.changes) }} {
 		group.Go(func() error { loop(ctx); return nil })
 	}
@@ -165,6 +167,7 @@ func (n *node) followBook(ctx context.Context) {
 			return
 		case <-n.book.Changed():
 			n.leaser.more()
+			n.sharer.more()
 			n.board.poke()
 			if n.exempt.Load().differs(n.book) {
 				n.more()

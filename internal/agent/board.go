@@ -25,6 +25,12 @@ type service struct {
 	podMTU   int // bytes
 	// pools says which pools serve a pod; nil while they have not been read.
 	pools *pool.Index
+	// kept maps pod -> the address that is kept for it, on this node.
+	kept map[keptPod]netip.Addr
+	// ceded are addresses of the node's ranges that other nodes hold or ask for.
+	ceded []netip.Addr
+	// bound are the pools that have addresses in the node's own ranges.
+	bound map[string]bool
 	// leaseProblem says why no block could be leased, in a sentence.
 	leaseProblem string
 }
@@ -36,6 +42,19 @@ func (s service) owns(a netip.Addr) (netip.Prefix, bool) {
 		return netip.Prefix{}, false
 	}
 	return s.cidrs[i], true
+}
+
+// network returns the range that an address is of: the node's own, or, of one
+// that the node holds by itself, the pod network's.
+func (s service) network(a netip.Addr) netip.Prefix {
+	for _, list := range [][]netip.Prefix{s.cidrs, s.podCIDRs} {
+		for _, p := range list {
+			if p.Contains(a) {
+				return p
+			}
+		}
+	}
+	return netip.PrefixFrom(a, a.BitLen())
 }
 
 // board shows the current service, and wakes whoever waits for another.

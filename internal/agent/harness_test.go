@@ -19,6 +19,7 @@ import (
 	"ropeway.dev/ropeway/internal/cniwire"
 	"ropeway.dev/ropeway/internal/dataplane"
 	"ropeway.dev/ropeway/internal/ipam/pool"
+	"ropeway.dev/ropeway/internal/ipam/share"
 	"ropeway.dev/ropeway/internal/kube"
 	"ropeway.dev/ropeway/internal/plan"
 )
@@ -47,6 +48,7 @@ type fakeAPI struct {
 	pods    []kube.Pod // of every node
 	unread  bool       // pods have not been read
 	log     []string   // what was done, in order
+	serial  int        // of objects
 }
 
 func newFakeAPI() *fakeAPI {
@@ -186,12 +188,6 @@ func (a *fakeAPI) view(self string) kube.View {
 		v.Snapshot.Network = a.network
 	}
 	for _, n := range a.nodes {
-		n.Blocks = nil
-		for _, l := range a.leases {
-			if l.Node == n.Name {
-				n.Blocks = append(n.Blocks, l.Prefix)
-			}
-		}
 		if st, ok := a.published[n.Name]; ok && st.NodeUID == n.UID {
 			n.Ready, n.Sources, n.VTEP, n.Refuses, n.Faults = n.Ready || st.Programmed.Status, st.Sources, st.VTEP, st.Refuses, st.Faults
 			n.Holds = st.CIDRs
@@ -204,6 +200,7 @@ func (a *fakeAPI) view(self string) kube.View {
 		}
 		v.Snapshot.Nodes = append(v.Snapshot.Nodes, n)
 	}
+	kube.SetLeases(&v.Snapshot, a.leases)
 	return v
 }
 
@@ -244,10 +241,11 @@ func (c *fakeClient) Publish(ctx context.Context, s kube.NodeStatus) error {
 	return nil
 }
 
-func (c *fakeClient) ClaimBlock(ctx context.Context, p netip.Prefix) error {
+func (c *fakeClient) ClaimBlock(ctx context.Context, p netip.Prefix) (kube.Lease, error) {
 	if err := c.call(ctx); err != nil {
-		return err
+		return kube.Lease{}, err
 	}
+	var made kube.Lease
 	var err error
 	c.api.change(func(a *fakeAPI) {
 		for _, l := range a.leases {
@@ -256,25 +254,146 @@ func (c *fakeClient) ClaimBlock(ctx context.Context, p netip.Prefix) error {
 				return
 			}
 		}
-		a.leases = append(a.leases, kube.Lease{Prefix: p, Node: c.node, NodeUID: a.uid(c.node), Generation: 1})
+		made = a.stamp(kube.Lease{Prefix: p, Node: c.node, NodeUID: a.uid(c.node), Generation: 1})
+		a.leases = append(a.leases, made)
 		a.log = append(a.log, "claim "+c.node)
 	})
-	return err
+	return made, err
 }
 
-func (c *fakeClient) AdoptBlock(ctx context.Context, p netip.Prefix) error {
+func (c *fakeClient) AdoptBlock(ctx context.Context, p netip.Prefix) (kube.Lease, error) {
 	if err := c.call(ctx); err != nil {
-		return err
+		return kube.Lease{}, err
 	}
+	var adopted kube.Lease
 	c.api.change(func(a *fakeAPI) {
 		for i := range a.leases {
 			if a.leases[i].Prefix == p && a.leases[i].NodeUID != a.uid(c.node) { // as kube.NodeClient: once
 				a.leases[i].NodeUID = a.uid(c.node)
 				a.leases[i].Generation++
 			}
+			if a.leases[i].Prefix == p {
+				adopted = a.leases[i]
+			}
 		}
 	})
-	return nil
+	return adopted, nil
+}
+
+// stamp gives a lease the identity of its object, and a new version of it.
+func (a *fakeAPI) stamp(l kube.Lease) kube.Lease {
+	a.serial++
+	l.Version = fmt.Sprint(a.serial)
+	if l.ObjectUID == "" {
+		l.ObjectUID = "uid-" + l.Version
+	}
+	return l
+}
+
+func (c *fakeClient) LiveLeases(ctx context.Context) ([]kube.Lease, error) {
+	if err := c.call(ctx); err != nil {
+		return nil, err
+	}
+	c.api.mu.Lock()
+	defer c.api.mu.Unlock()
+	return slices.Clone(c.api.leases), nil
+}
+
+func (c *fakeClient) ShareBlock(ctx context.Context, p netip.Prefix) error {
+	l, err := c.makeLease(ctx, kube.Lease{Prefix: p, Generation: 1, Sharing: share.Declared})
+	if kube.IsTaken(err) {
+		return nil
+	}
+	return errors.Join(err, c.ConfirmShared(ctx, l))
+}
+
+func (c *fakeClient) ConfirmShared(ctx context.Context, l kube.Lease) error {
+	c.api.mu.Lock()
+	for _, n := range c.api.nodes {
+		for _, p := range n.NodeCIDRs {
+			if p.Overlaps(l.Prefix) {
+				c.api.mu.Unlock()
+				return c.Unshare(ctx, l)
+			}
+		}
+	}
+	c.api.mu.Unlock()
+	next := l
+	next.Sharing = share.Confirmed
+	_, err := c.putLease(ctx, l, &next)
+	return err
+}
+
+func (c *fakeClient) Unshare(ctx context.Context, l kube.Lease) error {
+	_, err := c.putLease(ctx, l, nil)
+	return err
+}
+
+func (c *fakeClient) ClaimAddress(ctx context.Context, claim share.Claim) (kube.Lease, error) {
+	claim.NodeUID = "uid-" + c.node
+	return c.makeLease(ctx, claim.Lease)
+}
+
+func (c *fakeClient) TakeAddress(ctx context.Context, l kube.Lease) (kube.Lease, error) {
+	next := l
+	next.Node, next.NodeUID, next.Generation = c.node, "uid-"+c.node, l.Generation+1
+	return c.putLease(ctx, l, &next)
+}
+
+func (c *fakeClient) ReleaseAddress(ctx context.Context, l kube.Lease) error {
+	if l.KeptFor == (share.Kept{}) || l.Node == "" {
+		return c.Unshare(ctx, l)
+	}
+	next := l
+	next.Node, next.NodeUID, next.Generation = "", "", l.Generation+1
+	_, err := c.putLease(ctx, l, &next)
+	return err
+}
+
+func (c *fakeClient) AnswerAddress(ctx context.Context, answer share.Answer) error {
+	next := answer.Lease
+	next.Grant, next.Reason = answer.Grant, answer.Reason
+	_, err := c.putLease(ctx, answer.Lease, &next)
+	return err
+}
+
+// makeLease makes a lease whose name nobody has.
+func (c *fakeClient) makeLease(ctx context.Context, l kube.Lease) (made kube.Lease, err error) {
+	if err := c.call(ctx); err != nil {
+		return kube.Lease{}, err
+	}
+	c.api.change(func(a *fakeAPI) {
+		if slices.ContainsFunc(a.leases, func(o kube.Lease) bool { return o.Prefix == l.Prefix }) {
+			err = &kube.TakenError{Prefix: l.Prefix, Node: "another"}
+			return
+		}
+		made = a.stamp(l)
+		a.leases = append(a.leases, made)
+	})
+	return made, err
+}
+
+// putLease changes a lease that is as it was seen, or removes it.
+func (c *fakeClient) putLease(ctx context.Context, seen kube.Lease, next *kube.Lease) (put kube.Lease, err error) {
+	if err := c.call(ctx); err != nil {
+		return kube.Lease{}, err
+	}
+	c.api.change(func(a *fakeAPI) {
+		i := slices.IndexFunc(a.leases, func(o kube.Lease) bool { return o.Version == seen.Version })
+		switch {
+		case i < 0:
+			err = &kube.TakenError{Prefix: seen.Prefix, Node: "another"}
+		case next == nil:
+			a.leases = slices.Delete(a.leases, i, i+1)
+		default:
+			put = a.stamp(*next)
+			a.leases[i] = put
+		}
+	})
+	if kube.IsTaken(err) && (next == nil || next.Node != c.node) {
+		err = nil
+	}
+	return put, err
 }
 
 func (c *fakeClient) ReleaseBlock(ctx context.Context, p netip.Prefix) error {

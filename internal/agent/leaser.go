@@ -18,8 +18,8 @@ import (
 
 // leaseAPI is where leases are kept (kube.NodeClient).
 type leaseAPI interface {
-	ClaimBlock(ctx context.Context, block netip.Prefix) error
-	AdoptBlock(ctx context.Context, block netip.Prefix) error
+	ClaimBlock(ctx context.Context, block netip.Prefix) (kube.Lease, error)
+	AdoptBlock(ctx context.Context, block netip.Prefix) (kube.Lease, error)
 	ReleaseBlock(ctx context.Context, block netip.Prefix) error
 }
 
@@ -32,7 +32,8 @@ type leaser struct {
 	metrics *metrics
 	log     *slog.Logger
 	kick    chan struct{}
-	done    func() // called after something changed
+	done    func()           // called after something changed
+	held    func(kube.Lease) // called with leases that were made
 
 	mu      sync.Mutex
 	view    *kube.View // nil while there is none to decide on
@@ -41,8 +42,8 @@ type leaser struct {
 	problem string
 }
 
-func newLeaser(api leaseAPI, book *addresses.Book, cfg *Config, m *metrics, done func()) *leaser {
-	return &leaser{api: api, book: book, config: cfg, metrics: m, log: cfg.Log, kick: make(chan struct{}, 1), done: done}
+func newLeaser(api leaseAPI, book *addresses.Book, cfg *Config, m *metrics, done func(), held func(kube.Lease)) *leaser {
+	return &leaser{api: api, book: book, config: cfg, metrics: m, log: cfg.Log, kick: make(chan struct{}, 1), done: done, held: held}
 }
 
 // more asks the leaser to look at what is needed now.
@@ -140,13 +141,13 @@ func (l *leaser) consume(view *kube.View) {
 
 func (l *leaser) do(ctx context.Context, d lease.Decision, changed *bool) error {
 	for _, b := range d.Adopt {
-		if err := l.call(ctx, "adopt", b, l.api.AdoptBlock); err != nil {
+		if err := l.call(ctx, "adopt", b, l.making(l.api.AdoptBlock)); err != nil {
 			return err
 		}
 		*changed = true
 	}
 	for _, b := range d.Claim {
-		if err := l.call(ctx, "claim", b, l.api.ClaimBlock); err != nil {
+		if err := l.call(ctx, "claim", b, l.making(l.api.ClaimBlock)); err != nil {
 			return err
 		}
 		l.log.Info("leased a block of addresses", "block", b)
@@ -165,6 +166,17 @@ func (l *leaser) do(ctx context.Context, d lease.Decision, changed *bool) error 
 		*changed = true
 	}
 	return nil
+}
+
+// making is a call that makes a lease, which is then this node's.
+func (l *leaser) making(api func(context.Context, netip.Prefix) (kube.Lease, error)) func(context.Context, netip.Prefix) error {
+	return func(ctx context.Context, block netip.Prefix) error {
+		made, err := api(ctx, block)
+		if err == nil {
+			l.held(made)
+		}
+		return err
+	}
 }
 
 func (l *leaser) call(ctx context.Context, what string, block netip.Prefix, api func(context.Context, netip.Prefix) error) error {
@@ -195,9 +207,12 @@ func (l *leaser) setProblem(problem string) bool {
 // input gathers what the decision depends on.
 func (l *leaser) input(v kube.View, sources []netip.Addr, stated []netip.Prefix) lease.Input {
 	in := lease.Input{Network: v.Snapshot.Network, Node: v.Snapshot.Self, Sources: sources, Pooled: stated, Now: time.Now()}
-	var own []netip.Prefix
+	var own, singles []netip.Prefix
 	for _, le := range v.Leases {
-		mine := le.Node == v.Snapshot.Self
+		mine := le.Node == v.Snapshot.Self && !le.IsSingle()
+		if le.Node == v.Snapshot.Self && !mine {
+			singles = append(singles, le.Prefix)
+		}
 		in.Leases = append(in.Leases, lease.Lease{Prefix: le.Prefix, Mine: mine, Stale: mine && le.NodeUID != v.NodeUID})
 		if mine {
 			own = append(own, le.Prefix)
@@ -215,9 +230,9 @@ func (l *leaser) input(v kube.View, sources []netip.Addr, stated []netip.Prefix)
 		ranges[i].Reserved = append(ranges[i].Reserved, stated...) // pools give these
 	}
 	in.Usage = l.book.Usage(own, ranges)
-	covered := own
+	covered := slices.Concat(own, singles)
 	if in.Network.NodeCIDR {
-		covered = slices.Concat(own, in.NodeCIDRs)
+		covered = append(covered, in.NodeCIDRs...)
 	}
 	in.Uncovered = l.book.Outside(covered)
 	return in

@@ -43,7 +43,7 @@ func newLeaserBench(t *testing.T) *leaserBench {
 	cfg := &Config{NodeName: "a", Log: slog.New(slog.DiscardHandler)}
 	cfg.Defaults()
 	b := &leaserBench{t: t, api: api, client: api.client("a"), book: book, done: make(chan struct{}, 1)}
-	b.leaser = newLeaser(b.client, book, cfg, newMetrics(), func() { notify(b.done) })
+	b.leaser = newLeaser(b.client, book, cfg, newMetrics(), func() { notify(b.done) }, func(kube.Lease) {})
 	return b
 }
 

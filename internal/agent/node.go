@@ -44,6 +44,7 @@ type node struct {
 	book      *addresses.Book
 	board     *board
 	leaser    *leaser
+	sharer    *sharer
 	prober    *probe.Prober
 	publisher *publisher
 	installer *installer
@@ -62,6 +63,9 @@ type node struct {
 	setErr      error
 	kernelDirty bool // the kernel may differ from what was set
 	hold        string
+	admitted    bool                   // the API server has been read
+	kept        map[keptPod]netip.Addr // of pods that the node may run
+	ceded       []netip.Addr           // that others have of the node's ranges
 	seeded      bool
 	setBy       int64                      // generation of the ClusterNetwork that the kernel is set by
 	moves       plan.Moves                 // transports that were left because they failed
@@ -171,7 +175,11 @@ func (n *node) pass(ctx context.Context) error {
 		n.leaser.see(view, sendingFrom(n.last.Sources), n.pools.stated)
 		return n.withoutCluster(ctx, why, "")
 	}
-	n.hold = ""
+	view, ok := n.sharer.admit(view, n.last.NodeCIDRs)
+	if !ok {
+		return n.withoutCluster(ctx, "the leases of addresses have not been read from the API server yet", "")
+	}
+	n.hold, n.admitted = "", true
 	n.pools.update(view)
 	n.last.Pools = n.pools.usable
 	snapshot := n.overlay(view)
@@ -185,7 +193,9 @@ func (n *node) pass(ctx context.Context) error {
 	if n.setErr == nil {
 		n.setBy = view.NetworkGeneration
 	}
-	n.serve(snapshot, want)
+	singles := n.pools.singles(snapshot.Self, view.Leases)
+	n.ceded = cededAddresses(snapshot.Self, view.Leases)
+	n.serve(snapshot, want, singles)
 	n.leaser.see(view, sendingFrom(n.last.Sources), n.pools.stated)
 	n.prober.Set(probeView(snapshot, want, n.report.MTUs))
 	if !n.seeded {
@@ -194,7 +204,11 @@ func (n *node) pass(ctx context.Context) error {
 	}
 	conflistErr := n.installer.step(n.programmed && n.mayJoin(view))
 	n.publisher.publish(n.status(snapshot, want))
-	return errors.Join(n.setErr, conflistErr, n.save())
+	saveErr := n.save()
+	if saveErr == nil {
+		n.sharer.see(n.shareInput(view, self(snapshot)))
+	}
+	return errors.Join(n.setErr, conflistErr, saveErr)
 }
 
 // unusable says why a view cannot be planned from.
@@ -305,23 +319,26 @@ func (n *node) set(ctx context.Context, want plan.State, uid string) {
 // serve makes the CNI server work by what is in the kernel now. New ranges are
 // used only once the kernel has them: a pod is never wired to an address that
 // the node cannot receive.
-func (n *node) serve(s plan.Snapshot, want plan.State) {
+func (n *node) serve(s plan.Snapshot, want plan.State, singles []kube.Lease) {
 	own := self(s)
 	n.last.Network = s.Network
 	n.last.NodeCIDRs = own.NodeCIDRs
-	ranges := n.pools.divide(rangesOf(s, want.Sources))
+	ranges := append(n.pools.divide(rangesOf(s, want.Sources)), singleRanges(singles)...)
 	if !n.usable {
 		known := prefixesOf(n.last.Ranges)
 		ranges = slices.DeleteFunc(ranges, func(r ipam.Range) bool { return !cidr.CoveredByAny(known, r.Prefix) })
 	}
 	n.last.Ranges = ranges
 	n.book.SetRanges(ranges)
+	n.kept = keptAddresses(singles)
 	n.board.set(n.service(problemsOf(want.Problems, s.Self)))
 }
 
-// serveLast is serve for what the node did last.
+// serveLast is serve for what the node did last. Single addresses are left out
+// while the API server has not been read: the agent before this one may have
+// given them back.
 func (n *node) serveLast() {
-	n.book.SetRanges(n.last.Ranges)
+	n.book.SetRanges(slices.DeleteFunc(slices.Clone(n.last.Ranges), func(r ipam.Range) bool { return r.Single && !n.admitted }))
 	n.board.set(n.service(nil))
 }
 
@@ -331,7 +348,7 @@ func (n *node) service(problems []plan.Problem) service {
 		podCIDRs: n.last.Network.PodCIDRs, cidrs: n.last.Plan.CIDRs, sources: n.last.Sources,
 		nodeCIDRs: n.last.NodeCIDRs, nodeCIDRMode: n.last.Network.NodeCIDR, podMTU: n.last.PodMTU,
 		families: lease.Families(n.last.Network.PodCIDRs), leaseProblem: n.leaser.problemNow(),
-		pools: n.pools.index,
+		pools: n.pools.index, kept: n.kept, ceded: n.ceded, bound: boundPools(n.last.Ranges),
 	}
 	usable := lease.Families(prefixesOf(n.last.Ranges))
 	if s.nodeCIDRMode && len(usable) > 0 {

@@ -166,7 +166,7 @@ func TestAddWaitsForLease(t *testing.T) {
 	go func() { got <- a.add("early") }()
 	eventually(t, func() string {
 		now, _ := a.node.board.get()
-		if !strings.Contains(now.notReady, "waits for its first block") {
+		if !strings.Contains(now.notReady, "have not been read") && !strings.Contains(now.notReady, "waits for its first block") {
 			return "the reason that pods wait for: " + now.notReady
 		}
 		return ""

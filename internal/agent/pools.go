@@ -9,6 +9,7 @@ import (
 	"ropeway.dev/ropeway/internal/cniwire"
 	"ropeway.dev/ropeway/internal/ipam"
 	"ropeway.dev/ropeway/internal/ipam/pool"
+	"ropeway.dev/ropeway/internal/ipam/share"
 	"ropeway.dev/ropeway/internal/kube"
 	"ropeway.dev/ropeway/internal/plan"
 )
@@ -110,11 +111,24 @@ func intersection(a, b netip.Prefix) (netip.Prefix, bool) {
 	return b, true
 }
 
+// boundPools returns the pools that have addresses in the node's own ranges.
+func boundPools(ranges []ipam.Range) map[string]bool {
+	out := map[string]bool{}
+	for _, r := range ranges {
+		if r.Pool != "" && !r.Single {
+			out[r.Pool] = true
+		}
+	}
+	return out
+}
+
 // wanted is what an attachment is to get.
 type wanted struct {
 	choice pool.Choice
 	wants  []ipam.Want
-	pools  []*pool.Pool // that wants name
+	// needs are what is leased if a want cannot be had, one for each want.
+	needs []share.Need
+	pools []*pool.Pool // that wants name
 }
 
 // pool returns the pool that an address was given from, nil for what serves by
@@ -133,6 +147,7 @@ func (s *server) wantsOf(now service, req cniwire.Request) (wanted, error) {
 	if now.pools == nil {
 		return wanted{}, &later{why: "the address pools have not been read from the API server yet"}
 	}
+	var kept share.Kept
 	r := pool.Request{Namespace: req.Pod.Namespace, IfName: req.Attachment.IfName, Network: req.Attachment.Network}
 	if req.Pod.Name != "" {
 		words, known := s.pods.PodWords(req.Pod.Namespace, req.Pod.Name, req.Pod.UID)
@@ -141,6 +156,9 @@ func (s *server) wantsOf(now service, req cniwire.Request) (wanted, error) {
 		}
 		r.PodLabels, r.Annotations = words.Labels, words.Annotations
 		r.NamespaceLabels, r.NSAnnotated = words.NamespaceLabels, words.NSAnnotated
+		if words.StatefulSet != "" {
+			kept = share.Kept{Namespace: req.Pod.Namespace, Pod: req.Pod.Name, StatefulSet: words.StatefulSet, UID: words.StatefulSetUID}
+		}
 	}
 	families, err := familiesOf(now, req)
 	if err != nil {
@@ -159,7 +177,7 @@ func (s *server) wantsOf(now service, req cniwire.Request) (wanted, error) {
 		exact, err = pool.Addresses(r.Annotations)
 	}
 	if err != nil || len(exact) > 0 {
-		return w.exactly(now, r, exact), err
+		return w.exactly(now, r, exact, req), err
 	}
 	for _, f := range w.choice.Families {
 		want := ipam.Want{Family: f}
@@ -167,21 +185,46 @@ func (s *server) wantsOf(now service, req cniwire.Request) (wanted, error) {
 			want.Pools = append(want.Pools, string(p.ID()))
 			w.pools = append(w.pools, p)
 		}
-		w.wants = append(w.wants, want)
+		w.add(now, want, share.Need{ID: needID(req, f), Family: f, Pools: want.Pools, KeptFor: kept})
 	}
 	return w, nil
 }
 
+// add adds what is wanted, and what is leased where it cannot be had. Pods of a
+// StatefulSet keep their address where the pools are no node's: there it can be
+// theirs wherever they run.
+func (w *wanted) add(now service, want ipam.Want, need share.Need) {
+	bound := len(want.Pools) == 0 || slices.ContainsFunc(want.Pools, func(p string) bool { return now.bound[p] })
+	if need.KeptFor != (share.Kept{}) && !bound && !want.Exact.IsValid() {
+		want.Exact = now.kept[keptPod{need.KeptFor, want.Family}]
+		want.Pools = []string{share.Apart(want.Exact)}
+	} else {
+		need.KeptFor = share.Kept{}
+	}
+	w.wants, w.needs = append(w.wants, want), append(w.needs, need)
+}
+
+// needID names what an attachment waits for.
+func needID(req cniwire.Request, f ipam.Family) string {
+	return keyOf(req.Attachment).String() + " " + string(f)
+}
+
 // exactly asks for these addresses, of whichever pool has them and serves the
 // pod, or of what serves by itself.
-func (w wanted) exactly(now service, r pool.Request, addrs []netip.Addr) wanted {
+// An address that the node holds by itself for the pod is a pool of its own.
+func (w wanted) exactly(now service, r pool.Request, addrs []netip.Addr, req cniwire.Request) wanted {
 	for _, a := range addrs {
-		want := ipam.Want{Family: ipam.FamilyOf(a), Exact: a}
+		want := ipam.Want{Family: ipam.FamilyOf(a), Exact: a, Pools: []string{""}}
 		if p := now.pools.Serving(r, w.choice, a); p != nil {
 			want.Pools = []string{string(p.ID())}
 			w.pools = append(w.pools, p)
+		} else if now.pools.Stating(a) != nil {
+			want.Pools = nil // a pool keeps it for others
 		}
-		w.wants = append(w.wants, want)
+		if want.Pools != nil {
+			want.Pools = append(want.Pools, share.Apart(a))
+		}
+		w.add(now, want, share.Need{ID: needID(req, want.Family), Family: want.Family, Exact: a})
 	}
 	return w
 }
@@ -189,15 +232,26 @@ func (w wanted) exactly(now service, r pool.Request, addrs []netip.Addr) wanted 
 // explain says why what was wanted is not to be had.
 func (s *server) explain(now service, w wanted, err error) error {
 	for _, want := range w.wants {
-		if a := want.Exact; a.IsValid() && !s.book.Gives(a) {
+		a := want.Exact
+		_, own := now.owns(a)
+		elsewhere := (!own || slices.Contains(now.ceded, a)) && want.Pools != nil && slices.ContainsFunc(now.podCIDRs, func(p netip.Prefix) bool { return p.Contains(a) })
+		if a.IsValid() && !s.book.Gives(a) && !elsewhere {
 			return &cniwire.Error{Code: cniwire.CodeNoAddress, Msg: fmt.Sprintf(
 				"the address %s is asked for, and this node cannot give it: its CIDRs are %v, without its own addresses and what pools keep for others; ask for another, or let the pod run on the node that has it", a, now.cidrs)}
 		}
 	}
+	for i, want := range w.wants {
+		switch {
+		case w.needs[i].KeptFor != (share.Kept{}):
+			err = fmt.Errorf("no address of %s is kept for the pod on this node yet", strings.Join(w.needs[i].Pools, ", "))
+		case want.Exact.IsValid():
+			err = fmt.Errorf("the address %s is asked for, and this node has not got it yet", want.Exact)
+		}
+	}
 	var why []string
-	for _, p := range w.pools {
-		if !slices.ContainsFunc(p.Ranges, func(r netip.Prefix) bool { return slices.ContainsFunc(now.cidrs, r.Overlaps) }) {
-			why = append(why, fmt.Sprintf("none of %s's addresses lies in this node's CIDRs %v, and a pool's addresses are given on the node that owns them", p.Name, now.cidrs))
+	for _, need := range w.needs {
+		if waits := s.sharer.why(need.ID); waits != "" {
+			why = append(why, waits)
 		}
 	}
 	if !w.choice.ByDefault() || len(w.choice.Pools) > 0 {
@@ -218,6 +272,21 @@ func (w wanted) answerFor(now service, a netip.Addr) (netip.Prefix, netip.Addr) 
 			return subnet, gateway
 		}
 	}
-	cidr, _ := now.owns(a)
-	return cidr, plan.OfFamily(now.sources, plan.FamilyOf(a))
+	return now.network(a), plan.OfFamily(now.sources, plan.FamilyOf(a))
+}
+
+// poolUse counts the addresses in use of each pool. One that is for one pod only
+// counts for the pool that has it.
+func (n *node) poolUse() map[string]int32 {
+	out := map[string]int32{}
+	for group, count := range n.book.CountByPool() {
+		if a, apart := share.IsApart(group); !apart {
+			out[group] += count
+		} else if n.pools.index == nil {
+			continue
+		} else if p := n.pools.index.Stating(a); p != nil {
+			out[string(p.ID())] += count
+		}
+	}
+	return out
 }

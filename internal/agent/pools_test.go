@@ -133,7 +133,6 @@ func TestExactAddress(t *testing.T) {
 		"10.244.0.50":  "held by", // by the pod above
 		"10.244.0.1":   "cannot give it",
 		"10.244.0.60":  "cannot give it",
-		"10.244.1.50":  "cannot give it",
 		"10.244.0.120": "cannot give it",
 		"192.0.2.1":    "cannot give it",
 		"fd00::1":      "cannot give it",

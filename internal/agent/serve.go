@@ -28,6 +28,7 @@ type server struct {
 	board   *board
 	wait    time.Duration // how long an ADD waits for what it needs
 	more    func()        // asks for another block, without waiting
+	sharer  *sharer
 	version string
 	metrics *metrics
 	log     *slog.Logger
@@ -77,6 +78,7 @@ func (s *server) tell(req cniwire.Request, e *cniwire.Error) {
 func (s *server) answer(ctx context.Context, req cniwire.Request) (cniwire.Response, error) {
 	switch req.Verb {
 	case cniwire.Add:
+		defer s.sharer.forget(keyOf(req.Attachment))
 		return s.waiting(ctx, req, s.add)
 	case cniwire.Node:
 		return s.waiting(ctx, req, s.node)
@@ -165,7 +167,7 @@ func (s *server) addressesFor(now service, req cniwire.Request) ([]netip.Addr, w
 	}
 	addrs, err := s.book.Allocate(keyOf(req.Attachment), owner, w.wants, req.Netns)
 	if ipam.IsExhausted(err) {
-		err = s.exhausted(now, w, s.explain(now, w, err))
+		err = s.exhausted(now, req, w, s.explain(now, w, err))
 	}
 	return addrs, w, err
 }
@@ -208,14 +210,29 @@ func familiesOf(now service, req cniwire.Request) ([]plan.Family, error) {
 	return families, nil
 }
 
+// lease has single addresses leased for what is wanted, if any will do.
+func (s *server) lease(key ipam.Key, w wanted) bool {
+	any := false
+	for _, n := range w.needs {
+		if len(n.Pools) > 0 || n.Exact.IsValid() {
+			s.sharer.need(key, n)
+			any = true
+		}
+	}
+	return any
+}
+
 // exhausted turns the allocator's error into one that time mends, if a block is
 // on its way.
-func (s *server) exhausted(now service, w wanted, err error) error {
+func (s *server) exhausted(now service, req cniwire.Request, w wanted, err error) error {
 	if _, spoken := errors.AsType[*cniwire.Error](err); spoken {
 		return err
 	}
-	if len(w.pools) > 0 {
-		return &later{why: err.Error() + ": delete pods, enlarge the pool, or name another beside it"}
+	if s.lease(keyOf(req.Attachment), w) {
+		if len(w.pools) > 0 {
+			err = fmt.Errorf("%w: delete pods, enlarge the pool, or name another beside it", err)
+		}
+		return &later{why: err.Error()}
 	}
 	if now.nodeCIDRMode {
 		return &cniwire.Error{Code: cniwire.CodeNoAddress,

@@ -95,7 +95,11 @@ func (n *node) holds(s plan.Snapshot, own plan.Node) []netip.Prefix {
 	if n.needed == nil {
 		n.needed = map[netip.Prefix]time.Time{}
 	}
-	uncovered := n.book.Outside(own.Blocks)
+	covered := slices.Clone(own.Blocks)
+	for _, a := range own.Singles {
+		covered = append(covered, netip.PrefixFrom(a, a.BitLen()))
+	}
+	uncovered := n.book.Outside(covered)
 	for _, a := range sendingFrom(n.last.Sources) {
 		if !slices.ContainsFunc(own.Blocks, func(b netip.Prefix) bool { return b.Contains(a) }) {
 			uncovered = append(uncovered, a)

@@ -34,7 +34,7 @@ func (n *node) status(s plan.Snapshot, want plan.State) kube.NodeStatus {
 		NodeUID: own.UID, AgentVersion: n.config.Version,
 		Addresses: want.Addresses, CIDRs: want.CIDRs, Sources: want.Sources, VTEP: want.VXLAN.MAC,
 		NetworkGeneration: n.setBy,
-		Refuses:           n.report.Refuses, Peers: map[plan.Transport]int{}, Pods: n.book.Count(), Pools: n.book.CountByPool(),
+		Refuses:           n.report.Refuses, Peers: map[plan.Transport]int{}, Pods: n.book.Count(), Pools: n.poolUse(),
 		Programmed:      kube.Condition{Status: true, Reason: reasonProgrammed, Message: "the kernel is as planned"},
 		AddressesUsable: n.addressesUsable(problemsOf(want.Problems, s.Self)),
 	}

@@ -30,7 +30,9 @@ func overdue(o *kube.Objects, m *memory, grace time.Duration, now time.Time) []s
 	named := map[string]bool{}
 	if len(o.Nodes) > 0 {
 		for i := range o.Blocks {
-			named[o.Blocks[i].Spec.Node] = true
+			if node := o.Blocks[i].Spec.Node; node != "" { // shared blocks, and kept addresses, are nobody's
+				named[node] = true
+			}
 		}
 		for i := range o.NodeNetworks {
 			named[o.NodeNetworks[i].Name] = true
@@ -110,11 +112,22 @@ func (c *controller) collectNode(ctx context.Context, o *kube.Objects, node stri
 	return errors.Join(errs...)
 }
 
+// takeBack deletes a lease as it was seen. An address that is kept for a pod is
+// left to whoever runs the pod next.
+func (c *controller) takeBack(ctx context.Context, b *v1alpha1.AddressBlock) error {
+	if b.Spec.KeptFor == nil {
+		stale := &v1alpha1.AddressBlock{ObjectMeta: metav1.ObjectMeta{Name: b.Name}}
+		return c.api.Delete(ctx, stale, client.Preconditions{UID: &b.UID, ResourceVersion: &b.ResourceVersion})
+	}
+	next := b.DeepCopy()
+	next.Spec.Node, next.Spec.NodeUID, next.Spec.Generation = "", "", b.Spec.Generation+1
+	return c.api.Update(ctx, next)
+}
+
 // collectBlock deletes one lease if it is still as it was seen: the version is a
 // precondition, so a lease that was adopted meanwhile stays.
 func (c *controller) collectBlock(ctx context.Context, b *v1alpha1.AddressBlock) error {
-	stale := &v1alpha1.AddressBlock{ObjectMeta: metav1.ObjectMeta{Name: b.Name}}
-	err := c.api.Delete(ctx, stale, client.Preconditions{UID: &b.UID, ResourceVersion: &b.ResourceVersion})
+	err := c.takeBack(ctx, b)
 	switch {
 	case apierrors.IsNotFound(err), apierrors.IsConflict(err):
 		return nil

@@ -129,6 +129,9 @@ func leavesOutWhatIsInUse(o *observed, pods []netip.Prefix) (reason, message str
 	}
 	leftOut := func(p netip.Prefix) bool { return within(p, prefixesOf(before)) && !within(p, pods) }
 	for _, l := range o.objects.Leases() {
+		if leftOut(l.Prefix) && l.Sharing != "" {
+			return reasonInUse, fmt.Sprintf("spec.podCIDRs leaves out %s, which pools share: keep its range until no pool has an address of it", l.Prefix)
+		}
 		if leftOut(l.Prefix) {
 			return reasonInUse, fmt.Sprintf(
 				"spec.podCIDRs leaves out %s, which node %s holds: keep its range until no pod has an address of it and the block is given back", l.Prefix, l.Node)

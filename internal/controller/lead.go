@@ -69,6 +69,7 @@ type memory struct {
 	poolsTold  map[told]string
 	// poolsWritten maps pool -> the version that a write left as it was.
 	poolsWritten map[types.UID]string
+	unused       unusedSince
 }
 
 // told identifies an event that is recorded when its message changes.
@@ -77,7 +78,7 @@ type told struct{ object, reason string }
 func newMemory() *memory {
 	return &memory{missing: map[string]time.Time{}, nodes: map[types.UID]*nodeMemory{}, told: map[told]string{}, cloudTold: map[told]string{},
 		faults: map[plan.Fault]seenFault{}, faultsTold: map[told]string{},
-		poolsTold: map[told]string{}, poolsWritten: map[types.UID]string{}}
+		poolsTold: map[told]string{}, poolsWritten: map[types.UID]string{}, unused: unusedSince{}}
 }
 
 // inBackground lets those who work in the cloud do so until the context ends or
@@ -163,6 +164,7 @@ func (c *controller) pass(ctx context.Context, m *memory) error {
 		c.writeNetworkStatus(ctx, o, j, m),
 		c.writePools(ctx, o, m),
 		c.collect(ctx, o, m),
+		c.tendShared(ctx, o, m),
 	)
 }
 

@@ -26,16 +26,13 @@ import (
 // themselves (pool.Judge): what is written here is for people.
 
 // The reasons of events on pools, beside those of a verdict.
-const (
-	reasonPoolLow      = "PoolLow"
-	reasonOutsideNodes = "OutsideNodesRanges"
-)
+const reasonPoolLow = "PoolLow"
 
 // poolState is what is known of a pool.
 type poolState struct {
 	verdict          pool.Verdict
 	total, allocated int64
-	outside          uint64 // addresses that no node owns
+	outside          uint64 // addresses that lie in no node's range: any node gives them
 }
 
 // low reports whether nine tenths of the pool are in use.
@@ -50,10 +47,15 @@ func (s poolState) condition(before []metav1.Condition, generation int64) []meta
 	meta.SetStatusCondition(&after, metav1.Condition{Type: v1alpha1.ConditionAccepted, Status: status,
 		Reason: s.verdict.Reason, Message: s.verdict.Message, ObservedGeneration: generation})
 	served := metav1.Condition{Type: v1alpha1.ConditionServed, Status: metav1.ConditionTrue, Reason: "InNodesRanges",
-		Message: "every address lies in a node's range, and is given there", ObservedGeneration: generation}
-	if s.outside > 0 {
-		served.Status, served.Reason = metav1.ConditionFalse, reasonOutsideNodes
-		served.Message = fmt.Sprintf("%d of the addresses lie in no node's range, and no pod gets them: this version gives a pool's addresses on the node in whose podCIDR or block they are", s.outside)
+		Message: "every address lies in a node's podCIDR or block, and is given on that node", ObservedGeneration: generation}
+	switch {
+	case !s.verdict.Accepted:
+		served.Status, served.Reason, served.Message = metav1.ConditionFalse, "NotAccepted", "the pool gives no address: see its condition Accepted"
+	case s.outside >= uint64(s.total):
+		served.Reason, served.Message = "Shared", "pods on every node that may use the pool get its addresses"
+	case s.outside > 0:
+		served.Reason = "PartlyShared"
+		served.Message = fmt.Sprintf("pods on every node that may use the pool get %d of its addresses; each other one lies in a node's podCIDR or block, and is given on that node", s.outside)
 	}
 	meta.SetStatusCondition(&after, served)
 	return after
@@ -108,6 +110,9 @@ func poolStates(o *observed) map[pool.ID]poolState {
 	for _, dsts := range plan.DestinationsByNode(o.snapshot.Network, o.snapshot.Nodes) {
 		owned = append(owned, dsts...)
 	}
+	for _, n := range o.snapshot.Nodes { // also where they are not in use, nothing of them is shared
+		owned = append(owned, n.NodeCIDRs...)
+	}
 	states := make(map[pool.ID]poolState, len(pools))
 	for _, p := range pools {
 		s := poolState{verdict: verdicts[p.ID()], total: int64(min(p.Size(), math.MaxInt64))}
@@ -159,11 +164,6 @@ func (c *controller) tellPool(m *memory, ref *corev1.ObjectReference, s poolStat
 		c.tellIn(m.poolsTold, ref, object, true, "NotAccepted", s.verdict.Message)
 	} else {
 		delete(m.poolsTold, told{object, "NotAccepted"})
-	}
-	if s.outside > 0 {
-		c.tellIn(m.poolsTold, ref, object, true, reasonOutsideNodes, "some of the pool's addresses lie in no node's range, and no pod gets them: see its condition Served")
-	} else {
-		delete(m.poolsTold, told{object, reasonOutsideNodes})
 	}
 	if s.low() {
 		// One event for a while of being low: the numbers are in the status.

@@ -55,7 +55,7 @@ func TestRolesAreEnough(t *testing.T) {
 	}()
 	eventually(t, agent, func(v kube.View) bool { return v.NodeUID != "" })
 	block := netip.MustParsePrefix("10.244.7.0/26")
-	if err := agent.ClaimBlock(ctx, block); err != nil {
+	if _, err := agent.ClaimBlock(ctx, block); err != nil {
 		t.Fatal(err)
 	}
 	status := kube.NodeStatus{Addresses: []netip.Addr{netip.MustParseAddr("192.0.2.1")}, CIDRs: []netip.Prefix{block},
@@ -162,5 +162,47 @@ func TestAnAgentSpeaksForItsOwnNodeOnly(t *testing.T) {
 	}
 	if err := agent.Delete(ctx, mine); err != nil {
 		t.Errorf("give back its own lease: %v", err)
+	}
+	checkSingleAddresses(ctx, t, c, agent, block)
+}
+
+// checkSingleAddresses: an agent shares blocks and takes up what is nobody's, and
+// answers for what is asked of its own node, and says nothing else with it.
+func checkSingleAddresses(ctx context.Context, t *testing.T, c, agent client.Client, block func(cidr, node string) *v1alpha1.AddressBlock) {
+	t.Helper()
+	shared := block("10.244.12.0/26", "")
+	shared.Spec.NodeUID, shared.Spec.Sharing = "", v1alpha1.SharingDeclared
+	kept := block("10.244.12.5/32", "adm-a")
+	kept.Spec.KeptFor = &v1alpha1.KeptFor{Namespace: "d", Pod: "web-0", StatefulSet: "web", UID: "u"}
+	asked := block("10.244.13.5/32", "adm-b")
+	asked.Spec.From = "adm-a"
+	elsewhere := block("10.244.13.6/32", "adm-b")
+	elsewhere.Spec.From = "adm-c"
+	if err := errors.Join(agent.Create(ctx, shared), agent.Create(ctx, kept), c.Create(ctx, asked), c.Create(ctx, elsewhere)); err != nil {
+		t.Fatal(err)
+	}
+	may := func(what string, b *v1alpha1.AddressBlock, change func(*v1alpha1.AddressBlockSpec), is bool) {
+		t.Helper()
+		next := b.DeepCopy()
+		change(&next.Spec)
+		err := agent.Update(ctx, next)
+		if err == nil && is {
+			*b = *next
+		}
+		if (err == nil) != is || err != nil && !apierrors.IsForbidden(err) {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+	type spec = v1alpha1.AddressBlockSpec
+	may("confirm", shared, func(s *spec) { s.Sharing = v1alpha1.SharingConfirmed }, true)
+	may("let go", kept, func(s *spec) { s.Node, s.NodeUID, s.Generation = "", "", 2 }, true)
+	may("give what is kept to another", kept, func(s *spec) { s.Node, s.NodeUID, s.Generation = "adm-b", "u", 3 }, false)
+	may("take up", kept, func(s *spec) { s.Node, s.NodeUID, s.Generation = "adm-a", "u", 3 }, true)
+	may("answer for another node", elsewhere, func(s *spec) { s.Grant = v1alpha1.Granted }, false)
+	may("answer and take", asked, func(s *spec) { s.Grant, s.Node = v1alpha1.Granted, "adm-a" }, false)
+	may("answer", asked, func(s *spec) { s.Grant = v1alpha1.Granted }, true)
+	may("answer again", asked, func(s *spec) { s.Grant, s.GrantReason = v1alpha1.Refused, "late" }, false)
+	if err := errors.Join(agent.Delete(ctx, shared), agent.Delete(ctx, kept), c.Delete(ctx, asked), c.Delete(ctx, elsewhere)); err != nil {
+		t.Error(err)
 	}
 }

@@ -15,6 +15,9 @@ type Range struct {
 	Pool string `json:",omitempty"`
 	// Reserved are the parts that no pod gets.
 	Reserved []netip.Prefix
+	// Single is true for an address that the node holds by itself, outside its
+	// own ranges.
+	Single bool `json:",omitempty"`
 }
 
 // Kind is what a range is to its node.

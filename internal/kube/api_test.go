@@ -112,7 +112,7 @@ func TestOneOfManyNodesGetsTheBlock(t *testing.T) {
 	var wg sync.WaitGroup
 	errs := make([]error, n)
 	for i, c := range clients {
-		wg.Go(func() { errs[i] = c.ClaimBlock(t.Context(), p) })
+		wg.Go(func() { _, errs[i] = c.ClaimBlock(t.Context(), p) })
 	}
 	wg.Wait()
 	winner := -1
@@ -134,14 +134,14 @@ func TestOneOfManyNodesGetsTheBlock(t *testing.T) {
 	if err != nil || !holds(v, p, fmt.Sprintf("race-%d", winner)) {
 		t.Errorf("the view after the claim lacks it: %+v, %v", v.Leases, err)
 	}
-	if err := c.ClaimBlock(t.Context(), p); err != nil {
+	if _, err := c.ClaimBlock(t.Context(), p); err != nil {
 		t.Errorf("to claim what one holds: %v", err)
 	}
 	loser := clients[(winner+1)%n]
 	if err := loser.ReleaseBlock(t.Context(), p); !IsTaken(err) {
 		t.Errorf("another gave the block back: %v", err)
 	}
-	if err := loser.AdoptBlock(t.Context(), p); !IsTaken(err) {
+	if _, err := loser.AdoptBlock(t.Context(), p); !IsTaken(err) {
 		t.Errorf("another adopted the block: %v", err)
 	}
 	for range 2 {
@@ -152,7 +152,7 @@ func TestOneOfManyNodesGetsTheBlock(t *testing.T) {
 	if v, _ := c.View(); holds(v, p, "") {
 		t.Errorf("the view after giving back has it: %+v", v.Leases)
 	}
-	if err := loser.ClaimBlock(t.Context(), p); err != nil {
+	if _, err := loser.ClaimBlock(t.Context(), p); err != nil {
 		t.Errorf("claim what was given back: %v", err)
 	}
 	if err := loser.ReleaseBlock(t.Context(), p); err != nil {
@@ -177,7 +177,7 @@ func TestNodeMadeAnewAdoptsItsLeases(t *testing.T) {
 	c := startNode(t, shared.Config(t), "anew")
 	eventually(t, c, "its own Node", func(v View) bool { return v.NodeUID == string(first.UID) })
 	p := netip.MustParsePrefix("10.51.1.0/26")
-	if err := c.ClaimBlock(t.Context(), p); err != nil {
+	if _, err := c.ClaimBlock(t.Context(), p); err != nil {
 		t.Fatal(err)
 	}
 	if err := c.Publish(t.Context(), NodeStatus{Programmed: Condition{Status: true}}); err != nil {
@@ -195,7 +195,7 @@ func TestNodeMadeAnewAdoptsItsLeases(t *testing.T) {
 	if n := self(v); n.Ready || len(n.Blocks) != 1 {
 		t.Errorf("the new Node is ready %v by the word of the old, with blocks %v", n.Ready, n.Blocks)
 	}
-	if err := c.ClaimBlock(t.Context(), p); err != nil {
+	if _, err := c.ClaimBlock(t.Context(), p); err != nil {
 		t.Fatal(err)
 	}
 	v, _ = c.View()
@@ -418,7 +418,7 @@ func TestAPIServerAway(t *testing.T) {
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 	defer cancel()
-	if err := c.ClaimBlock(ctx, netip.MustParsePrefix("10.52.1.0/26")); err == nil || IsTaken(err) || !errors.Is(err, context.DeadlineExceeded) {
+	if _, err := c.ClaimBlock(ctx, netip.MustParsePrefix("10.52.1.0/26")); err == nil || IsTaken(err) || !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("a claim: %v", err)
 	}
 	late, err := NewNodeClient(shared.Config(t), "alone", quiet())

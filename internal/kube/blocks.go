@@ -9,7 +9,6 @@ import (
 	"time"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 
 	"sigs.k8s.io/controller-runtime/pkg/client"
@@ -27,6 +26,16 @@ type TakenError struct {
 	Node   string // the holder
 }
 
+// sharedHolder stands for the holder of a shared block, which nobody is.
+const sharedHolder = "none: pods on all nodes share it"
+
+func holderOf(b *v1alpha1.AddressBlock) string {
+	if b.Spec.Sharing != "" {
+		return sharedHolder
+	}
+	return b.Spec.Node
+}
+
 func (e *TakenError) Error() string {
 	return fmt.Sprintf("the block %s is leased to node %s: choose another", e.Prefix, e.Node)
 }
@@ -42,46 +51,69 @@ func IsTaken(err error) bool {
 // holds already is success, also one of an earlier Node object of the same name,
 // which is adopted. IsTaken tells that another node was first. Any other error
 // leaves open whether the lease was made; claim again.
-func (c *NodeClient) ClaimBlock(ctx context.Context, p netip.Prefix) error {
+//
+// A shared block (see package share) that this node has not heard of yet may be
+// of another size and have another name: it is looked for once the lease is
+// made, and the lease given up if there is one.
+func (c *NodeClient) ClaimBlock(ctx context.Context, p netip.Prefix) (Lease, error) {
 	uid, err := c.nodeUID()
 	if err != nil {
-		return fmt.Errorf("lease block %s: %w", p, err)
+		return Lease{}, fmt.Errorf("lease block %s: %w", p, err)
 	}
 	p = p.Masked()
-	block := &v1alpha1.AddressBlock{
-		ObjectMeta: metav1.ObjectMeta{Name: v1alpha1.BlockName(p)},
-		Spec:       v1alpha1.AddressBlockSpec{CIDR: p.String(), Node: c.node, NodeUID: uid, Generation: 1},
-	}
+	block := blockOf(Lease{Prefix: p, Node: c.node, NodeUID: uid, Generation: 1})
 	switch err := c.api.Create(ctx, block); {
-	case err == nil:
-		c.claims.hold(block)
-		c.observer.Touch()
-		return nil
 	case apierrors.IsAlreadyExists(err):
 		return c.AdoptBlock(ctx, p)
-	default:
-		return fmt.Errorf("lease block %s: %w", p, err)
+	case err != nil:
+		return Lease{}, fmt.Errorf("lease block %s: %w", p, err)
 	}
+	if err := c.notShared(ctx, p); err != nil {
+		return Lease{}, errors.Join(err, c.api.Delete(ctx, block, client.Preconditions{UID: &block.UID}))
+	}
+	return c.hold(block), nil
+}
+
+// notShared fails if a part of the range is shared by all nodes.
+func (c *NodeClient) notShared(ctx context.Context, p netip.Prefix) error {
+	var list v1alpha1.AddressBlockList
+	if err := c.api.List(ctx, &list, client.HasLabels{v1alpha1.SharedLabel}); err != nil {
+		return fmt.Errorf("lease block %s: look for shared blocks in it: %w", p, err)
+	}
+	for i := range list.Items {
+		if l, ok := leaseOf(&list.Items[i]); ok && l.Prefix.Overlaps(p) {
+			return &TakenError{Prefix: p, Node: sharedHolder}
+		}
+	}
+	return nil
+}
+
+// hold remembers a lease that this node has just written.
+func (c *NodeClient) hold(b *v1alpha1.AddressBlock) Lease {
+	c.claims.hold(b)
+	c.observer.Touch()
+	l, _ := leaseOf(b)
+	return l
 }
 
 // AdoptBlock takes over a lease that names this node with another UID: its Node
 // object was deleted and made anew. The generation grows by one. A lease that
 // is this node's already is left as it is; IsTaken tells that it names another
 // node.
-func (c *NodeClient) AdoptBlock(ctx context.Context, p netip.Prefix) error {
+func (c *NodeClient) AdoptBlock(ctx context.Context, p netip.Prefix) (Lease, error) {
 	uid, err := c.nodeUID()
 	if err != nil {
-		return fmt.Errorf("adopt block %s: %w", p, err)
+		return Lease{}, fmt.Errorf("adopt block %s: %w", p, err)
 	}
 	var block v1alpha1.AddressBlock
 	if err := c.api.Get(ctx, client.ObjectKey{Name: v1alpha1.BlockName(p)}, &block); err != nil {
-		return fmt.Errorf("adopt block %s: %w", p, err)
+		return Lease{}, fmt.Errorf("adopt block %s: %w", p, err)
 	}
 	if block.Spec.Node != c.node {
-		return &TakenError{Prefix: p, Node: block.Spec.Node}
+		return Lease{}, &TakenError{Prefix: p, Node: holderOf(&block)}
 	}
 	if block.DeletionTimestamp != nil {
-		return fmt.Errorf("adopt block %s: it is being deleted; try again", p)
+		return Lease{}, fmt.Errorf("adopt block %s: it is being deleted; try again", p)
 	}
 	if block.Spec.NodeUID != uid {
 		block.Spec.NodeUID = uid
@@ -89,12 +121,10 @@ func (c *NodeClient) AdoptBlock(ctx context.Context, p netip.Prefix) error {
 		// The resourceVersion that was read makes this fail if anybody else
 		// was faster.
 		if err := c.api.Update(ctx, &block); err != nil {
-			return fmt.Errorf("adopt block %s: %w", p, err)
+			return Lease{}, fmt.Errorf("adopt block %s: %w", p, err)
 		}
 	}
-	c.claims.hold(&block)
-	c.observer.Touch()
-	return nil
+	return c.hold(&block), nil
 }
 
 // ReleaseBlock gives a lease back. The caller has made sure that no pod holds

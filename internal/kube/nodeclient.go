@@ -137,8 +137,12 @@ func (c *NodeClient) PodWords(namespace, name, uid string) (PodWords, bool) {
 	if uid != "" && uid != string(pod.UID) && uid != pod.Annotations[configHashAnnotation] {
 		return PodWords{}, false
 	}
-	return PodWords{UID: string(pod.UID), Labels: pod.Labels, Annotations: pod.Annotations,
-		NamespaceLabels: ns.Labels, NSAnnotated: ns.Annotations}, true
+	words := PodWords{UID: string(pod.UID), Labels: pod.Labels, Annotations: pod.Annotations,
+		NamespaceLabels: ns.Labels, NSAnnotated: ns.Annotations}
+	if owner := metav1.GetControllerOf(pod); owner != nil && owner.Kind == "StatefulSet" {
+		words.StatefulSet, words.StatefulSetUID = owner.Name, string(owner.UID)
+	}
+	return words, true
 }
 
 // nodeUID returns the UID of this node's Node object, or an error that says

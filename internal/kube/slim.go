@@ -64,7 +64,7 @@ func slimPod(obj any) (any, error) {
 		labels := m.GetLabels()
 		slimMeta(m, append(pool.PodAnnotations(), configHashAnnotation)...)
 		m.SetLabels(labels)
-		m.SetOwnerReferences(nil)
+		m.SetOwnerReferences(slices.DeleteFunc(slices.Clone(m.GetOwnerReferences()), func(o metav1.OwnerReference) bool { return o.Kind != "StatefulSet" }))
 	}
 	return obj, nil
 }
@@ -198,7 +198,7 @@ func sameForUs(before, after client.Object) bool {
 		return ok && equality.Semantic.DeepEqual(b.Status, a.Status)
 	case *v1alpha1.AddressBlock:
 		a, ok := after.(*v1alpha1.AddressBlock)
-		return ok && b.Spec == a.Spec
+		return ok && equality.Semantic.DeepEqual(b.Spec, a.Spec)
 	case *v1alpha1.AddressPool, *v2beta1.SpiderIPPool:
 		return before.GetGeneration() == after.GetGeneration() && before.GetDeletionTimestamp().Equal(after.GetDeletionTimestamp())
 	case *v2beta1.SpiderReservedIP:

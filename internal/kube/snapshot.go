@@ -7,9 +7,12 @@ import (
 	"slices"
 
 	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
 
 	"ropeway.dev/ropeway/api/spiderpool/v2beta1"
 	"ropeway.dev/ropeway/api/v1alpha1"
+	"ropeway.dev/ropeway/internal/ipam/share"
 	"ropeway.dev/ropeway/internal/plan"
 )
 
@@ -40,7 +43,6 @@ func (o *Objects) Snapshot(self string) (plan.Snapshot, string) {
 	if spec != nil {
 		s.Network = Network(spec, o.ClusterID)
 	}
-	blocks := blocksByNode(o.Leases())
 	said := make(map[string]*v1alpha1.NodeNetwork, len(o.NodeNetworks))
 	for i := range o.NodeNetworks {
 		said[o.NodeNetworks[i].Name] = &o.NodeNetworks[i]
@@ -49,7 +51,6 @@ func (o *Objects) Snapshot(self string) (plan.Snapshot, string) {
 	for i := range o.Nodes {
 		node := &o.Nodes[i]
 		n := planNode(node)
-		n.Blocks = blocks[node.Name]
 		if nn := said[node.Name]; nn != nil && nn.Status.NodeUID == n.UID {
 			addWords(&n, nn)
 			if !s.Network.NodeCIDR && len(n.NodeCIDRs) > 0 {
@@ -61,7 +62,36 @@ func (o *Objects) Snapshot(self string) (plan.Snapshot, string) {
 	}
 	slices.SortFunc(s.Nodes, func(a, b plan.Node) int { return cmp.Compare(a.Name, b.Name) })
 	slices.SortStableFunc(s.Probes, func(a, b plan.Probe) int { return cmp.Compare(a.From, b.From) })
+	SetLeases(&s, o.Leases())
 	return s, problem
+}
+
+// SetLeases makes a snapshot say what the leases say, and nothing else of them.
+// It goes by the nodes' names and not by their UIDs: while a node that was
+// registered anew has not yet adopted its leases, its pods are still there.
+func SetLeases(s *plan.Snapshot, leases []Lease) {
+	at := make(map[string]*plan.Node, len(s.Nodes))
+	for i := range s.Nodes {
+		n := &s.Nodes[i]
+		n.Blocks, n.Singles, n.Asked = nil, nil, nil
+		at[n.Name] = n
+	}
+	s.Network.Shared = nil
+	for _, l := range leases {
+		n := at[l.Node]
+		switch {
+		case l.Sharing != "":
+			s.Network.Shared = append(s.Network.Shared, l.Prefix)
+		case n == nil:
+		case !l.IsSingle() && !l.Unsure:
+			n.Blocks = append(n.Blocks, l.Prefix)
+		case !l.IsSingle():
+		case l.Usable():
+			n.Singles = append(n.Singles, l.Address())
+		default:
+			n.Asked = append(n.Asked, l.Address())
+		}
+	}
 }
 
 // Leases returns the AddressBlocks in our words, by CIDR. Blocks whose CIDR
@@ -79,23 +109,33 @@ func (o *Objects) Leases() []Lease {
 
 func leaseOf(b *v1alpha1.AddressBlock) (Lease, bool) {
 	p, err := netip.ParsePrefix(b.Spec.CIDR)
-	return Lease{Prefix: p, Node: b.Spec.Node, NodeUID: b.Spec.NodeUID, Generation: b.Spec.Generation}, err == nil
+	sp := &b.Spec
+	l := Lease{Prefix: p, Node: sp.Node, NodeUID: sp.NodeUID, Generation: sp.Generation, ObjectUID: string(b.UID), Version: b.ResourceVersion,
+		Sharing: share.Sharing(sp.Sharing), Pool: sp.Pool, From: sp.From, Grant: share.Grant(sp.Grant), Reason: sp.GrantReason}
+	if k := sp.KeptFor; k != nil {
+		l.KeptFor = share.Kept{Namespace: k.Namespace, Pod: k.Pod, StatefulSet: k.StatefulSet, UID: k.UID}
+	}
+	return l, err == nil
+}
+
+// blockOf is the object that a lease is, or is to become: without its UID and
+// version it is a new one.
+func blockOf(l Lease) *v1alpha1.AddressBlock {
+	b := &v1alpha1.AddressBlock{
+		ObjectMeta: metav1.ObjectMeta{Name: v1alpha1.BlockName(l.Prefix), UID: types.UID(l.ObjectUID), ResourceVersion: l.Version},
+		Spec: v1alpha1.AddressBlockSpec{CIDR: l.Prefix.String(), Node: l.Node, NodeUID: l.NodeUID, Generation: l.Generation,
+			Sharing: v1alpha1.Sharing(l.Sharing), Pool: l.Pool, From: l.From, Grant: v1alpha1.Grant(l.Grant), GrantReason: l.Reason},
+	}
+	if k := l.KeptFor; k != (share.Kept{}) {
+		b.Spec.KeptFor = &v1alpha1.KeptFor{Namespace: k.Namespace, Pod: k.Pod, StatefulSet: k.StatefulSet, UID: k.UID}
+	}
+	return b
 }
 
 func sortLeases(leases []Lease) {
 	slices.SortFunc(leases, func(a, b Lease) int {
 		return cmp.Or(a.Prefix.Addr().Compare(b.Prefix.Addr()), cmp.Compare(a.Prefix.Bits(), b.Prefix.Bits()))
 	})
-}
-
-// blocksByNode goes by the node's name and not by its UID: while a node that
-// was registered anew has not yet adopted its leases, its pods are still there.
-func blocksByNode(leases []Lease) map[string][]netip.Prefix {
-	m := map[string][]netip.Prefix{}
-	for _, l := range leases {
-		m[l.Node] = append(m[l.Node], l.Prefix)
-	}
-	return m
 }
 
 // planNode says what the Node object itself knows.

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"ropeway.dev/ropeway/internal/ipam/pool"
+	"ropeway.dev/ropeway/internal/ipam/share"
 	"ropeway.dev/ropeway/internal/plan"
 )
 
@@ -49,13 +50,8 @@ type NodeCondition struct {
 	Reason, Message string
 }
 
-// Lease is an AddressBlock: a range that belongs to a node.
-type Lease struct {
-	Prefix     netip.Prefix
-	Node       string
-	NodeUID    string
-	Generation int64
-}
+// Lease is an AddressBlock in our words.
+type Lease = share.Lease
 
 // Pod is what Ropeway needs to know of a pod.
 type Pod struct {
@@ -72,6 +68,8 @@ type PodWords struct {
 	UID                          string
 	Labels, Annotations          map[string]string
 	NamespaceLabels, NSAnnotated map[string]string
+	// StatefulSet is the name of the pod's controller, and its UID, if it is one.
+	StatefulSet, StatefulSetUID string
 }
 
 // NodeStatus is what a node's agent says of itself, for NodeNetwork.status.

@@ -325,26 +325,40 @@ func TestTransportsAreAllowed(t *testing.T) {
 				s.Nodes[i].Refuses = map[plan.Transport]string{rapid.SampledFrom([]plan.Transport{plan.IPIP, plan.VXLAN}).Draw(t, "what"): "because"}
 			}
 		}
-		for _, r := range plan.Compute(s).Routes {
+		state := plan.Compute(s)
+		for _, r := range state.Routes {
+			may := s.Network.Transports
+			if r.Dst.IsSingleIP() || len(state.Singles) > 0 {
+				may = tunnels(may)
+			}
 			ranks := map[plan.Transport]int{}
-			for _, transport := range s.Network.Transports {
+			for _, transport := range may {
 				ranks[transport] = rank(s, r.Peer, transport)
 			}
 			got, allowed := ranks[r.Transport]
 			if !allowed {
 				t.Fatalf("%s is not allowed, but %s goes by it", r.Transport, r.Dst)
 			}
-			for i, other := range s.Network.Transports {
+			for i, other := range may {
 				if r.Transport == plan.Direct || other == plan.Direct {
 					continue // TestDirectNeedsProof
 				}
-				preferred := i < slices.Index(s.Network.Transports, r.Transport)
+				preferred := i < slices.Index(may, r.Transport)
 				if ranks[other] < got || preferred && ranks[other] == got {
 					t.Fatalf("%s goes by %s (%d) although %s (%d) is better: %s", r.Dst, r.Transport, got, other, ranks[other], r.Reason)
 				}
 			}
 		}
 	})
+}
+
+// tunnels are what leads to single addresses, and from nodes that hold some.
+func tunnels(allowed []plan.Transport) []plan.Transport {
+	out := slices.DeleteFunc(slices.Clone(allowed), func(t plan.Transport) bool { return t == plan.Direct })
+	if len(out) == 0 {
+		return []plan.Transport{plan.IPIP, plan.VXLAN}
+	}
+	return out
 }
 
 // rank is 3 for a transport that an end refuses, 2 for one that fails, 1 for one

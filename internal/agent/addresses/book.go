@@ -245,6 +245,21 @@ func (b *Book) useRanges() {
 func (b *Book) Withdraw(block netip.Prefix) bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	return b.withdraw(block)
+}
+
+// WithdrawAddress is Withdraw for a single address, which another node may give
+// at once: nothing of its last pod is left here then.
+func (b *Book) WithdrawAddress(single netip.Prefix) (bool, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if err := b.reapedFirst([]netip.Addr{single.Addr()}); err != nil {
+		return false, err
+	}
+	return b.withdraw(single), nil
+}
+
+func (b *Book) withdraw(block netip.Prefix) bool {
 	if len(b.allocator.HeldIn(block)) > 0 {
 		return false
 	}
@@ -252,6 +267,9 @@ func (b *Book) Withdraw(block netip.Prefix) bool {
 	b.useRanges()
 	return true
 }
+
+// Lookup returns who holds an address.
+func (b *Book) Lookup(a netip.Addr) (ipam.Binding, bool) { return b.allocator.Lookup(a) }
 
 // Usage counts the addresses of the node's blocks. ranges are what they are, or
 // will be, given from; a block that is not among them counts as of no use.

@@ -330,7 +330,8 @@ func (d *Diagnosis) availability(c *kube.Objects) {
 func (d *Diagnosis) leases(c *kube.Objects) {
 	since := len(d.Checks)
 	for _, l := range c.Leases() {
-		if !slices.ContainsFunc(c.Nodes, func(n corev1.Node) bool { return n.Name == l.Node }) {
+		nobodys := l.Sharing != "" || l.Node == "" // shared, or kept for a pod that does not run
+		if !nobodys && !slices.ContainsFunc(c.Nodes, func(n corev1.Node) bool { return n.Name == l.Node }) {
 			d.add("leases", Warn, "the controller gives it back a minute after the node is gone", "the block %s belongs to node %s, which is not there", l.Prefix, l.Node)
 		}
 	}

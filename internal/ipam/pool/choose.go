@@ -27,14 +27,16 @@ type Index struct {
 	sorted   []*Pool            // all, in their order
 	defaults []*Pool            // those with Default that this node may use, in their order
 	passed   map[ID]string      // why this node may not use it
+	refused  map[ID]bool        // not accepted
 }
 
 // NewIndex makes an index of pools and what Judge said of them.
 func NewIndex(pools []*Pool, verdicts map[ID]Verdict, node Node) *Index {
-	x := &Index{node: node, byName: map[string][]*Pool{}, passed: map[ID]string{}}
+	x := &Index{node: node, byName: map[string][]*Pool{}, passed: map[ID]string{}, refused: map[ID]bool{}}
 	x.sorted = slices.SortedFunc(slices.Values(pools), before)
 	for _, p := range x.sorted {
 		x.byName[p.Name] = append(x.byName[p.Name], p)
+		x.refused[p.ID()] = !verdicts[p.ID()].Accepted
 		why := x.unfit(p, verdicts[p.ID()])
 		if why != "" {
 			x.passed[p.ID()] = why
@@ -214,6 +216,17 @@ func (x *Index) Serving(r Request, c Choice, a netip.Addr) *Pool {
 	}
 	for _, p := range from {
 		if p.Contains(a) && x.passesOver(p, r, f) == "" {
+			return p
+		}
+	}
+	return nil
+}
+
+// Stating returns the accepted pool that has the address, whoever it serves; nil
+// if there is none.
+func (x *Index) Stating(a netip.Addr) *Pool {
+	for _, p := range x.sorted {
+		if p.Contains(a) && !x.refused[p.ID()] {
 			return p
 		}
 	}

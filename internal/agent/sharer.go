@@ -1,0 +1,437 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"math/rand/v2"
+	"net/netip"
+	"slices"
+	"sync"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"ropeway.dev/ropeway/internal/agent/addresses"
+	"ropeway.dev/ropeway/internal/ipam"
+	"ropeway.dev/ropeway/internal/ipam/pool"
+	"ropeway.dev/ropeway/internal/ipam/share"
+	"ropeway.dev/ropeway/internal/kube"
+	"ropeway.dev/ropeway/internal/plan"
+)
+
+// blockShareAPI is where blocks are shared (kube.NodeClient).
+type blockShareAPI interface {
+	// LiveLeases returns all leases as the API server itself has them now.
+	LiveLeases(ctx context.Context) ([]kube.Lease, error)
+	ShareBlock(ctx context.Context, block netip.Prefix) error
+	ConfirmShared(ctx context.Context, l kube.Lease) error
+	Unshare(ctx context.Context, l kube.Lease) error
+}
+
+// addressAPI is where single addresses are leased (kube.NodeClient).
+type addressAPI interface {
+	ClaimAddress(ctx context.Context, c share.Claim) (kube.Lease, error)
+	TakeAddress(ctx context.Context, l kube.Lease) (kube.Lease, error)
+	ReleaseAddress(ctx context.Context, l kube.Lease) error
+	AnswerAddress(ctx context.Context, a share.Answer) error
+}
+
+type shareAPI interface {
+	blockShareAPI
+	addressAPI
+}
+
+// sharer keeps the node in single addresses: it does what package share decides,
+// beside the node loop. It is also where the node loop learns which of the leases
+// that it is shown it may rely on.
+type sharer struct {
+	api     shareAPI
+	book    *addresses.Book
+	config  *Config
+	metrics *metrics
+	log     *slog.Logger
+	kick    chan struct{}
+	done    func() // called after something changed
+
+	mu     sync.Mutex
+	memory share.Memory
+	vetted []netip.Prefix // podCIDRs of the node that leases were read after
+	unread []netip.Prefix // those that they are to be read after
+	read   bool           // leases are to be read
+	input  *share.Input   // nil while there is nothing to decide on
+	needs  []waiting      // in the order that pods began to wait
+	waits  map[string]string
+}
+
+func newSharer(api shareAPI, book *addresses.Book, cfg *Config, m *metrics, done func()) *sharer {
+	return &sharer{api: api, book: book, config: cfg, metrics: m, log: cfg.Log, kick: make(chan struct{}, 1), done: done}
+}
+
+// more asks for a look at what is needed now.
+func (s *sharer) more() { notify(s.kick) }
+
+// admit returns the view with the leases that the node may rely on; false while
+// that is not known. A podCIDR of the node is not shown before the leases were
+// read after it, since a part of it may be shared; known are those that the node
+// has used.
+func (s *sharer) admit(v kube.View, known []netip.Prefix) (kube.View, bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	node, now := v.Snapshot.Self, time.Now()
+	own := self(v.Snapshot).NodeCIDRs
+	s.unread = own
+	if !s.memory.Started() {
+		s.read = true
+		s.more()
+		return v, false
+	}
+	v.Leases = s.memory.Show(node, v.Leases, now)
+	s.memory.Track(node, v.Leases, s.book.IsHeld, now)
+	v.Snapshot.Nodes = slices.Clone(v.Snapshot.Nodes)
+	kube.SetLeases(&v.Snapshot, v.Leases)
+	if v.Snapshot.Network.NodeCIDR {
+		vetted := slices.Concat(s.vetted, known)
+		unvetted := func(p netip.Prefix) bool { return !slices.Contains(vetted, p) }
+		if slices.ContainsFunc(own, unvetted) {
+			s.read = true
+			s.more()
+			i := slices.IndexFunc(v.Snapshot.Nodes, func(n plan.Node) bool { return n.Name == node })
+			v.Snapshot.Nodes[i].NodeCIDRs = slices.DeleteFunc(slices.Clone(own), unvetted)
+		}
+	}
+	return v, true
+}
+
+// see tells the sharer what the cluster and the node are like. What the node
+// gives follows from it already, and is written down.
+func (s *sharer) see(in share.Input) {
+	s.mu.Lock()
+	s.input = &in
+	s.mu.Unlock()
+	s.more()
+}
+
+// waiting is what an attachment needs and has not got yet.
+type waiting struct {
+	key ipam.Key
+	share.Need
+}
+
+// need says that an attachment waits for an address, forget that it does not any
+// more.
+func (s *sharer) need(key ipam.Key, n share.Need) {
+	s.mu.Lock()
+	i := slices.IndexFunc(s.needs, func(o waiting) bool { return o.ID == n.ID })
+	if i >= 0 {
+		s.needs[i].Need = n
+	} else {
+		s.needs = append(s.needs, waiting{key, n})
+	}
+	s.mu.Unlock()
+	if i < 0 {
+		s.more()
+	}
+}
+
+func (s *sharer) forget(key ipam.Key) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	before := len(s.needs)
+	s.needs = slices.DeleteFunc(s.needs, func(w waiting) bool { return w.key == key })
+	if len(s.needs) != before {
+		s.more() // what was leased for it is given back in time
+	}
+}
+
+// why says why a need waits, "" if nothing is known.
+func (s *sharer) why(id string) string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.waits[id]
+}
+
+// run works until ctx is done.
+func (s *sharer) run(ctx context.Context) {
+	pause := s.config.timing.retryMin
+	wait := s.config.timing.resync
+	for {
+		timer := time.NewTimer(wait)
+		select {
+		case <-ctx.Done():
+			timer.Stop()
+			return
+		case <-s.kick:
+		case <-timer.C:
+		}
+		timer.Stop()
+		next, err := s.step(ctx)
+		if wait = min(next, s.config.timing.resync); err == nil || ctx.Err() != nil {
+			pause = s.config.timing.retryMin
+			continue
+		}
+		wait = min(wait, pause/2+rand.N(pause))
+		s.log.Warn("leasing single addresses; trying again", "err", err, "in", wait)
+		pause = min(2*pause, s.config.timing.retryMax)
+	}
+}
+
+// step does one decision, and returns when to look again.
+func (s *sharer) step(ctx context.Context) (time.Duration, error) {
+	if err := s.readLeases(ctx); err != nil {
+		return s.config.timing.retryMin, err
+	}
+	in, d := s.decide()
+	if in == nil {
+		return s.config.timing.resync, nil
+	}
+	acted, err := s.do(ctx, d)
+	if acted {
+		s.consume(in)
+		s.done()
+	}
+	if d.Again.IsZero() {
+		return s.config.timing.resync, err
+	}
+	return max(time.Until(d.Again), time.Millisecond), err
+}
+
+// readLeases asks the API server itself what is leased, if that has to be known.
+func (s *sharer) readLeases(ctx context.Context) error {
+	s.mu.Lock()
+	read, after := s.read, s.unread
+	s.mu.Unlock()
+	if !read {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, s.config.timing.call)
+	defer cancel()
+	live, err := s.api.LiveLeases(ctx)
+	if err != nil {
+		return err
+	}
+	s.mu.Lock()
+	s.memory.Start(s.config.NodeName, live, time.Now())
+	s.vetted, s.read = after, false
+	s.mu.Unlock()
+	s.done()
+	return nil
+}
+
+func (s *sharer) decide() (*share.Input, share.Decision) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.input == nil {
+		return nil, share.Decision{}
+	}
+	in := *s.input
+	in.Now = time.Now()
+	s.memory.Track(in.Node, in.Leases, s.book.IsHeld, in.Now)
+	for _, w := range s.needs {
+		// One that was served since then is not to be leased for twice.
+		if _, served := s.book.AddressesOf(w.key); !served {
+			in.Needs = append(in.Needs, w.Need)
+		}
+	}
+	in.Idle, in.Avoid, in.Lost, in.Declared = s.memory.Idle(), s.memory.Avoid, s.memory.Lost, s.memory.Declared()
+	d := share.Decide(in)
+	s.waits = d.Wait
+	return s.input, d
+}
+
+// consume forgets an input that was acted upon: the next decision needs one that
+// shows what came of this one.
+func (s *sharer) consume(in *share.Input) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.input == in {
+		s.input = nil
+	}
+}
+
+// do does what was decided: first what others wait for. It reports whether
+// something was done, also if something else failed.
+func (s *sharer) do(ctx context.Context, d share.Decision) (acted bool, err error) {
+	var errs []error
+	call := func(what string, do func(context.Context) error) {
+		ctx, cancel := context.WithTimeout(ctx, s.config.timing.call)
+		defer cancel()
+		err := do(ctx)
+		s.metrics.lease(what, err)
+		acted = acted || err == nil
+		errs = append(errs, err)
+	}
+	for _, a := range d.Answer {
+		if !s.book.Gives(a.Lease.Address()) {
+			call("answer", func(ctx context.Context) error { return s.api.AnswerAddress(ctx, a) })
+		}
+	}
+	for _, l := range d.LetGo {
+		gone, err := s.book.WithdrawAddress(l.Prefix)
+		if errs = append(errs, err); gone {
+			s.leave(l)
+			call("release address", func(ctx context.Context) error { return s.api.ReleaseAddress(ctx, l) })
+		}
+	}
+	for _, l := range d.Drop {
+		call("release address", func(ctx context.Context) error { return s.api.ReleaseAddress(ctx, l) })
+	}
+	for _, l := range d.Unshare {
+		call("unshare", func(ctx context.Context) error { return s.api.Unshare(ctx, l) })
+	}
+	for _, l := range d.Confirm {
+		call("share", func(ctx context.Context) error { return s.api.ConfirmShared(ctx, l) })
+	}
+	for _, p := range d.Share {
+		call("share", func(ctx context.Context) error { return s.api.ShareBlock(ctx, p) })
+	}
+	claimed, err := s.claim(ctx, d)
+	return acted || claimed, errors.Join(errors.Join(errs...), err)
+}
+
+// hold notes a lease that this process made.
+func (s *sharer) hold(l kube.Lease) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.memory.Hold(l)
+}
+
+func (s *sharer) leave(l kube.Lease) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.memory.Leave(l, time.Now())
+}
+
+// claimsAtOnce bounds the calls that lease addresses at the same time.
+const claimsAtOnce = 8
+
+// claim leases addresses. That another node is faster is no error: another
+// address is looked for at once.
+func (s *sharer) claim(ctx context.Context, d share.Decision) (acted bool, err error) {
+	var group errgroup.Group
+	group.SetLimit(claimsAtOnce)
+	var mu sync.Mutex
+	one := func(a netip.Addr, do func(context.Context) (kube.Lease, error)) {
+		group.Go(func() error {
+			ctx, cancel := context.WithTimeout(ctx, s.config.timing.call)
+			defer cancel()
+			l, err := do(ctx)
+			s.metrics.lease("claim address", err)
+			s.mu.Lock()
+			defer s.mu.Unlock()
+			switch {
+			case err == nil:
+				s.memory.Hold(l)
+				mu.Lock()
+				acted = true
+				mu.Unlock()
+				return nil
+			case kube.IsTaken(err):
+				s.memory.Lose(a, time.Now())
+				s.more()
+				return nil
+			}
+			return err
+		})
+	}
+	for _, l := range d.Take {
+		one(l.Address(), func(ctx context.Context) (kube.Lease, error) { return s.api.TakeAddress(ctx, l) })
+	}
+	for _, c := range d.Claim {
+		one(c.Address(), func(ctx context.Context) (kube.Lease, error) { return s.api.ClaimAddress(ctx, c) })
+	}
+	err = group.Wait()
+	return acted, err
+}
+
+// shareInput says what a decision about single addresses depends on.
+func (n *node) shareInput(v kube.View, own plan.Node) share.Input {
+	in := share.Input{Node: n.config.NodeName, PodCIDRs: v.Snapshot.Network.PodCIDRs, Leases: v.Leases, Reserved: v.Reserved,
+		Bits: map[ipam.Family]int{}, Pools: n.pools.ranges(), Holder: n.holder(own.Sources)}
+	for f, bits := range v.Snapshot.Network.BlockBits {
+		in.Bits[ipam.Family(f)] = bits
+	}
+	for _, x := range v.Snapshot.Nodes {
+		for _, p := range x.NodeCIDRs {
+			in.Ranges = append(in.Ranges, share.Range{Prefix: p, Node: x.Name, NodeCIDR: true})
+		}
+		for _, p := range x.Blocks {
+			in.Ranges = append(in.Ranges, share.Range{Prefix: p, Node: x.Name})
+		}
+	}
+	return in
+}
+
+// holder says who on this node has an address, beside what it gives.
+func (n *node) holder(sources []netip.Addr) func(netip.Addr) string {
+	return func(a netip.Addr) string {
+		if binding, held := n.book.Lookup(a); held {
+			return binding.Owner.String()
+		}
+		if slices.Contains(sources, a) {
+			return "the node itself"
+		}
+		return ""
+	}
+}
+
+// singles returns the node's own single addresses that it may give, and to whom.
+func (p *pools) singles(node string, leases []kube.Lease) (out []kube.Lease) {
+	for _, l := range leases {
+		if !l.IsSingle() || l.Node != node || !l.Usable() {
+			continue
+		}
+		if l.ForAnyone() && !slices.ContainsFunc(p.usable, func(u *pool.Pool) bool { return string(u.ID()) == l.Pool && u.Contains(l.Address()) }) {
+			continue
+		}
+		out = append(out, l)
+	}
+	return out
+}
+
+// ranges maps each pool that the node may use -> its addresses.
+func (p *pools) ranges() map[string][]netip.Prefix {
+	out := make(map[string][]netip.Prefix, len(p.usable))
+	for _, one := range p.usable {
+		out[string(one.ID())] = one.Ranges
+	}
+	return out
+}
+
+// singleRanges are the ranges of single addresses, each of the group that it is
+// for.
+func singleRanges(singles []kube.Lease) []ipam.Range {
+	var out []ipam.Range
+	for _, l := range singles {
+		out = append(out, ipam.Range{Prefix: l.Prefix, Pool: l.Group(), Single: true})
+	}
+	return out
+}
+
+// cededAddresses are those that other nodes hold by themselves, or ask for.
+func cededAddresses(node string, leases []kube.Lease) []netip.Addr {
+	var out []netip.Addr
+	for _, l := range leases {
+		if l.IsSingle() && l.Node != node {
+			out = append(out, l.Address())
+		}
+	}
+	return out
+}
+
+// keptAddresses maps pod -> the address of a family that is kept for it here.
+func keptAddresses(singles []kube.Lease) map[keptPod]netip.Addr {
+	out := map[keptPod]netip.Addr{}
+	for _, l := range singles {
+		if l.KeptFor != (share.Kept{}) {
+			out[keptPod{l.KeptFor, ipam.FamilyOf(l.Address())}] = l.Address()
+		}
+	}
+	return out
+}
+
+// keptPod is a pod that an address of the family is kept for.
+type keptPod struct {
+	share.Kept
+	family ipam.Family
+}

@@ -1,0 +1,364 @@
+package share
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+	"time"
+
+	"ropeway.dev/ropeway/internal/ipam"
+	"ropeway.dev/ropeway/internal/ipam/pool"
+	"ropeway.dev/ropeway/internal/plan/cidr"
+)
+
+// Decide compares what the node holds with what its pods wait for.
+func Decide(in Input) Decision {
+	d := &decider{Input: in, singles: map[netip.Addr]Lease{}, kept: map[Kept][]Lease{}, matched: map[netip.Addr]bool{}}
+	d.Wait = map[string]string{}
+	d.sort()
+	d.answer()
+	d.unshare()
+	for _, n := range in.Needs {
+		if why := d.serve(n); why != "" {
+			d.Wait[n.ID] = why
+		}
+	}
+	d.giveBack()
+	return d.Decision
+}
+
+type decider struct {
+	Input
+	Decision
+	singles   map[netip.Addr]Lease
+	kept      map[Kept][]Lease
+	free      []Lease        // own ones for anyone, that nobody has
+	shared    []netip.Prefix // confirmed blocks
+	confirmed []netip.Prefix // the same, aggregated
+	// taken is what single addresses cannot be made shared of: blocks, podCIDRs.
+	taken   []netip.Prefix
+	matched map[netip.Addr]bool // own addresses that a need will have
+}
+
+// sort brings the leases into order.
+func (d *decider) sort() {
+	for _, l := range d.Leases {
+		switch {
+		case l.IsSingle():
+			d.singles[l.Address()] = l
+			if l.KeptFor != (Kept{}) {
+				d.kept[l.KeptFor] = append(d.kept[l.KeptFor], l)
+			}
+			if idle, unused := d.Idle[l.Address()]; unused && !idle.Leaving && l.Node == d.Node && l.Usable() && l.ForAnyone() {
+				d.free = append(d.free, l)
+			}
+			continue
+		case l.Sharing == Confirmed:
+			d.shared = append(d.shared, l.Prefix)
+		}
+		d.taken = append(d.taken, l.Prefix)
+	}
+	for _, r := range d.Ranges {
+		d.taken = append(d.taken, r.Prefix)
+	}
+	d.confirmed, d.taken = cidr.Aggregate(d.shared), cidr.Aggregate(d.taken)
+}
+
+// answer says to other nodes whether they may have an address of this one's.
+func (d *decider) answer() {
+	for _, l := range d.Leases {
+		if !l.IsSingle() || l.From != d.Node || l.Node == d.Node || l.Grant != "" {
+			continue
+		}
+		if who := d.Holder(l.Address()); who != "" {
+			d.Answer = append(d.Answer, Answer{l, Refused, fmt.Sprintf("%s has the address %s on node %s", who, l.Address(), d.Node)})
+		} else {
+			d.Answer = append(d.Answer, Answer{Lease: l, Grant: Granted})
+		}
+	}
+}
+
+// unshare takes back declarations that this node's podCIDR contradicts: whoever
+// declared them looked before the node had it, and may have died since.
+func (d *decider) unshare() {
+	for _, l := range d.Leases {
+		contradicts := func(r Range) bool { return r.Node == d.Node && r.NodeCIDR && r.Prefix.Overlaps(l.Prefix) }
+		if l.Sharing == Declared && slices.ContainsFunc(d.Ranges, contradicts) {
+			d.Unshare = append(d.Unshare, l)
+		}
+	}
+}
+
+// serve finds an address for a need, and says why if there is none.
+func (d *decider) serve(n Need) string {
+	if n.KeptFor != (Kept{}) {
+		if l, ok := d.keptFor(n); ok {
+			return d.comeBack(l)
+		}
+		return d.pick(n)
+	}
+	if n.Exact.IsValid() {
+		return d.exactly(n)
+	}
+	for _, p := range n.Pools {
+		for _, l := range d.free {
+			if a := l.Address(); l.Pool == p && ipam.FamilyOf(a) == n.Family && !d.matched[a] {
+				d.matched[a] = true
+				return ""
+			}
+		}
+	}
+	return d.pick(n)
+}
+
+// keptFor returns the address that is kept for the pod, if its pools still have
+// it. One that they have not is dropped.
+func (d *decider) keptFor(n Need) (Lease, bool) {
+	for _, l := range d.kept[n.KeptFor] {
+		if ipam.FamilyOf(l.Address()) != n.Family {
+			continue
+		}
+		inPool := slices.ContainsFunc(n.Pools, func(p string) bool { return containsAddr(d.Pools[p], l.Address()) })
+		if inPool {
+			return l, true
+		}
+		if l.Node == "" {
+			d.Drop = append(d.Drop, l)
+		}
+	}
+	return Lease{}, false
+}
+
+// comeBack is the way back to an address that is kept.
+func (d *decider) comeBack(l Lease) string {
+	switch l.Node {
+	case d.Node:
+		d.matched[l.Address()] = !l.Unsure
+		return ""
+	case "":
+		d.Take = append(d.Take, l)
+		return ""
+	default:
+		return fmt.Sprintf("the address %s is kept for the pod, and node %s has not let go of it yet: its former sandbox there must end, or the Node be deleted", l.Address(), l.Node)
+	}
+}
+
+// exactly leases one address, wherever it lies.
+func (d *decider) exactly(n Need) string {
+	a := n.Exact
+	if l, leased := d.singles[a]; leased {
+		return d.exactLease(n, l)
+	}
+	owner := d.owner(a)
+	why, lost := d.Lost(a)
+	switch {
+	case lost:
+		return why
+	case !containsAddr(d.PodCIDRs, a):
+		return fmt.Sprintf("the address %s is outside the pod network %v", a, d.PodCIDRs)
+	case containsAddr(d.Reserved, a):
+		return fmt.Sprintf("the address %s is reserved (SpiderReservedIP)", a)
+	case containsAddr(d.confirmed, a):
+		d.claim(n, a, "", "")
+	case owner == d.Node:
+		return "" // given, or not, by what the node gives from
+	case owner != "":
+		d.claim(n, a, "", owner)
+	default:
+		return d.share(a)
+	}
+	return ""
+}
+
+// owner returns the node whose range an address lies in: of a block rather than
+// of a podCIDR, which need not be in use.
+func (d *decider) owner(a netip.Addr) string {
+	out := ""
+	for _, r := range d.Ranges {
+		if r.Prefix.Contains(a) && (out == "" || !r.NodeCIDR) {
+			out = r.Node
+		}
+	}
+	return out
+}
+
+// exactLease is what becomes of a need whose address is leased.
+func (d *decider) exactLease(n Need, l Lease) string {
+	a := l.Address()
+	switch {
+	case l.KeptFor != (Kept{}):
+		return fmt.Sprintf("the address %s is kept for pod %s/%s", a, l.KeptFor.Namespace, l.KeptFor.Pod)
+	case l.Node != d.Node:
+		return fmt.Sprintf("the address %s is in use on node %s", a, l.Node)
+	case l.Grant == Refused:
+		return l.Reason
+	case l.Grant == "" && l.From != "":
+		d.matched[a] = true
+		return fmt.Sprintf("node %s, in whose range the address %s lies, has not let go of it yet", l.From, a)
+	case l.Pool != "" || l.Unsure:
+		return "" // leased for whoever comes first: it is given back, and leased again for this pod
+	default:
+		d.matched[a] = true
+		return ""
+	}
+}
+
+// pick leases an address of the first pool that has one free, or shares more of
+// a pool.
+func (d *decider) pick(n Need) string {
+	taken := func(a netip.Addr) bool {
+		_, leased := d.singles[a]
+		_, lost := d.Lost(a)
+		return leased || lost
+	}
+	for _, avoid := range []bool{true, false} {
+		for _, p := range n.Pools {
+			free := both(ofFamily(d.Pools[p], n.Family), d.confirmed)
+			if a, ok := pool.Free(free, func(a netip.Addr) bool { return taken(a) || avoid && d.Avoid(a) }, d.Reserved, d.Node); ok {
+				d.claim(n, a, p, "")
+				return ""
+			}
+		}
+	}
+	var why []string
+	for _, p := range n.Pools {
+		ranges := ofFamily(d.Pools[p], n.Family)
+		if d.shareOf(ranges) {
+			return ""
+		}
+		if shared := both(ranges, d.confirmed); len(shared) > 0 {
+			why = append(why, fmt.Sprintf("the addresses of %s that nodes share are all in use, and the pod gets one when it is given back", p))
+		} else {
+			why = append(why, fmt.Sprintf("every address of %s lies in a range of some node, which alone gives it", p))
+		}
+	}
+	return strings.Join(why, "; ")
+}
+
+// claim leases an address; from then on it is taken.
+func (d *decider) claim(n Need, a netip.Addr, p, from string) {
+	l := Lease{Prefix: netip.PrefixFrom(a, a.BitLen()), Node: d.Node, Generation: 1, Pool: p, From: from, KeptFor: n.KeptFor}
+	c := Claim{Lease: l}
+	if i := slices.IndexFunc(d.shared, func(p netip.Prefix) bool { return p.Contains(a) }); from == "" && i >= 0 {
+		c.Within = d.shared[i]
+	}
+	d.Claim = append(d.Claim, c)
+	d.singles[a] = l
+	d.matched[a] = true
+}
+
+// shareOf shares a block of the ranges, if one is left that is nobody's.
+func (d *decider) shareOf(ranges []netip.Prefix) bool {
+	for _, l := range d.Leases {
+		if l.Sharing == Declared && slices.ContainsFunc(ranges, l.Prefix.Overlaps) {
+			d.goOn(l)
+			return true
+		}
+	}
+	for _, p := range cidr.Subtract(ranges, slices.Concat(d.taken, d.Reserved)) {
+		if d.share(p.Addr()) == "" {
+			return true
+		}
+	}
+	return false
+}
+
+// goOn confirms a declaration that whoever made it seems to have left.
+func (d *decider) goOn(l Lease) {
+	known := slices.ContainsFunc(d.Confirm, func(o Lease) bool { return o.Prefix == l.Prefix })
+	if at := d.Declared[l.Prefix].Add(LateDeclaration); at.After(d.Now) {
+		d.again(at)
+	} else if !known {
+		d.Confirm = append(d.Confirm, l)
+	}
+}
+
+// share declares the block around an address: the largest, up to the size of a
+// node's, that overlaps nothing.
+func (d *decider) share(a netip.Addr) string {
+	for _, l := range d.Leases {
+		switch {
+		case !l.Prefix.Contains(a):
+		case l.Sharing == Declared:
+			d.goOn(l)
+			return ""
+		case l.Sharing == Retired:
+			return fmt.Sprintf("the block %s around it is being given back", l.Prefix)
+		}
+	}
+	bits := d.Bits[ipam.FamilyOf(a)]
+	if bits <= 0 {
+		bits = a.BitLen()
+	}
+	for ; bits <= a.BitLen(); bits++ {
+		p, err := a.Prefix(bits)
+		if err != nil || !cidr.CoveredByAny(d.PodCIDRs, p) || len(cidr.Overlapping(d.taken, p)) > 0 {
+			continue
+		}
+		if !slices.Contains(d.Share, p) {
+			d.Share = append(d.Share, p)
+		}
+		return ""
+	}
+	return fmt.Sprintf("the address %s lies in what is another node's", a)
+}
+
+// giveBack lets go of what no pod of this node has or waits for.
+func (d *decider) giveBack() {
+	for _, l := range d.Leases {
+		a := l.Address()
+		idle, unused := d.Idle[a]
+		if !l.IsSingle() || l.Node != d.Node || !unused || d.matched[a] && !idle.Leaving {
+			continue
+		}
+		at := idle.Since.Add(Rest)
+		if !idle.Used {
+			at = idle.Since.Add(Spare)
+		}
+		if idle.Leaving || l.Grant == Refused || d.unowned(l) {
+			at = d.Now
+		}
+		if at.After(d.Now) {
+			d.again(at)
+		} else {
+			d.LetGo = append(d.LetGo, l)
+		}
+	}
+}
+
+// unowned reports whether an address was asked from a node that does not own it
+// any more, and so will never answer.
+func (d *decider) unowned(l Lease) bool {
+	return l.From != "" && l.Grant == "" && !slices.ContainsFunc(d.Ranges, func(r Range) bool { return r.Node == l.From && r.Prefix.Contains(l.Address()) })
+}
+
+func (d *decider) again(at time.Time) {
+	if d.Again.IsZero() || at.Before(d.Again) {
+		d.Again = at
+	}
+}
+
+// both returns what two lists of ranges have in common; the second is as
+// cidr.Aggregate returns them.
+func both(a, aggregated []netip.Prefix) []netip.Prefix {
+	var out []netip.Prefix
+	for _, p := range a {
+		for _, q := range cidr.Overlapping(aggregated, p) {
+			if p.Bits() > q.Bits() {
+				out = append(out, p)
+			} else {
+				out = append(out, q)
+			}
+		}
+	}
+	return out
+}
+
+func ofFamily(in []netip.Prefix, f ipam.Family) []netip.Prefix {
+	return slices.DeleteFunc(slices.Clone(in), func(p netip.Prefix) bool { return ipam.FamilyOf(p.Addr()) != f })
+}
+
+func containsAddr(in []netip.Prefix, a netip.Addr) bool {
+	return slices.ContainsFunc(in, func(p netip.Prefix) bool { return p.Contains(a) })
+}

@@ -1,0 +1,160 @@
+package kube
+
+import (
+	"errors"
+	"net/netip"
+	"testing"
+
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"ropeway.dev/ropeway/api/v1alpha1"
+	"ropeway.dev/ropeway/internal/ipam/share"
+)
+
+// twoNodes are the clients of two nodes of the cluster.
+func twoNodes(t *testing.T, one, other string) (a, b *NodeClient) {
+	t.Helper()
+	c := admin(t)
+	for _, name := range []string{one, other} {
+		create(t, c, newNode(name))
+	}
+	a, b = startNode(t, shared.Config(t), one), startNode(t, shared.Config(t), other)
+	for _, n := range []*NodeClient{a, b} {
+		eventually(t, n, "its Node", func(v View) bool { return v.NodeUID != "" })
+	}
+	return a, b
+}
+
+// leaseIn waits until a client sees a lease that fits, and returns it.
+func leaseIn(t *testing.T, c *NodeClient, p netip.Prefix, fits func(Lease) bool) Lease {
+	t.Helper()
+	var found Lease
+	eventually(t, c, "the lease of "+p.String(), func(v View) bool {
+		for _, l := range v.Leases {
+			if l.Prefix == p && fits(l) {
+				found = l
+				return true
+			}
+		}
+		return false
+	})
+	return found
+}
+
+func remains(t *testing.T, c client.Client, p netip.Prefix) bool {
+	t.Helper()
+	err := c.Get(t.Context(), client.ObjectKey{Name: v1alpha1.BlockName(p)}, &v1alpha1.AddressBlock{})
+	if client.IgnoreNotFound(err) != nil {
+		t.Fatal(err)
+	}
+	return err == nil
+}
+
+// TestSingleAddressesAtTheAPIServer: a block is shared unless somebody has a part
+// of it, one node gets an address of it, and what is kept goes from node to node.
+func TestSingleAddressesAtTheAPIServer(t *testing.T) {
+	c := admin(t)
+	a, b := twoNodes(t, "single-a", "single-b")
+	block, address := netip.MustParsePrefix("10.61.0.0/26"), netip.MustParsePrefix("10.61.0.5/32")
+	defer func() {
+		for _, p := range []netip.Prefix{block, address} {
+			_ = c.Delete(t.Context(), &v1alpha1.AddressBlock{ObjectMeta: newNode(v1alpha1.BlockName(p)).ObjectMeta})
+		}
+	}()
+	claim := share.Claim{Lease: Lease{Prefix: address, Generation: 1, Pool: "AddressPool/p",
+		KeptFor: share.Kept{Namespace: "d", Pod: "web-0", StatefulSet: "web", UID: "u"}}, Within: block}
+	if _, err := a.ClaimAddress(t.Context(), claim); err == nil || remains(t, c, address) {
+		t.Errorf("of a block that is not shared: %v", err)
+	}
+	for _, n := range []*NodeClient{a, b} {
+		if err := n.ShareBlock(t.Context(), block); err != nil {
+			t.Fatal(err)
+		}
+	}
+	leaseIn(t, b, block, func(l Lease) bool { return l.Sharing == share.Confirmed })
+	for _, p := range []string{"10.61.0.0/26", "10.61.0.0/25", "10.61.0.32/27"} {
+		if _, err := a.ClaimBlock(t.Context(), netip.MustParsePrefix(p)); !IsTaken(err) {
+			t.Errorf("a node leases %s: %v", p, err)
+		}
+	}
+	if remains(t, c, netip.MustParsePrefix("10.61.0.0/25")) {
+		t.Error("a lease around a shared block stays")
+	}
+	if _, err := a.ClaimAddress(t.Context(), claim); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := b.ClaimAddress(t.Context(), claim); !IsTaken(err) {
+		t.Errorf("two nodes lease one address: %v", err)
+	}
+	held := leaseIn(t, b, address, func(l Lease) bool { return l.Node == "single-a" })
+	if err := a.ReleaseAddress(t.Context(), held); err != nil {
+		t.Fatal(err)
+	}
+	rests := leaseIn(t, b, address, func(l Lease) bool { return l.Node == "" })
+	if rests.KeptFor != claim.KeptFor || rests.Pool != claim.Pool || rests.Generation != 2 {
+		t.Errorf("what is kept: %+v", rests)
+	}
+	taken, err := b.TakeAddress(t.Context(), rests)
+	if err != nil || taken.Node != "single-b" || taken.Generation != 3 {
+		t.Errorf("taken: %+v, %v", taken, err)
+	}
+	if _, err := a.TakeAddress(t.Context(), rests); !IsTaken(err) {
+		t.Errorf("taken twice: %v", err)
+	}
+	// Calls that were made of what was seen before change nothing.
+	if err := errors.Join(a.ReleaseAddress(t.Context(), held), a.Unshare(t.Context(), held)); err != nil {
+		t.Error(err)
+	}
+	var now v1alpha1.AddressBlock
+	if err := c.Get(t.Context(), client.ObjectKey{Name: v1alpha1.BlockName(address)}, &now); err != nil || now.Spec.Node != "single-b" {
+		t.Errorf("after late calls: %+v, %v", now.Spec, err)
+	}
+}
+
+// TestBlocksOfNodesAreNotShared: what a podCIDR or a lease has a part of.
+func TestBlocksOfNodesAreNotShared(t *testing.T) {
+	c := admin(t)
+	a, b := twoNodes(t, "owner-a", "owner-b")
+	withCIDR := newNode("owner-c")
+	withCIDR.Spec = corev1.NodeSpec{PodCIDR: "10.62.0.0/28", PodCIDRs: []string{"10.62.0.0/28"}}
+	create(t, c, withCIDR)
+	if _, err := b.ClaimBlock(t.Context(), netip.MustParsePrefix("10.62.1.0/25")); err != nil {
+		t.Fatal(err)
+	}
+	for _, p := range []string{"10.62.0.0/26", "10.62.1.64/26"} {
+		block := netip.MustParsePrefix(p)
+		if err := a.ShareBlock(t.Context(), block); !errors.Is(err, ErrNotShareable) || remains(t, c, block) {
+			t.Errorf("%s is shared: %v", p, err)
+		}
+	}
+	if err := b.ReleaseBlock(t.Context(), netip.MustParsePrefix("10.62.1.0/25")); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestAskedAddress: the node that an address is from answers, once.
+func TestAskedAddress(t *testing.T) {
+	c := admin(t)
+	a, b := twoNodes(t, "asked-a", "asked-b")
+	address := netip.MustParsePrefix("10.63.0.5/32")
+	if _, err := a.ClaimAddress(t.Context(), share.Claim{Lease: Lease{Prefix: address, Generation: 1, From: "asked-b"}}); err != nil {
+		t.Fatal(err)
+	}
+	asked := leaseIn(t, b, address, func(l Lease) bool { return l.From == "asked-b" && !l.Usable() })
+	if err := b.AnswerAddress(t.Context(), share.Answer{Lease: asked, Grant: share.Granted}); err != nil {
+		t.Fatal(err)
+	}
+	if err := b.AnswerAddress(t.Context(), share.Answer{Lease: asked, Grant: share.Refused, Reason: "late"}); err != nil {
+		t.Fatal(err)
+	}
+	granted := leaseIn(t, a, address, Lease.Usable)
+	if err := a.ReleaseAddress(t.Context(), granted); err != nil || remains(t, c, address) {
+		t.Errorf("given back: %v", err)
+	}
+	if err := c.Get(t.Context(), client.ObjectKey{Name: v1alpha1.BlockName(address)}, &v1alpha1.AddressBlock{}); !apierrors.IsNotFound(err) {
+		t.Error(err)
+	}
+}
