@@ -116,7 +116,7 @@ func newNode(ctx context.Context, cfg Config, p parts) (*node, error) {
 	sharer := newSharer(p.client, book, &cfg, m, more)
 	n := &node{
 		config: &cfg, cluster: p.client, dataplane: p.dataplane, book: book, board: newBoard(service{notReady: "the agent is starting"}),
-		leaser: newLeaser(p.client, book, &cfg, m, more, sharer.hold), sharer: sharer, prober: probe.New(p.wire, cfg.Log),
+		leaser: newLeaser(p.client, book, &cfg, m, more, sharer.hold), sharer: sharer, words: newPodWords(p.client, &cfg, boot), prober: probe.New(p.wire, cfg.Log),
 		publisher: newPublisher(p.client, &cfg), installer: newInstaller(&cfg, p.client.NodeEvent),
 		metrics: m, log: cfg.Log, again: again, more: more, last: last,
 	}
@@ -139,7 +139,7 @@ func (n *node) work(ctx context.Context, p parts) error {
 	if err != nil {
 		return errors.Join(err, port.Close(), socket.Close())
 	}
-	s := &server{book: n.book, pods: p.client, board: n.board, wait: n.config.timing.addWait, more: n.leaser.more, sharer: n.sharer,
+	s := &server{book: n.book, pods: n.words, board: n.board, wait: n.config.timing.addWait, more: n.leaser.more, sharer: n.sharer,
 		version: n.config.Version, metrics: n.metrics, log: n.log}
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return p.client.Run(ctx) })

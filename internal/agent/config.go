@@ -143,6 +143,7 @@ const (
 	socketName    = "cni.sock"
 	tombstoneName = "tombstones"
 	stateName     = "state"
+	wordsName     = "pod-words"
 	journalName   = "journal"
 	netnsName     = "sandboxes"
 	bootName      = "boot-id"

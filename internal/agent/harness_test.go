@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -145,6 +146,9 @@ func (c *fakeClient) PodWords(namespace, name, uid string) (kube.PodWords, bool)
 	c.api.mu.Lock()
 	defer c.api.mu.Unlock()
 	words, known := c.api.words[namespace+"/"+name]
+	if c.api.unread {
+		return kube.PodWords{}, false
+	}
 	return words, known || !c.api.unknown
 }
 
@@ -152,6 +156,12 @@ func (c *fakeClient) Pods() ([]kube.Pod, bool) {
 	c.api.mu.Lock()
 	defer c.api.mu.Unlock()
 	return slices.Clone(c.api.pods), !c.api.unread
+}
+
+func (c *fakeClient) AllPodWords() (map[string]kube.PodWords, bool) {
+	c.api.mu.Lock()
+	defer c.api.mu.Unlock()
+	return maps.Clone(c.api.words), !c.api.down && !c.api.unread
 }
 
 func (c *fakeClient) PodEvent(p kube.Pod, warning bool, reason, message string) {

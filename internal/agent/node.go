@@ -45,6 +45,7 @@ type node struct {
 	board     *board
 	leaser    *leaser
 	sharer    *sharer
+	words     *podWords
 	prober    *probe.Prober
 	publisher *publisher
 	installer *installer
@@ -204,7 +205,7 @@ func (n *node) pass(ctx context.Context) error {
 	}
 	conflistErr := n.installer.step(n.programmed && n.mayJoin(view))
 	n.publisher.publish(n.status(snapshot, want))
-	saveErr := n.save()
+	saveErr := errors.Join(n.save(), n.words.keep())
 	if saveErr == nil {
 		n.sharer.see(n.shareInput(view, self(snapshot)))
 	}

@@ -20,6 +20,9 @@ type podAPI interface {
 	PodWords(namespace, name, uid string) (kube.PodWords, bool)
 	// Pods returns the node's pods, and whether they have been read.
 	Pods() ([]kube.Pod, bool)
+	// AllPodWords is PodWords for all pods of the node, by namespace/name; false
+	// while they have not been read.
+	AllPodWords() (map[string]kube.PodWords, bool)
 	// PodEvent records an event on a pod; it never blocks.
 	PodEvent(p kube.Pod, warning bool, reason, message string)
 }

@@ -176,6 +176,28 @@ func TestUnknownPodWaits(t *testing.T) {
 	}
 }
 
+// TestPodsThatAskWithoutAPI: an agent that starts while the API server is down
+// knows what the pods asked for that its predecessor knew, and waits for others.
+func TestPodsThatAskWithoutAPI(t *testing.T) {
+	api, agents := twoNodes(t, spiderPool(t, "p", "10.244.0.100-10.244.0.110"))
+	a := agents["a"]
+	api.sayOf("p1", kube.PodWords{UID: "uid-p1", Annotations: map[string]string{pool.AnnotationPool: `{"ipv4": ["p"]}`}})
+	a.waitPasses()
+	a.stop()
+	api.change(func(f *fakeAPI) { f.down, f.unread = true, true })
+	a.machine.config.timing.addWait = 50 * time.Millisecond
+	again := a.machine.start()
+	again.waitServing()
+	if got, err := again.try("c1", podNamed("p1")); err != nil || got.String() != "10.244.0.100" {
+		t.Errorf("a pod that was known: %v, %v", got, err)
+	}
+	for what, pod := range map[string]cniwire.Pod{"one that was not": podNamed("p2"), "another of the name": {Namespace: "default", Name: "p1", UID: "another"}} {
+		if got, err := again.try("c2", pod); err == nil || !strings.Contains(err.Error(), "not known yet") {
+			t.Errorf("%s: %v, %v", what, got, err)
+		}
+	}
+}
+
 // TestPoolsWithoutAPI: an agent that starts while the API server is down goes on
 // with the pools that its predecessor knew.
 func TestPoolsWithoutAPI(t *testing.T) {

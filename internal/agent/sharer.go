@@ -56,11 +56,12 @@ type sharer struct {
 
 	mu     sync.Mutex
 	memory share.Memory
-	vetted []netip.Prefix // podCIDRs of the node that leases were read after
-	unread []netip.Prefix // those that they are to be read after
-	read   bool           // leases are to be read
-	input  *share.Input   // nil while there is nothing to decide on
-	needs  []waiting      // in the order that pods began to wait
+	vetted []netip.Prefix  // podCIDRs of the node that leases were read after
+	unread []netip.Prefix  // those that they are to be read after
+	read   bool            // leases are to be read
+	asked  map[string]bool // blocks that were asked for: object and version
+	input  *share.Input    // nil while there is nothing to decide on
+	needs  []waiting       // in the order that pods began to wait
 	waits  map[string]string
 }
 
@@ -88,6 +89,17 @@ func (s *sharer) admit(v kube.View, known []netip.Prefix) (kube.View, bool) {
 	}
 	v.Leases = s.memory.Show(node, v.Leases, now)
 	s.memory.Track(node, v.Leases, s.book.IsHeld, now)
+	for _, l := range v.Leases {
+		// A block that somebody else made this node's, or one that it had once.
+		if id := l.ObjectUID + "/" + l.Version; l.Node == node && l.Unsure && !l.IsSingle() && !s.asked[id] {
+			s.read = true
+			if s.asked == nil {
+				s.asked = map[string]bool{}
+			}
+			s.asked[id] = true
+			s.more()
+		}
+	}
 	v.Snapshot.Nodes = slices.Clone(v.Snapshot.Nodes)
 	kube.SetLeases(&v.Snapshot, v.Leases)
 	if v.Snapshot.Network.NodeCIDR {

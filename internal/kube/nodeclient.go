@@ -137,12 +137,36 @@ func (c *NodeClient) PodWords(namespace, name, uid string) (PodWords, bool) {
 	if uid != "" && uid != string(pod.UID) && uid != pod.Annotations[configHashAnnotation] {
 		return PodWords{}, false
 	}
-	words := PodWords{UID: string(pod.UID), Labels: pod.Labels, Annotations: pod.Annotations,
+	return wordsOf(pod, ns), true
+}
+
+func wordsOf(pod, ns *metav1.PartialObjectMetadata) PodWords {
+	words := PodWords{UID: string(pod.UID), ConfigHash: pod.Annotations[configHashAnnotation], Labels: pod.Labels, Annotations: pod.Annotations,
 		NamespaceLabels: ns.Labels, NSAnnotated: ns.Annotations}
 	if owner := metav1.GetControllerOf(pod); owner != nil && owner.Kind == "StatefulSet" {
 		words.StatefulSet, words.StatefulSetUID = owner.Name, string(owner.UID)
 	}
-	return words, true
+	return words
+}
+
+// AllPodWords maps namespace/name of this node's pods -> what PodWords says of
+// them; false while they have not been read.
+func (c *NodeClient) AllPodWords() (map[string]PodWords, bool) {
+	if !c.observer.syncedKind("pods") || !c.observer.syncedKind("namespaces") {
+		return nil, false
+	}
+	pods := &metav1.PartialObjectMetadataList{TypeMeta: metav1.TypeMeta{APIVersion: "v1", Kind: "PodList"}}
+	if err := c.observer.cache.List(context.Background(), pods); err != nil {
+		return nil, false
+	}
+	out := make(map[string]PodWords, len(pods.Items))
+	for i := range pods.Items {
+		p, ns := &pods.Items[i], metadataOf("v1", "Namespace")
+		if c.observer.cache.Get(context.Background(), client.ObjectKey{Name: p.Namespace}, ns) == nil {
+			out[p.Namespace+"/"+p.Name] = wordsOf(p, ns)
+		}
+	}
+	return out, true
 }
 
 // nodeUID returns the UID of this node's Node object, or an error that says

@@ -58,13 +58,20 @@ func slimNetwork(obj any) (any, error) {
 	return obj, nil
 }
 
-// slimPod keeps what pools are chosen by.
+// slimPod keeps what pools are chosen by, and the StatefulSet that keeps its
+// pods' addresses.
 func slimPod(obj any) (any, error) {
 	if m, err := meta.Accessor(obj); err == nil {
 		labels := m.GetLabels()
 		slimMeta(m, append(pool.PodAnnotations(), configHashAnnotation)...)
 		m.SetLabels(labels)
-		m.SetOwnerReferences(slices.DeleteFunc(slices.Clone(m.GetOwnerReferences()), func(o metav1.OwnerReference) bool { return o.Kind != "StatefulSet" }))
+		var sets []metav1.OwnerReference
+		for _, o := range m.GetOwnerReferences() {
+			if o.Kind == "StatefulSet" {
+				sets = append(sets, o)
+			}
+		}
+		m.SetOwnerReferences(sets)
 	}
 	return obj, nil
 }

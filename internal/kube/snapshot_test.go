@@ -180,6 +180,10 @@ func TestSlimming(t *testing.T) {
 	if _, err := slimPod(pod); err != nil || !reflect.DeepEqual(pod.Annotations, map[string]string{configHashAnnotation: "h"}) || pod.OwnerReferences != nil {
 		t.Errorf("pod kept %+v, %v", pod, err)
 	}
+	pod.OwnerReferences = []metav1.OwnerReference{{Kind: "Node", Name: "n"}, {Kind: "StatefulSet", Name: "web"}}
+	if _, err := slimPod(pod); err != nil || len(pod.OwnerReferences) != 1 || pod.OwnerReferences[0].Name != "web" {
+		t.Errorf("of its owners a pod kept %+v, %v", pod.OwnerReferences, err)
+	}
 }
 
 func TestHeartbeatsWakeNobody(t *testing.T) {

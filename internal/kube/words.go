@@ -66,6 +66,7 @@ type Pod struct {
 // PodWords are what a pod and its namespace say of the addresses that it wants.
 type PodWords struct {
 	UID                          string
+	ConfigHash                   string // of a static pod, as Pod's
 	Labels, Annotations          map[string]string
 	NamespaceLabels, NSAnnotated map[string]string
 	// StatefulSet is the name of the pod's controller, and its UID, if it is one.

@@ -60,7 +60,43 @@ var ErrUnusable = errors.New("the saved state is unusable")
 
 // Load reads the state, which is nil if there is none. With ErrUnusable the
 // file has been renamed to *.unusable, and the caller goes on without.
-func Load(path string) (*State, error) {
+func Load(path string) (*State, error) { return load[State](path) }
+
+// Save replaces the state. After a crash at any moment the file is the old
+// state or the new one. Nothing is synced to a disk: the run directory is
+// memory, and a boot clears it.
+func Save(path string, s State) error {
+	s.Version = version
+	return save(path, s)
+}
+
+// Words are what the node's pods said of the addresses that they want, beside the
+// state, since they change with every pod.
+type Words struct {
+	Version int
+	BootID  string
+	Pods    map[string]PodWords // namespace/name -> what it said
+}
+
+// PodWords are what a pod and its namespace say.
+type PodWords struct {
+	UID                          string            `json:",omitempty"`
+	ConfigHash                   string            `json:",omitempty"` // the UID that the runtime knows a static pod by
+	Labels, Annotations          map[string]string `json:",omitempty"`
+	NamespaceLabels, NSAnnotated map[string]string `json:",omitempty"`
+	StatefulSet, StatefulSetUID  string            `json:",omitempty"`
+}
+
+// LoadWords is Load for Words.
+func LoadWords(path string) (*Words, error) { return load[Words](path) }
+
+// SaveWords is Save for Words.
+func SaveWords(path string, w Words) error {
+	w.Version = version
+	return save(path, w)
+}
+
+func load[T State | Words](path string) (*T, error) {
 	data, err := os.ReadFile(path)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
@@ -68,7 +104,7 @@ func Load(path string) (*State, error) {
 	if err != nil {
 		return nil, fmt.Errorf("reading the saved state: %w", err)
 	}
-	s, err := parse(data)
+	s, err := parse[T](data)
 	if err != nil {
 		aside := path + ".unusable"
 		return nil, errors.Join(fmt.Errorf("%w (%w); it is kept as %s", ErrUnusable, err, aside), os.Rename(path, aside))
@@ -76,7 +112,7 @@ func Load(path string) (*State, error) {
 	return s, nil
 }
 
-func parse(data []byte) (*State, error) {
+func parse[T State | Words](data []byte) (*T, error) {
 	line, body, found := bytes.Cut(data, []byte("\n"))
 	sum, ours := strings.CutPrefix(string(line), header)
 	if !found || !ours {
@@ -85,21 +121,21 @@ func parse(data []byte) (*State, error) {
 	if sum != checksum(body) {
 		return nil, errors.New("its checksum does not match")
 	}
-	var s State
-	if err := json.Unmarshal(body, &s); err != nil {
+	var by struct{ Version int }
+	if err := json.Unmarshal(body, &by); err != nil {
 		return nil, err
 	}
-	if s.Version > version {
-		return nil, fmt.Errorf("it is of version %d, and this agent knows %d", s.Version, version)
+	if by.Version > version {
+		return nil, fmt.Errorf("it is of version %d, and this agent knows %d", by.Version, version)
+	}
+	var s T
+	if err := json.Unmarshal(body, &s); err != nil {
+		return nil, err
 	}
 	return &s, nil
 }
 
-// Save replaces the state. After a crash at any moment the file is the old
-// state or the new one. Nothing is synced to a disk: the run directory is
-// memory, and a boot clears it.
-func Save(path string, s State) error {
-	s.Version = version
+func save[T State | Words](path string, s T) error {
 	body, err := json.Marshal(s)
 	if err != nil {
 		return fmt.Errorf("encoding the state: %w", err)

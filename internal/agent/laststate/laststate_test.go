@@ -87,7 +87,7 @@ func TestDamageIsFound(t *testing.T) {
 
 func TestLaterVersionIsNotRead(t *testing.T) {
 	body := `{"Version":99}`
-	if _, err := parse([]byte(header + checksum([]byte(body)) + "\n" + body)); err == nil || !strings.Contains(err.Error(), "version 99") {
+	if _, err := parse[State]([]byte(header + checksum([]byte(body)) + "\n" + body)); err == nil || !strings.Contains(err.Error(), "version 99") {
 		t.Errorf("got %v, want the version named", err)
 	}
 }
@@ -127,11 +127,11 @@ func FuzzParse(f *testing.F) {
 	}
 	f.Add([]byte(header))
 	f.Fuzz(func(t *testing.T, data []byte) {
-		if s, err := parse(data); (s == nil) == (err == nil) {
+		if s, err := parse[State](data); (s == nil) == (err == nil) {
 			t.Fatalf("%v, %v", s, err)
 		}
 		// With its checksum, so that what is behind it is tried too.
-		s, err := parse(append([]byte(header+checksum(data)+"\n"), data...))
+		s, err := parse[State](append([]byte(header+checksum(data)+"\n"), data...))
 		if (s == nil) == (err == nil) {
 			t.Fatalf("%v, %v", s, err)
 		}

@@ -52,7 +52,6 @@ type peer struct {
 	pods   map[string]netip.Addr // pod -> its address; outlives the agent
 	gives  map[netip.Addr]string // address -> group, as of the last pass
 	blocks []netip.Prefix        // podCIDR and leased ones, as of the last pass
-	down   bool
 }
 
 func (p *peer) holder(a netip.Addr) string {
