@@ -166,6 +166,17 @@ func TestStatefulSetKeepsItsAddress(t *testing.T) {
 	if got := a.insist("c6", podNamed("web-1")); got != other {
 		t.Errorf("web-1 had %s, and on another node %s", other, got)
 	}
+	api.mu.Lock()
+	defer api.mu.Unlock()
+	kept := 0
+	for _, l := range api.leases {
+		if l.KeptFor != (share.Kept{}) {
+			kept++
+		}
+	}
+	if kept != 2 { // a view from before a lease was made leads to no second one
+		t.Errorf("%d addresses are kept for two pods: %+v", kept, api.leases)
+	}
 }
 
 // TestFixedAddressMoves: an address of a's podCIDR, asked for on b, goes there

@@ -61,8 +61,11 @@ type sharer struct {
 	read   bool            // leases are to be read
 	asked  map[string]bool // blocks that were asked for: object and version
 	input  *share.Input    // nil while there is nothing to decide on
-	needs  []waiting       // in the order that pods began to wait
-	waits  map[string]string
+	// views counts those that were admitted, stale those of them that do not show
+	// what was done since.
+	views, stale int
+	needs        []waiting // in the order that pods began to wait
+	waits        map[string]string
 }
 
 func newSharer(api shareAPI, book *addresses.Book, cfg *Config, m *metrics, done func()) *sharer {
@@ -79,6 +82,7 @@ func (s *sharer) more() { notify(s.kick) }
 func (s *sharer) admit(v kube.View, known []netip.Prefix) (kube.View, bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.views++
 	node, now := v.Snapshot.Self, time.Now()
 	own := self(v.Snapshot).NodeCIDRs
 	s.unread = own
@@ -119,7 +123,9 @@ func (s *sharer) admit(v kube.View, known []netip.Prefix) (kube.View, bool) {
 // gives follows from it already, and is written down.
 func (s *sharer) see(in share.Input) {
 	s.mu.Lock()
-	s.input = &in
+	if s.views > s.stale { // another one comes: done has asked for it
+		s.input = &in
+	}
 	s.mu.Unlock()
 	s.more()
 }
@@ -199,7 +205,7 @@ func (s *sharer) step(ctx context.Context) (time.Duration, error) {
 	}
 	acted, err := s.do(ctx, d)
 	if acted {
-		s.consume(in)
+		s.consume()
 		s.done()
 	}
 	if d.Again.IsZero() {
@@ -251,14 +257,12 @@ func (s *sharer) decide() (*share.Input, share.Decision) {
 	return s.input, d
 }
 
-// consume forgets an input that was acted upon: the next decision needs one that
-// shows what came of this one.
-func (s *sharer) consume(in *share.Input) {
+// consume forgets what does not show what came of a decision: the input that was
+// acted upon, and the view that the node loop may just be at.
+func (s *sharer) consume() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.input == in {
-		s.input = nil
-	}
+	s.input, s.stale = nil, s.views
 }
 
 // do does what was decided: first what others wait for. It reports whether
