@@ -11,6 +11,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"ropeway.dev/ropeway/api/spiderpool/v2beta1"
+	"ropeway.dev/ropeway/api/v1alpha1"
 	"ropeway.dev/ropeway/internal/agent/addresses"
 	"ropeway.dev/ropeway/internal/ipam"
 	"ropeway.dev/ropeway/internal/kube"
@@ -266,11 +267,10 @@ func TestDoctorOfPools(t *testing.T) {
 		{"well", use(pooled(spiderPool("a", nil, "10.244.236.200-10.244.236.209")), "a", 8), OK, "every pool is accepted"},
 		{"low", use(pooled(spiderPool("a", nil, "10.244.236.200-10.244.236.209")), "a", 9), Warn, "SpiderIPPool a runs low: 9 of its 10"},
 		{"used up", use(pooled(spiderPool("a", nil, "10.244.236.200-10.244.236.209")), "a", 10), Fail, "used up: all of its 10"},
-		{"used up but for what nobody gets", use(pooled(spiderPool("a", nil, "10.244.236.200-10.244.236.209", "10.244.3.1-10.244.3.9")), "a", 10), Fail, "used up: all of its 10"},
+		{"what nodes share counts", use(pooled(spiderPool("a", nil, "10.244.236.200-10.244.236.209", "10.244.3.1-10.244.3.9")), "a", 10), OK, "every pool is accepted"},
 		{"reversed", pooled(spiderPool("a", nil, "10.244.236.209-10.244.236.200")), Fail, "is not accepted, and gives no address: spec.ips"},
 		{"overlap", pooled(spiderPool("a", nil, "10.244.236.200-10.244.236.209"), spiderPool("b", nil, "10.244.236.205")), Fail, "SpiderIPPool b is not accepted"},
-		{"unserved", pooled(spiderPool("a", nil, "10.244.3.1-10.244.3.9")), Fail, "none of its 9 addresses lies in a node's range"},
-		{"partly served", pooled(spiderPool("a", nil, "10.244.3.1", "10.244.236.200")), Warn, "1 of its 2 addresses"},
+		{"shared", pooled(spiderPool("a", nil, "10.244.3.1-10.244.3.9")), OK, "every pool is accepted"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			d := Doctor(scenarioSurvey(test.objects), test.objects)
@@ -279,6 +279,39 @@ func TestDoctorOfPools(t *testing.T) {
 				t.Errorf("want %s %q in %+v", test.outcome, test.want, d.Checks)
 			}
 		})
+	}
+}
+
+// TestSharedLeases: a shared block, the single addresses in it, and one that is
+// kept are in order, and say whose they are.
+func TestSharedLeases(t *testing.T) {
+	w := scenarioWitnesses()
+	shared := v1alpha1.AddressBlock{Spec: v1alpha1.AddressBlockSpec{CIDR: "10.244.200.0/26", Sharing: v1alpha1.SharingConfirmed, Generation: 1}}
+	single := block("10.244.200.11/32", nodeR)
+	single.Spec.NodeUID, single.Spec.Pool = w.Objects.Blocks[0].Spec.NodeUID, "AddressPool/few"
+	for _, b := range w.Objects.Blocks {
+		if b.Spec.Node == nodeR {
+			single.Spec.NodeUID = b.Spec.NodeUID
+		}
+	}
+	kept := v1alpha1.AddressBlock{Spec: v1alpha1.AddressBlockSpec{CIDR: "10.244.200.12/32", Generation: 1,
+		KeptFor: &v1alpha1.KeptFor{Namespace: "default", Pod: "db-0", StatefulSet: "db", UID: "u"}}}
+	w.Objects.Blocks = append(w.Objects.Blocks, shared, single, kept)
+	got := map[string]BlockUsage{}
+	for _, one := range BlocksOf(w.Objects, append(w.Pods, apiPod("web", nodeR, "10.244.200.11"))).Blocks {
+		if one.Problem != "" {
+			t.Errorf("%s: %s", one.CIDR, one.Problem)
+		}
+		got[one.CIDR] = one
+	}
+	for cidr, want := range map[string]BlockUsage{
+		"10.244.200.0/26":  {CIDR: "10.244.200.0/26", For: "all nodes (Confirmed)", Generation: 1, Used: 1, Total: 64},
+		"10.244.200.11/32": {CIDR: "10.244.200.11/32", Node: nodeR, For: "AddressPool/few", Generation: 1, Used: 1, Total: 1},
+		"10.244.200.12/32": {CIDR: "10.244.200.12/32", For: "default/db-0", Generation: 1, Total: 1},
+	} {
+		if got[cidr] != want {
+			t.Errorf("%s is %+v, want %+v", cidr, got[cidr], want)
+		}
 	}
 }
 

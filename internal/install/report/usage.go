@@ -53,8 +53,9 @@ type PoolUsage struct {
 	// Problem says why it gives no address, or not all of them.
 	Problem string `json:"problem,omitempty"`
 	refused bool   // it gives none
-	// unserved counts the addresses that lie in no node's range.
-	unserved uint64
+	// Shared counts the addresses that lie in no node's range: pods on each node
+	// that may use the pool get them.
+	Shared uint64 `json:"shared"`
 }
 
 // UsageOf puts a Usage together; nodes names those to show, none means all.
@@ -171,10 +172,7 @@ func PoolsOf(c *kube.Objects) Pools {
 		case !v.Accepted:
 			one.Problem, one.refused = v.Message, true
 		default:
-			if n := pool.Outside(p, owned); n > 0 {
-				one.unserved = n
-				one.Problem = fmt.Sprintf("%d of its %d addresses lie in no node's range, and no pod gets them", n, p.Size())
-			}
+			one.Shared = pool.Outside(p, owned)
 		}
 		out.Pools = append(out.Pools, one)
 	}
@@ -206,13 +204,13 @@ func (u Usage) Table(w io.Writer, wide bool) error {
 
 // Table writes the pools for a person.
 func (p Pools) Table(w io.Writer, wide bool) error {
-	head := []string{"POOL", "USED", "TOTAL", "SHARE", "DEFAULT", "GIVES"}
+	head := []string{"POOL", "USED", "TOTAL", "SHARE", "SHARED", "DEFAULT", "GIVES"}
 	if wide {
 		head = append(head, "NODES", "RANGES")
 	}
 	var rows [][]string
 	for _, one := range p.Pools {
-		row := []string{one.Kind + "/" + one.Name, count(one.Used), count(one.Total), share(one.Used, one.Total), yesNo(one.Default), yesNo(!one.refused && !one.Disable)}
+		row := []string{one.Kind + "/" + one.Name, count(one.Used), count(one.Total), share(one.Used, one.Total), count(one.Shared), yesNo(one.Default), yesNo(!one.refused && !one.Disable)}
 		if wide {
 			row = append(row, strings.Join(one.Nodes, ","), strings.Join(one.Ranges, ","))
 		}
@@ -249,10 +247,14 @@ type Blocks struct {
 	Blocks []BlockUsage `json:"blocks"`
 }
 
-// BlockUsage is one lease.
+// BlockUsage is one lease: a block of a node's, a block that nodes share, or a
+// single address.
 type BlockUsage struct {
-	CIDR       string `json:"cidr"`
-	Node       string `json:"node"`
+	CIDR string `json:"cidr"`
+	Node string `json:"node,omitempty"`
+	// For says whose a lease is that no node owns as a block: the sharing's state,
+	// the pool of a single address, the pod that it is kept for.
+	For        string `json:"for,omitempty"`
 	Generation int64  `json:"generation"`
 	// Used counts the addresses that pods have of it, by the API server.
 	Used  int    `json:"used"`
@@ -265,50 +267,76 @@ type BlockUsage struct {
 func BlocksOf(c *kube.Objects, pods []kube.PodAddress) Blocks {
 	out := Blocks{Blocks: []BlockUsage{}}
 	leases := c.Leases()
-	used := make([]int, len(leases))
-	for _, p := range pods {
-		if p.Ended {
-			continue
-		}
-		for _, a := range p.Addresses {
-			// Leases are sorted by address, and none overlaps another.
-			i, exact := slices.BinarySearchFunc(leases, a, func(l kube.Lease, a netip.Addr) int { return l.Prefix.Addr().Compare(a) })
-			if !exact {
-				i--
-			}
-			if i >= 0 && leases[i].Prefix.Contains(a) {
-				used[i]++
-			}
-		}
-	}
+	used := usedOf(leases, pods)
 	said := map[string]string{} // node -> UID
 	for i := range c.Nodes {
 		said[c.Nodes[i].Name] = string(c.Nodes[i].UID)
 	}
+	last := -1 // the block of a node before this one
 	for i, l := range leases {
-		one := BlockUsage{CIDR: l.Prefix.String(), Node: l.Node, Generation: l.Generation, Used: used[i], Total: cidr.Size(l.Prefix)}
+		one := BlockUsage{CIDR: l.Prefix.String(), Node: l.Node, For: leaseFor(l), Generation: l.Generation, Used: used[l.Prefix], Total: cidr.Size(l.Prefix)}
+		ofNode := l.Sharing == "" && !l.IsSingle()
 		switch uid, there := said[l.Node]; {
+		case l.Node == "": // shared, or kept for a pod that does not run
 		case !there:
 			one.Problem = fmt.Sprintf("its node %s is not there: the controller gives the lease back a minute after a node is gone", l.Node)
 		case uid != l.NodeUID:
 			one.Problem = fmt.Sprintf("node %s was registered anew, and its agent has not yet adopted the lease", l.Node)
-		case i > 0 && leases[i-1].Prefix.Overlaps(l.Prefix):
-			one.Problem = fmt.Sprintf("it overlaps %s of node %s", leases[i-1].Prefix, leases[i-1].Node)
+		case ofNode && last >= 0 && leases[last].Prefix.Overlaps(l.Prefix):
+			one.Problem = fmt.Sprintf("it overlaps %s of node %s", leases[last].Prefix, leases[last].Node)
+		}
+		if ofNode {
+			last = i
 		}
 		out.Blocks = append(out.Blocks, one)
 	}
 	return out
 }
 
+// leaseFor says whose a lease is that is no node's block.
+func leaseFor(l kube.Lease) string {
+	switch {
+	case l.Sharing != "":
+		return "all nodes (" + string(l.Sharing) + ")"
+	case l.KeptFor.Pod != "":
+		return l.KeptFor.Namespace + "/" + l.KeptFor.Pod
+	}
+	return l.Pool
+}
+
+// usedOf counts pods' addresses for each lease that they lie in.
+func usedOf(leases []kube.Lease, pods []kube.PodAddress) map[netip.Prefix]int {
+	sizes := map[int]bool{} // prefix lengths that occur: few
+	used := map[netip.Prefix]int{}
+	for _, l := range leases {
+		sizes[l.Prefix.Bits()] = true
+		used[l.Prefix] = 0
+	}
+	for _, p := range pods {
+		if p.Ended {
+			continue
+		}
+		for _, a := range p.Addresses {
+			for bits := range sizes {
+				around, err := a.Prefix(bits)
+				if _, leased := used[around]; err == nil && leased {
+					used[around]++
+				}
+			}
+		}
+	}
+	return used
+}
+
 // Table writes the leases for a person.
 func (b Blocks) Table(w io.Writer, wide bool) error {
-	head := []string{"BLOCK", "NODE", "USED", "ADDRESSES"}
+	head := []string{"BLOCK", "NODE", "USED", "ADDRESSES", "FOR"}
 	if wide {
 		head = append(head, "GENERATION")
 	}
 	var rows [][]string
 	for _, one := range b.Blocks {
-		row := []string{one.CIDR, one.Node, strconv.Itoa(one.Used), count(one.Total)}
+		row := []string{one.CIDR, orDash(one.Node), strconv.Itoa(one.Used), count(one.Total), orDash(one.For)}
 		if wide {
 			row = append(row, strconv.FormatInt(one.Generation, 10))
 		}
