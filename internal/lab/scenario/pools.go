@@ -39,7 +39,10 @@ func (s *stage) routedPools(ctx context.Context) error {
 	}
 	s.probes(ctx)
 	_ = s.r.Step(ctx, "API server, journals, kernels and host-local's files agree about every address", s.addressesAgree)
-	return s.r.Step(ctx, "an exact address by annotation: given once, and refused to a second pod with the reason", s.exactAddress)
+	if err := s.r.Step(ctx, "an exact address by annotation: given once, and refused to a second pod with the reason", s.exactAddress); err != nil {
+		return err
+	}
+	return s.r.Step(ctx, "a fixed address moves to the other node, and everybody reaches it there", s.fixedMoves)
 }
 
 // beforePools brings the cluster to where the document's user is when he reads
@@ -321,24 +324,74 @@ spec:
 
 // exactAddress asks for one address of a node's pool, twice.
 func (s *stage) exactAddress(ctx context.Context) error {
-	defer func() {
-		_, _ = s.quiet(context.WithoutCancel(ctx), "delete", "pod", "-l", "app=fixed", "--timeout=60s")
-	}()
+	defer s.noFixed(context.WithoutCancel(ctx))
 	node := s.nodes()[1]
-	cidrs, err := s.nodeCIDRs(ctx)
+	want, err := s.addressOn(ctx, node, 200)
 	if err != nil {
 		return err
 	}
+	if err := s.fix(ctx, "fixed", want, node); err != nil {
+		return err
+	}
+	if err := s.fixedIsReached(ctx, want); err != nil {
+		return err
+	}
+	if err := s.fix(ctx, "fixed-again", want, node); err != nil {
+		return err
+	}
+	return s.until(ctx, time.Minute, func() error { return s.refusedWith(ctx, "fixed-again", want.String()) })
+}
+
+// fixedMoves has a pod keep its address on another node, whose range does not hold
+// it: an address that no pool states, since the document's are bound to nodes.
+func (s *stage) fixedMoves(ctx context.Context) error {
+	defer s.noFixed(context.WithoutCancel(ctx))
+	home, away := s.nodes()[1], s.nodes()[0]
+	want, err := s.addressOn(ctx, home, 254)
+	if err != nil {
+		return err
+	}
+	for _, node := range []string{home, away, home} {
+		s.noFixed(ctx)
+		if err := s.fix(ctx, "fixed", want, node); err != nil {
+			return err
+		}
+		if err := s.fixedIsReached(ctx, want); err != nil {
+			return fmt.Errorf("on node %s: %w", node, err)
+		}
+		for _, n := range s.nodes() {
+			if err := s.get(ctx, n, "http://"+want.String()); err != nil {
+				return fmt.Errorf("on node %s, from node %s: %w", node, n, err)
+			}
+		}
+	}
+	return nil
+}
+
+// addressOn is the address of a node's podCIDR that ends so.
+func (s *stage) addressOn(ctx context.Context, node string, last byte) (netip.Addr, error) {
+	cidrs, err := s.nodeCIDRs(ctx)
+	if err != nil {
+		return netip.Addr{}, err
+	}
 	quad := cidrs[node].Masked().Addr().As4()
-	quad[3] = 200
-	want := netip.AddrFrom4(quad)
-	apply := func(name string) error {
-		_, err := s.l.KubectlInput(ctx, strings.NewReader(fmt.Sprintf(fixedPod, name, want, node)), "apply", "-f", "-")
-		return err
-	}
-	if err := apply("fixed"); err != nil {
-		return err
-	}
+	quad[3] = last
+	return netip.AddrFrom4(quad), nil
+}
+
+// fix makes a pod on a node that asks for an address.
+func (s *stage) fix(ctx context.Context, name string, address netip.Addr, node string) error {
+	_, err := s.l.KubectlInput(ctx, strings.NewReader(fmt.Sprintf(fixedPod, name, address, node)), "apply", "-f", "-")
+	return err
+}
+
+func (s *stage) noFixed(ctx context.Context) {
+	_, _ = s.quiet(ctx, "delete", "pod", "-l", "app=fixed", "--timeout=60s")
+}
+
+// fixedIsReached wants the pod to have the address, and a pod on the other node to
+// reach it.
+func (s *stage) fixedIsReached(ctx context.Context, want netip.Addr) error {
 	if _, err := s.quiet(ctx, "wait", "--for=condition=Ready", "pod/fixed", "--timeout=60s"); err != nil {
 		return err
 	}
@@ -357,13 +410,7 @@ func (s *stage) exactAddress(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if err := s.ping(ctx, from, want.String(), "62"); err != nil {
-		return err
-	}
-	if err := apply("fixed-again"); err != nil {
-		return err
-	}
-	return s.until(ctx, time.Minute, func() error { return s.refusedWith(ctx, "fixed-again", want.String()) })
+	return s.ping(ctx, from, want.String(), "62")
 }
 
 // refusedWith wants an event on a pod that says that it gets no address, and why.
