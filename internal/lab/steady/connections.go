@@ -15,13 +15,21 @@ const (
 	// patience is how long an answer is waited for before a connection counts
 	// as broken, or a new one as refused.
 	patience = 10 * time.Second
+	// serviceWithin is how long a new Service may take to be served on all nodes.
+	serviceWithin = 30 * time.Second
 )
 
-// hold opens the connections that are to last.
+// hold opens the connections that are to last. kube-proxy may not have taken
+// notice of a new Service yet, so the first one is asked for again for a while.
 func (w *watcher) hold(ctx context.Context) ([]*net.TCPConn, error) {
 	var held []*net.TCPConn
+	began := time.Now()
 	for range w.load.Connections {
 		c, err := w.connect(ctx)
+		for err != nil && len(held) == 0 && time.Since(began) < serviceWithin && ctx.Err() == nil {
+			time.Sleep(heldEvery)
+			c, err = w.connect(ctx)
+		}
 		if err != nil {
 			return nil, fmt.Errorf("before anything changed: %w", err)
 		}
