@@ -222,12 +222,12 @@ func (b *bench) run(ctx context.Context) error {
 	if err := keepEarlier(rows, b.results, b.leftOut); err != nil {
 		return err
 	}
+	if err := writeRows(b.results, rows); err != nil {
+		return err
+	}
 	rows = slices.DeleteFunc(rows, func(r row) bool { return r.Value == nil && b.leftOut(r.Claim) })
 	fmt.Fprintln(b.out)
 	if err := printTable(b.out, rows); err != nil {
-		return err
-	}
-	if err := writeRows(b.results, rows); err != nil {
 		return err
 	}
 	b.say("the rows are in %s", b.results)
