@@ -126,7 +126,8 @@ func leadersMetrics(t *testing.T, l *lab.Lab) string {
 	t.Helper()
 	for _, name := range strings.Fields(kubectl(t, l, "-n", "kube-system", "get", "pods", "-l", "app.kubernetes.io/component=controller", "-o", "jsonpath={.items[*].metadata.name}")) {
 		out, err := l.Kubectl(t.Context(), "get", "--raw", "/api/v1/namespaces/kube-system/pods/"+name+":9799/proxy/metrics")
-		if err == nil && strings.Contains(string(out), "ropeway_controller_leader 1") {
+		// A line of its own: the help text says these words, too.
+		if err == nil && strings.Contains(string(out), "\nropeway_controller_leader 1\n") {
 			return string(out)
 		}
 	}
