@@ -6,7 +6,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"os"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -160,22 +159,17 @@ func holdAPI(ctx context.Context, l *lab.Lab, state string) (release func(), err
 
 // apiServer finds the process of the lab's API server.
 func apiServer(l *lab.Lab) (int, error) {
-	paths, err := filepath.Glob("/proc/[0-9]*/cmdline")
+	found, err := processesOf(l.Name(), func(argv []byte) bool {
+		program, _, _ := bytes.Cut(argv, []byte{0})
+		return filepath.Base(string(program)) == "kube-apiserver"
+	})
 	if err != nil {
 		return 0, err
 	}
-	for _, path := range paths {
-		argv, err := os.ReadFile(path)
-		if err != nil {
-			continue // it has ended
-		}
-		program, _, _ := bytes.Cut(argv, []byte{0})
-		cgroup, _ := os.ReadFile(filepath.Join(filepath.Dir(path), "cgroup"))
-		if filepath.Base(string(program)) == "kube-apiserver" && strings.Contains(string(cgroup), "/rwlab-"+l.Name()+"/") {
-			return strconv.Atoi(filepath.Base(filepath.Dir(path)))
-		}
+	if len(found) == 0 {
+		return 0, fmt.Errorf("lab %s has no process kube-apiserver", l.Name())
 	}
-	return 0, fmt.Errorf("lab %s has no process kube-apiserver", l.Name())
+	return strconv.Atoi(filepath.Base(found[0]))
 }
 
 // apiRequests is how many requests the API server has answered about Ropeway's

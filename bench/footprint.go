@@ -159,24 +159,31 @@ func residents(labName, role string) ([]float64, error) {
 
 // processes are the directories below /proc of the lab's `ropeway ROLE`.
 func processes(labName, role string) ([]string, error) {
-	var found []string
+	found, err := processesOf(labName, func(argv []byte) bool { return bytes.HasPrefix(argv, []byte("/usr/bin/ropeway\x00"+role+"\x00")) })
+	if err == nil && len(found) == 0 {
+		err = fmt.Errorf("no process `ropeway %s` is in lab %s", role, labName)
+	}
+	return found, err
+}
+
+// processesOf are the directories below /proc of those of a lab's processes whose
+// command line (NUL behind each argument) matches.
+func processesOf(labName string, match func(argv []byte) bool) ([]string, error) {
 	paths, err := filepath.Glob("/proc/[0-9]*/cmdline")
 	if err != nil {
 		return nil, err
 	}
+	var found []string
 	for _, path := range paths {
 		argv, err := os.ReadFile(path)
-		if err != nil || !bytes.HasPrefix(argv, []byte("/usr/bin/ropeway\x00"+role+"\x00")) {
-			continue
+		if err != nil || !match(argv) {
+			continue // it has ended, or is another
 		}
 		dir := filepath.Dir(path)
 		cgroup, err := os.ReadFile(filepath.Join(dir, "cgroup"))
 		if err == nil && strings.Contains(string(cgroup), "/rwlab-"+labName+"/") {
 			found = append(found, dir)
 		}
-	}
-	if len(found) == 0 {
-		return nil, fmt.Errorf("no process `ropeway %s` is in lab %s", role, labName)
 	}
 	return found, nil
 }
