@@ -40,6 +40,10 @@ type leaser struct {
 	sources []netip.Addr
 	stated  []netip.Prefix // by pools
 	problem string
+	// written are the ranges of the node's state file, which an agent that
+	// starts while the API server is down gives from; nil while this process
+	// has written none.
+	written []netip.Prefix
 }
 
 func newLeaser(api leaseAPI, book *addresses.Book, cfg *Config, m *metrics, done func(), held func(kube.Lease)) *leaser {
@@ -60,6 +64,25 @@ func (l *leaser) see(v kube.View, sources []netip.Addr, stated []netip.Prefix) {
 	l.view, l.sources, l.stated = &v, sources, stated
 	l.mu.Unlock()
 	l.more()
+}
+
+// wrote tells the leaser which ranges the state file has now.
+func (l *leaser) wrote(ranges []netip.Prefix) {
+	l.mu.Lock()
+	same := l.written != nil && slices.Equal(l.written, ranges)
+	l.written = append([]netip.Prefix{}, ranges...)
+	l.mu.Unlock()
+	if !same {
+		l.more() // a block may have waited for it
+	}
+}
+
+// forgotten says that no later agent of this node gives of the block, whatever
+// becomes of this one.
+func (l *leaser) forgotten(block netip.Prefix) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.written != nil && !slices.ContainsFunc(l.written, block.Overlaps)
 }
 
 // problemNow says why no block can be leased, empty if nothing is wrong.
@@ -155,8 +178,11 @@ func (l *leaser) do(ctx context.Context, d lease.Decision, changed *bool) error 
 	}
 	for _, b := range d.Release {
 		// No address of it is handed out from here on; if one was a moment
-		// ago, the block stays.
-		if !l.book.Withdraw(b) {
+		// ago, the block stays. Others may have it once no state file speaks of
+		// it: the node loop, which done wakes, writes the next one.
+		gone, news := l.book.Withdraw(b)
+		*changed = *changed || news
+		if !gone || !l.forgotten(b) {
 			continue
 		}
 		if err := l.call(ctx, "release", b, l.api.ReleaseBlock); err != nil {

@@ -56,6 +56,7 @@ func (b *leaserBench) run(ctx context.Context) {
 				ranges := rangesOf(v.Snapshot, b.sources(v))
 				b.book.SetRanges(ranges)
 				b.leaser.see(v, b.sources(v), nil)
+				b.leaser.wrote(prefixesOf(b.book.Lasting(ranges)))
 			}
 			select {
 			case <-ctx.Done():
@@ -190,6 +191,35 @@ func TestReleaseRace(t *testing.T) {
 		if got := b.api.leasesOf("a"); len(got) != 1 {
 			t.Errorf("the block with a pod in it was given back: %v", got)
 		}
+	})
+}
+
+// TestReleasedBlockIsForgottenFirst: a block is given back only once the state
+// file does not speak of it. An agent that started from that file, while the API
+// server is down, would give addresses that are another node's by then.
+func TestReleasedBlockIsForgottenFirst(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newLeaserBench(t)
+		defer b.book.Close()
+		block := netip.MustParsePrefix("10.244.0.0/26")
+		b.api.change(func(a *fakeAPI) { a.leases = []kube.Lease{{Prefix: block, Node: "a", NodeUID: "uid-a"}} })
+		ranges := []ipam.Range{ipam.RangeFor(block, ipam.Block)}
+		b.book.SetRanges(ranges)
+		give := func(wantNews bool, wantLeft int) {
+			t.Helper()
+			changed := false
+			if err := b.leaser.do(t.Context(), lease.Decision{Release: []netip.Prefix{block}}, &changed); err != nil || changed != wantNews {
+				t.Errorf("news %v, want %v; %v", changed, wantNews, err)
+			}
+			if got := b.api.leasesOf("a"); len(got) != wantLeft {
+				t.Errorf("leases: %v, want %d", got, wantLeft)
+			}
+		}
+		give(true, 1) // nothing was written yet
+		b.leaser.wrote(prefixesOf(ranges))
+		give(false, 1) // a file that was begun before
+		b.leaser.wrote(prefixesOf(b.book.Lasting(ranges)))
+		give(true, 0)
 	})
 }
 

@@ -410,15 +410,21 @@ func (n *node) proven(v kube.View) bool {
 	return proven
 }
 
-// save writes the state file, if something in it changed.
+// save writes the state file, if something in it changed. Blocks that are being
+// given back are left out: others may have them soon.
 func (n *node) save() error {
-	if !n.usable || reflect.DeepEqual(n.last, n.saved) {
+	if !n.usable {
 		return nil
 	}
-	if err := laststate.Save(n.config.inRunDir(stateName), n.last); err != nil {
-		return err
+	state := n.last
+	state.Ranges = n.book.Lasting(n.last.Ranges)
+	if !reflect.DeepEqual(state, n.saved) {
+		if err := laststate.Save(n.config.inRunDir(stateName), state); err != nil {
+			return err
+		}
+		n.saved = state
 	}
-	n.saved = n.last
+	n.leaser.wrote(prefixesOf(state.Ranges))
 	return nil
 }
 

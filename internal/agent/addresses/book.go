@@ -222,30 +222,42 @@ func (b *Book) SetRanges(ranges []ipam.Range) {
 	}
 	b.ranges = ranges
 	for block := range b.withdrawn {
-		if !slices.ContainsFunc(ranges, func(r ipam.Range) bool { return r.Prefix == block }) {
+		if !slices.ContainsFunc(ranges, func(r ipam.Range) bool { return cidr.Covers(block, r.Prefix) }) {
 			delete(b.withdrawn, block) // it is given back; a new lease of it starts afresh
 		}
 	}
 	b.useRanges()
 }
 
-func (b *Book) useRanges() {
-	b.allocator.SetRanges(slices.DeleteFunc(slices.Clone(b.ranges), func(r ipam.Range) bool {
+func (b *Book) useRanges() { b.allocator.SetRanges(b.lasting(b.ranges)) }
+
+// Lasting returns those of the ranges that are not being given back.
+func (b *Book) Lasting(ranges []ipam.Range) []ipam.Range {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.lasting(ranges)
+}
+
+func (b *Book) lasting(ranges []ipam.Range) []ipam.Range {
+	return slices.DeleteFunc(slices.Clone(ranges), func(r ipam.Range) bool {
 		for block := range b.withdrawn {
 			if cidr.Covers(block, r.Prefix) {
 				return true
 			}
 		}
 		return false
-	}))
+	})
 }
 
 // Withdraw stops giving addresses of a block, for good, so that its lease can be
-// given back. It returns false, and does nothing, if a pod holds one.
-func (b *Book) Withdraw(block netip.Prefix) bool {
+// given back, and says whether that is news. gone is false, and nothing is done,
+// if a pod holds one.
+func (b *Book) Withdraw(block netip.Prefix) (gone, news bool) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	return b.withdraw(block)
+	news = !b.withdrawn[block]
+	gone = b.withdraw(block)
+	return gone, gone && news
 }
 
 // WithdrawAddress is Withdraw for a single address, which another node may give

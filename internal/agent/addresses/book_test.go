@@ -323,14 +323,17 @@ func TestWithdraw(t *testing.T) {
 	defer b.Close()
 	block := testRange().Prefix
 	allocate(t, b, "p1", "")
-	if b.Withdraw(block) {
+	if gone, news := b.Withdraw(block); gone || news {
 		t.Fatal("a block with a pod in it was withdrawn")
 	}
 	if err := b.Release(key("p1")); err != nil {
 		t.Fatal(err)
 	}
-	if !b.Withdraw(block) {
+	if gone, news := b.Withdraw(block); !gone || !news {
 		t.Fatal("an empty block was not withdrawn")
+	}
+	if gone, news := b.Withdraw(block); !gone || news {
+		t.Error("that it is withdrawn is news a second time")
 	}
 	again := func() error {
 		_, err := b.Allocate(key("p2"), ipam.Owner{}, []ipam.Want{{Family: ipam.IPv4}}, "")
@@ -344,6 +347,12 @@ func TestWithdraw(t *testing.T) {
 	b.SetRanges([]ipam.Range{testRange(), other})
 	if got := allocate(t, b, "p2", ""); block.Contains(got) {
 		t.Fatalf("%v is of a withdrawn block", got)
+	}
+	// Nor is a part of it given that belongs to a pool.
+	pooled := ipam.Range{Prefix: netip.PrefixFrom(block.Addr(), block.Bits()+1), Pool: "p"}
+	b.SetRanges([]ipam.Range{pooled, other})
+	if got := b.Lasting([]ipam.Range{pooled, other}); len(got) != 1 || got[0].Prefix != other.Prefix {
+		t.Errorf("what lasts: %v, want %v only", got, other.Prefix)
 	}
 	// It is gone, and is leased again later.
 	b.SetRanges([]ipam.Range{other})
