@@ -18,6 +18,25 @@ const (
 // MaxExceptions bounds NodeNetworkStatus.Exceptions.
 const MaxExceptions = 32
 
+// NodeNetworkSpec is what other nodes have to know of a node's machine. The
+// controller copies it from the Node object, so that no agent has to watch the
+// cluster's Nodes: each of them is many times as large, and is written every few
+// minutes for as long as it lives.
+type NodeNetworkSpec struct {
+	// NodeUID is the UID of the Node object that the rest is of.
+	NodeUID string `json:"nodeUID,omitempty"`
+	// NodeCreated is when that object was made.
+	NodeCreated *metav1.Time `json:"nodeCreated,omitempty"`
+	// Addresses are the node's internal addresses, in the Node's order.
+	// +listType=atomic
+	Addresses []string `json:"addresses,omitempty"`
+	// PodCIDRs are the Node's spec.podCIDRs.
+	// +listType=atomic
+	PodCIDRs []string `json:"podCIDRs,omitempty"`
+	// Silent is true while the cluster hears nothing of the node's kubelet.
+	Silent bool `json:"silent,omitempty"`
+}
+
 // NodeNetworkStatus is what a node's agent says of itself and of the few peers
 // that it proves. It never grows with the cluster.
 type NodeNetworkStatus struct {
@@ -119,7 +138,8 @@ type NodeFault struct {
 	Message string `json:"message"`
 }
 
-// NodeNetwork is one node's part of the pod network, as its agent sees it.
+// NodeNetwork is one node's part of the pod network: its machine, as the
+// controller knows it, and what its agent says.
 //
 // +kubebuilder:object:root=true
 // +kubebuilder:subresource:status
@@ -134,6 +154,8 @@ type NodeNetwork struct {
 	metav1.TypeMeta   `json:",inline"`
 	metav1.ObjectMeta `json:"metadata,omitempty"`
 
+	// Spec is written by the controller, the status by the node's agent.
+	Spec   NodeNetworkSpec   `json:"spec,omitempty"`
 	Status NodeNetworkStatus `json:"status,omitempty"`
 }
 

@@ -171,8 +171,9 @@ func (e *ecsCluster) join(name string, i int, change ...func(*corev1.Node)) {
 	}
 	status := n.Status
 	create(e.t, e.api, &n)
-	n.Status = status
-	if err := e.api.Status().Update(e.t.Context(), &n); err != nil {
+	before := n.DeepCopy()
+	n.Status = status // a patch: the controller may have written the condition already
+	if err := e.api.Status().Patch(e.t.Context(), &n, client.MergeFrom(before)); err != nil {
 		e.t.Fatal(err)
 	}
 	e.ready(name, corev1.ConditionTrue)

@@ -78,9 +78,10 @@ func Run(parent context.Context, cfg Config) error {
 // connect makes the clients. It asks once what the API server knows, and
 // retries until it answers.
 func (c *controller) connect(ctx context.Context) error {
-	// A private copy: conditions of all nodes at once must not take minutes.
+	// A private copy: machines and conditions of all nodes at once must not take
+	// minutes.
 	api := rest.CopyConfig(c.cfg.API)
-	api.QPS, api.Burst = max(api.QPS, 100), max(api.Burst, 200)
+	api.QPS, api.Burst = max(api.QPS, 200), max(api.Burst, 400)
 	var err error
 	if c.services, err = c.hasServiceCIDRs(ctx, api); err != nil {
 		return err

@@ -281,8 +281,7 @@ func TestOverdue(t *testing.T) {
 	m := newMemory()
 	full := func(nodes ...corev1.Node) *kube.Objects {
 		return &kube.Objects{
-			Nodes: nodes, Blocks: []v1alpha1.AddressBlock{block("10.244.1.0/26", "a"), block("10.244.2.0/26", "b")},
-			NodeNetworks: []v1alpha1.NodeNetwork{{ObjectMeta: metav1.ObjectMeta{Name: "c"}}},
+			Nodes: nodes, Blocks: []v1alpha1.AddressBlock{block("10.244.1.0/26", "a"), block("10.244.2.0/26", "b"), block("10.244.3.0/26", "c")},
 		}
 	}
 	a, b, c := node("a", "192.0.2.1"), node("b", "192.0.2.2"), node("c", "192.0.2.3")

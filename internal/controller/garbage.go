@@ -20,7 +20,9 @@ import (
 // A lease outlives its Node object for Grace: a kubelet that registers anew
 // adopts it. It is taken back on evidence only: the Node was missing in the
 // cache for Grace, the API server itself says that there is none, and the lease
-// still names it when it is deleted.
+// still names it when it is deleted. The node's NodeNetwork goes as soon as the
+// API server says so: it is what peers know the node by, and an agent that is
+// there after all makes it anew.
 
 // overdue returns the nodes that objects speak of and that have been missing for
 // grace. It brings m.missing up to date. When no Node at all is known, nobody
@@ -33,9 +35,6 @@ func overdue(o *kube.Objects, m *memory, grace time.Duration, now time.Time) []s
 			if node := o.Blocks[i].Spec.Node; node != "" { // shared blocks, and kept addresses, are nobody's
 				named[node] = true
 			}
-		}
-		for i := range o.NodeNetworks {
-			named[o.NodeNetworks[i].Name] = true
 		}
 		for i := range o.Nodes {
 			delete(named, o.Nodes[i].Name)
@@ -63,7 +62,7 @@ func overdue(o *kube.Objects, m *memory, grace time.Duration, now time.Time) []s
 
 // collect takes back what nodes that are gone have left.
 func (c *controller) collect(ctx context.Context, o *observed, m *memory) error {
-	var errs []error
+	errs := []error{c.collectNodeNetworks(ctx, o.objects)}
 	for _, node := range overdue(o.objects, m, c.cfg.Grace, c.now()) {
 		gone, err := c.isGone(ctx, node)
 		if err != nil {
@@ -74,7 +73,7 @@ func (c *controller) collect(ctx context.Context, o *observed, m *memory) error 
 			delete(m.missing, node) // the cache was wrong: start anew
 			continue
 		}
-		errs = append(errs, c.collectNode(ctx, o.objects, node))
+		errs = append(errs, c.collectBlocks(ctx, o.objects, node))
 	}
 	return errors.Join(errs...)
 }
@@ -86,21 +85,36 @@ func (c *controller) isGone(ctx context.Context, node string) (bool, error) {
 		return true, nil
 	}
 	if err != nil {
-		return false, fmt.Errorf("ask whether node %s is gone, to take back its leases: %w", node, err)
+		return false, fmt.Errorf("ask whether node %s is gone, to take back what it had: %w", node, err)
 	}
 	return false, nil
 }
 
-func (c *controller) collectNode(ctx context.Context, o *kube.Objects, node string) error {
+func (c *controller) collectBlocks(ctx context.Context, o *kube.Objects, node string) error {
 	var errs []error
 	for i := range o.Blocks {
 		if b := &o.Blocks[i]; b.Spec.Node == node {
 			errs = append(errs, c.collectBlock(ctx, b))
 		}
 	}
+	return errors.Join(errs...)
+}
+
+// collectNodeNetworks deletes those whose Node is gone. Where no Node at all is
+// known, none is: see overdue.
+func (c *controller) collectNodeNetworks(ctx context.Context, o *kube.Objects) error {
+	there := make(map[string]bool, len(o.Nodes))
+	for i := range o.Nodes {
+		there[o.Nodes[i].Name] = true
+	}
+	var errs []error
 	for i := range o.NodeNetworks {
 		nn := &o.NodeNetworks[i]
-		if nn.Name != node {
+		if len(there) == 0 || there[nn.Name] {
+			continue
+		}
+		if gone, err := c.isGone(ctx, nn.Name); !gone {
+			errs = append(errs, err)
 			continue
 		}
 		stale := &v1alpha1.NodeNetwork{ObjectMeta: metav1.ObjectMeta{Name: nn.Name}}

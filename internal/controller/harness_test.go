@@ -165,14 +165,15 @@ func speak(t *testing.T, c client.Client, n *corev1.Node, source string, reached
 	} else {
 		t.Cleanup(func() { _ = c.Delete(context.Background(), nn) })
 	}
-	now := metav1.Now()
+	now, before := metav1.Now(), nn.DeepCopy()
 	nn.Status = v1alpha1.NodeNetworkStatus{NodeUID: string(n.UID), ReadySince: &now, Sources: []string{source}}
 	for _, r := range reached {
 		nn.Status.Probes = append(nn.Status.Probes, v1alpha1.ProbeResult{
 			Node: r.Name, NodeUID: string(r.UID), Family: "IPv4", Transport: "ipip", Reachable: true, Since: now,
 		})
 	}
-	if err := c.Status().Update(t.Context(), nn); err != nil {
+	// A patch: a controller that runs may have written the spec meanwhile.
+	if err := c.Status().Patch(t.Context(), nn, client.MergeFrom(before)); err != nil {
 		t.Fatal(err)
 	}
 }

@@ -67,6 +67,7 @@ type memory struct {
 	rivalAt    time.Time
 	rivalAgain bool
 	poolsTold  map[told]string
+	machines   map[types.UID]machine // Node -> what was written of it lately
 	// poolsWritten maps pool -> the version that a write left as it was.
 	poolsWritten map[types.UID]string
 	unused       unusedSince
@@ -78,7 +79,7 @@ type told struct{ object, reason string }
 func newMemory() *memory {
 	return &memory{missing: map[string]time.Time{}, nodes: map[types.UID]*nodeMemory{}, told: map[told]string{}, cloudTold: map[told]string{},
 		faults: map[plan.Fault]seenFault{}, faultsTold: map[told]string{},
-		poolsTold: map[told]string{}, poolsWritten: map[types.UID]string{}, unused: unusedSince{}}
+		poolsTold: map[told]string{}, poolsWritten: map[types.UID]string{}, unused: unusedSince{}, machines: map[types.UID]machine{}}
 }
 
 // inBackground lets those who work in the cloud do so until the context ends or
@@ -160,6 +161,7 @@ func (c *controller) pass(ctx context.Context, m *memory) error {
 	// nodes take a while, which the cloud's routes do not wait for.
 	c.planRoutes(o, m)
 	return errors.Join(
+		c.writeMachines(ctx, o, m),
 		c.writeConditions(ctx, o, m),
 		c.writeNetworkStatus(ctx, o, j, m),
 		c.writePools(ctx, o, m),

@@ -146,6 +146,9 @@ func TestAnAgentSpeaksForItsOwnNodeOnly(t *testing.T) {
 	taken.Spec.Node = "adm-a"
 	given := mine.DeepCopy()
 	given.Spec.Node = "adm-b"
+	routed := myNode.DeepCopy() // so that peers send another's packets to it
+	routed.Spec = v1alpha1.NodeNetworkSpec{NodeUID: "u", PodCIDRs: []string{"10.244.8.0/24"}}
+	born := &v1alpha1.NodeNetwork{ObjectMeta: metav1.ObjectMeta{Name: "adm-a"}, Spec: routed.Spec}
 	lie := theirNode.DeepCopy()
 	lie.Status.VTEP = "02:00:00:00:00:01"
 	for what, err := range map[string]error{
@@ -153,6 +156,8 @@ func TestAnAgentSpeaksForItsOwnNodeOnly(t *testing.T) {
 		"give its lease to another":     agent.Update(ctx, given),
 		"delete another's lease":        agent.Delete(ctx, theirs),
 		"write another's status":        agent.Status().Update(ctx, lie),
+		"say which podCIDRs are its":    agent.Update(ctx, routed),
+		"say so from the first":         errors.Join(c.Delete(ctx, myNode), agent.Create(ctx, born)),
 		"write without a node":          nobody.Create(ctx, block("10.244.11.0/26", "")),
 		"write its network without one": nobody.Create(ctx, &v1alpha1.NodeNetwork{ObjectMeta: metav1.ObjectMeta{Name: "adm-d"}}),
 	} {

@@ -5,6 +5,8 @@
 //
 // Readers are served from a cache of slimmed objects (see slim.go) that costs a
 // node a few hundred bytes per peer; a View is computed from it without a call
-// to the API server. Writers say what should be there, and call the API server
+// to the API server. An agent watches its own Node and everybody's NodeNetwork,
+// in which the controller says which machine it is (elsewhere.go, and
+// docs/design/watching.md). Writers say what should be there, and call the API server
 // only when it is not there yet.
 package kube

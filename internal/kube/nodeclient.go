@@ -28,6 +28,7 @@ type NodeClient struct {
 	events   record.EventBroadcaster
 	sent     published
 	pools    poolMemory
+	others   *elsewhere
 }
 
 // NewClient returns a client that reads and writes the API server directly, for
@@ -61,6 +62,7 @@ func NewNodeClient(cfg *rest.Config, node string, log *slog.Logger) (*NodeClient
 	return &NodeClient{
 		node: node, log: log, observer: observer, api: api,
 		alive: newLiveness(api, time.Now), events: events, recorder: recorder,
+		others: newElsewhere(api, log, observer.Touch),
 	}, nil
 }
 
@@ -69,6 +71,7 @@ func NewNodeClient(cfg *rest.Config, node string, log *slog.Logger) (*NodeClient
 func (c *NodeClient) Run(ctx context.Context) error {
 	defer c.events.Shutdown()
 	go c.watchController(ctx)
+	go c.others.run(ctx)
 	return c.observer.Run(ctx)
 }
 
@@ -83,6 +86,9 @@ func (c *NodeClient) Changed() <-chan struct{} { return c.observer.Changed() }
 func (c *NodeClient) View() (View, error) {
 	objects, err := c.observer.Objects(context.Background())
 	if err != nil {
+		return View{}, err
+	}
+	if objects.Elsewhere, err = c.others.nodes(c.node, objects.NodeNetworks); err != nil {
 		return View{}, err
 	}
 	c.claims.apply(objects)

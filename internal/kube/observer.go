@@ -46,8 +46,8 @@ type watched struct {
 
 // ObserverOptions say what an Observer keeps beside nodes, leases and networks.
 type ObserverOptions struct {
-	// Self is the node whose own NodeNetwork and pods are kept whole; empty
-	// for none, and then no pods are kept.
+	// Self is the node whose own Node, NodeNetwork and pods are kept; other
+	// Nodes are not. Empty: all Nodes are kept, and no pods.
 	Self string
 	// Policies keeps the names of the cluster's NetworkPolicies.
 	Policies bool
@@ -63,14 +63,16 @@ func metadataOf(apiVersion, kind string) *metav1.PartialObjectMetadata {
 // NewObserver makes an Observer; Run starts it. It makes no call yet.
 func NewObserver(cfg *rest.Config, opts ObserverOptions, log *slog.Logger) (*Observer, error) {
 	yes := true
-	pods, namespaces := metadataOf("v1", "Pod"), metadataOf("v1", "Namespace")
+	nodes, pods, namespaces := &corev1.Node{}, metadataOf("v1", "Pod"), metadataOf("v1", "Namespace")
 	byObject := map[client.Object]cache.ByObject{
-		&corev1.Node{}:             {Transform: slimNode(opts.Self)},
+		nodes:                      {Transform: slimNode(opts.Self)},
 		&v1alpha1.ClusterNetwork{}: {Transform: slimNetwork},
 		&v1alpha1.NodeNetwork{}:    {Transform: slimNodeNetwork(opts.Self)},
 		namespaces:                 {Field: fields.OneTermEqualSelector("metadata.name", SystemNamespace)},
 	}
 	if opts.Self != "" {
+		// The other Nodes are spoken of by their NodeNetworks.
+		byObject[nodes] = cache.ByObject{Field: fields.OneTermEqualSelector("metadata.name", opts.Self), Transform: slimNode(opts.Self)}
 		byObject[namespaces] = cache.ByObject{Transform: slimNamespace}
 		byObject[pods] = cache.ByObject{
 			Field:     fields.OneTermEqualSelector("spec.nodeName", opts.Self),

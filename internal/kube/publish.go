@@ -34,6 +34,9 @@ import (
 const (
 	countsPerPeer = 300 * time.Millisecond
 	countsLeast   = 5 * time.Second
+	// publishAttempts bounds how often a write that somebody else's crossed is
+	// done again at once.
+	publishAttempts = 4
 )
 
 // countsInterval is the least time between two writes for counts alone.
@@ -68,9 +71,24 @@ func (c *NodeClient) Publish(ctx context.Context, status NodeStatus) error {
 	}
 	c.sent.mu.Lock()
 	defer c.sent.mu.Unlock()
+	// The controller writes the spec of the same object.
+	for range publishAttempts {
+		err = c.publish(ctx, uid, status)
+		if !apierrors.IsConflict(err) && !apierrors.IsAlreadyExists(err) {
+			break
+		}
+	}
+	if err != nil {
+		c.sent.last = nil // read afresh next time
+		return fmt.Errorf("publish what this node does: %w", err)
+	}
+	return nil
+}
+
+func (c *NodeClient) publish(ctx context.Context, uid string, status NodeStatus) error {
 	current, err := c.currentNodeNetwork(ctx, uid)
 	if err != nil {
-		return fmt.Errorf("publish what this node does: %w", err)
+		return err
 	}
 	want := buildStatus(status, &current.Status, metav1.Now())
 	if !c.sent.worthWriting(&current.Status, want) {
@@ -79,8 +97,8 @@ func (c *NodeClient) Publish(ctx context.Context, status NodeStatus) error {
 	next := current.DeepCopy()
 	next.Status = *want
 	if err := c.api.Status().Update(ctx, next); err != nil {
-		c.sent.last = nil // read afresh next time
-		return fmt.Errorf("publish what this node does in NodeNetwork %s: %w", c.node, err)
+		c.sent.last = nil
+		return fmt.Errorf("write the status of NodeNetwork %s: %w", c.node, err)
 	}
 	c.sent.last, c.sent.at = next, time.Now()
 	return nil
@@ -122,14 +140,15 @@ func (c *NodeClient) currentNodeNetwork(ctx context.Context, uid string) (*v1alp
 	}
 	// It is of an earlier Node object. It gets its new owner before anything
 	// else, or the garbage collector deletes it with the old one.
-	nn.OwnerReferences = ownerReferences(c.node, uid)
+	nn.OwnerReferences = OwnedByNode(c.node, uid)
 	if err := c.api.Update(ctx, &nn); err != nil {
 		return nil, fmt.Errorf("take over NodeNetwork %s of an earlier Node object: %w", c.node, err)
 	}
 	return &nn, nil
 }
 
-func ownerReferences(node, uid string) []metav1.OwnerReference {
+// OwnedByNode lets an object go with the Node of that UID.
+func OwnedByNode(node, uid string) []metav1.OwnerReference {
 	return []metav1.OwnerReference{{APIVersion: "v1", Kind: "Node", Name: node, UID: types.UID(uid)}}
 }
 
@@ -146,7 +165,7 @@ func (c *NodeClient) lost(ctx context.Context) bool {
 }
 
 func (c *NodeClient) createNodeNetwork(ctx context.Context, uid string) (*v1alpha1.NodeNetwork, error) {
-	nn := &v1alpha1.NodeNetwork{ObjectMeta: metav1.ObjectMeta{Name: c.node, OwnerReferences: ownerReferences(c.node, uid)}}
+	nn := &v1alpha1.NodeNetwork{ObjectMeta: metav1.ObjectMeta{Name: c.node, OwnerReferences: OwnedByNode(c.node, uid)}}
 	if err := c.api.Create(ctx, nn); err != nil {
 		return nil, fmt.Errorf("create NodeNetwork %s: %w", c.node, err)
 	}

@@ -17,10 +17,10 @@ import (
 	"ropeway.dev/ropeway/internal/ipam/pool"
 )
 
-// What the caches keep. An agent holds every Node and NodeNetwork of the
-// cluster, so what nobody asks for is dropped before it is stored: managed
-// fields, labels, annotations but ours, images, volumes, heartbeats. Objects of
-// the cache must therefore never be written back; writers read afresh.
+// What the caches keep. An agent holds every NodeNetwork of the cluster, and the
+// controller every Node, so what nobody asks for is dropped before it is stored:
+// managed fields, labels, annotations but ours, images, volumes, heartbeats.
+// Objects of the cache must therefore never be written back; writers read afresh.
 
 // configHashAnnotation is the kubelet's name for a static pod.
 const configHashAnnotation = "kubernetes.io/config.hash"
@@ -138,6 +138,7 @@ func slimNodeNetwork(self string) func(any) (any, error) {
 			return n, nil
 		}
 		n.OwnerReferences = nil
+		n.Spec.NodeUID = once(n.Spec.NodeUID)
 		st := n.Status
 		n.Status = v1alpha1.NodeNetworkStatus{NodeUID: once(st.NodeUID), ReadySince: st.ReadySince, Sources: st.Sources, VTEP: st.VTEP,
 			CIDRs: st.CIDRs, Transports: slimTransports(st.Transports), Probes: slimProbes(st.Probes), Faults: st.Faults}
@@ -202,7 +203,7 @@ func sameForUs(before, after client.Object) bool {
 		return ok && equality.Semantic.DeepEqual(b.Spec, a.Spec) && equality.Semantic.DeepEqual(b.Status, a.Status)
 	case *v1alpha1.NodeNetwork:
 		a, ok := after.(*v1alpha1.NodeNetwork)
-		return ok && equality.Semantic.DeepEqual(b.Status, a.Status)
+		return ok && equality.Semantic.DeepEqual(b.Status, a.Status) && equality.Semantic.DeepEqual(b.Spec, a.Spec)
 	case *v1alpha1.AddressBlock:
 		a, ok := after.(*v1alpha1.AddressBlock)
 		return ok && equality.Semantic.DeepEqual(b.Spec, a.Spec)

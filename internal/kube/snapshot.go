@@ -22,8 +22,11 @@ type Objects struct {
 	// ClusterID is the UID of the kube-system namespace.
 	ClusterID string
 	// Network is the ClusterNetwork named default; nil when there is none.
-	Network      *v1alpha1.ClusterNetwork
-	Nodes        []corev1.Node
+	Network *v1alpha1.ClusterNetwork
+	Nodes   []corev1.Node
+	// Elsewhere are nodes whose objects are not among Nodes. An agent keeps its
+	// own Node only.
+	Elsewhere    []plan.Node
 	NodeNetworks []v1alpha1.NodeNetwork
 	Blocks       []v1alpha1.AddressBlock
 
@@ -47,18 +50,20 @@ func (o *Objects) Snapshot(self string) (plan.Snapshot, string) {
 	for i := range o.NodeNetworks {
 		said[o.NodeNetworks[i].Name] = &o.NodeNetworks[i]
 	}
-	s.Nodes = make([]plan.Node, 0, len(o.Nodes))
+	s.Nodes = make([]plan.Node, 0, len(o.Nodes)+len(o.Elsewhere))
 	for i := range o.Nodes {
-		node := &o.Nodes[i]
-		n := planNode(node)
-		if nn := said[node.Name]; nn != nil && nn.Status.NodeUID == n.UID {
-			addWords(&n, nn)
+		s.Nodes = append(s.Nodes, planNode(&o.Nodes[i]))
+	}
+	s.Nodes = append(s.Nodes, o.Elsewhere...)
+	for i := range s.Nodes {
+		n := &s.Nodes[i]
+		if nn := said[n.Name]; nn != nil && nn.Status.NodeUID == n.UID {
+			addWords(n, nn)
 			if !s.Network.NodeCIDR && len(n.NodeCIDRs) > 0 {
 				n.Holds = parsePrefixes(nn.Status.CIDRs)
 			}
 			s.Probes = append(s.Probes, planProbes(nn)...)
 		}
-		s.Nodes = append(s.Nodes, n)
 	}
 	slices.SortFunc(s.Nodes, func(a, b plan.Node) int { return cmp.Compare(a.Name, b.Name) })
 	slices.SortStableFunc(s.Probes, func(a, b plan.Probe) int { return cmp.Compare(a.From, b.From) })
@@ -136,31 +141,6 @@ func sortLeases(leases []Lease) {
 	slices.SortFunc(leases, func(a, b Lease) int {
 		return cmp.Or(a.Prefix.Addr().Compare(b.Prefix.Addr()), cmp.Compare(a.Prefix.Bits(), b.Prefix.Bits()))
 	})
-}
-
-// planNode says what the Node object itself knows.
-func planNode(node *corev1.Node) plan.Node {
-	n := plan.Node{Name: node.Name, UID: string(node.UID), Created: node.CreationTimestamp.Unix()}
-	var internal []string
-	for _, a := range node.Status.Addresses {
-		if a.Type == corev1.NodeInternalIP {
-			internal = append(internal, a.Address)
-		}
-	}
-	n.Addresses = parseAddresses(internal)
-	for _, c := range node.Status.Conditions {
-		// The node lifecycle controller writes Unknown when the kubelet has
-		// stopped to report.
-		n.Silent = n.Silent || c.Type == corev1.NodeReady && c.Status == corev1.ConditionUnknown
-	}
-	cidrs := node.Spec.PodCIDRs
-	if len(cidrs) == 0 && node.Spec.PodCIDR != "" {
-		cidrs = []string{node.Spec.PodCIDR}
-	}
-	for _, p := range parsePrefixes(cidrs) {
-		n.NodeCIDRs = append(n.NodeCIDRs, p.Masked())
-	}
-	return n
 }
 
 // addWords adds what the node's agent says.
