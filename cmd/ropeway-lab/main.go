@@ -48,7 +48,7 @@ func newRoot(cache string) *cobra.Command {
 	}
 	root.CompletionOptions.HiddenDefaultCmd = true
 	root.PersistentFlags().StringVar(&g.name, "name", lab.DefaultOptions().Name, "name of the lab; several labs live side by side")
-	root.AddCommand(newUp(g), newDown(g), newStatus(g), newKubectl(g), newExec(g), newScenario(g), newImage(g), newCloud(g), newDemo(g), newConformance(g))
+	root.AddCommand(newUp(g), newDown(g), newStatus(g), newKubectl(g), newExec(g), newReboot(g), newRestart(g), newScenario(g), newImage(g), newCloud(g), newDemo(g), newConformance(g))
 	root.AddCommand(hidden()...)
 	return root
 }

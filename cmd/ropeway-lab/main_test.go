@@ -28,7 +28,7 @@ func TestHelpShowsWhatPeopleUse(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, want := range []string{"up ", "down ", "status ", "kubectl ", "exec ", "scenario ", "image ", "--name"} {
+	for _, want := range []string{"up ", "down ", "status ", "kubectl ", "exec ", "reboot ", "restart ", "scenario ", "image ", "--name"} {
 		if !strings.Contains(out, want) {
 			t.Errorf("help does not show %q:\n%s", want, out)
 		}
@@ -56,6 +56,10 @@ func TestWrongInputSaysWhatToDo(t *testing.T) {
 		{"kubectl --name", []string{"--name needs a value"}},
 		{"exec --name nosuchlab node true", []string{`lab "nosuchlab"`}},
 		{"exec node", []string{"at least 2 arg"}},
+		{"reboot --name nosuchlab node", []string{`lab "nosuchlab"`}},
+		{"reboot", []string{"accepts 1 arg"}},
+		{"restart --name nosuchlab node containerd", []string{`lab "nosuchlab"`}},
+		{"restart node", []string{"accepts 2 arg"}},
 		{"scenario nosuchscenario", []string{"nosuchscenario", "bare"}},
 		{"cloud --name nosuchlab", []string{`lab "nosuchlab"`}},
 		{"cloud call slb X", []string{"vpc, ecs or sts"}},

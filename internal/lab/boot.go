@@ -245,7 +245,14 @@ func (b *boot) hosts(ctx context.Context) error {
 }
 
 func (b *boot) start(ctx context.Context, h ledger.Host) (ledger.Process, error) {
-	return b.launch(ctx, h, describe(b.manifest(), h, b.lab.Dir(), b.layout))
+	spec := describe(b.manifest(), h, b.lab.Dir(), b.layout)
+	if h.Role == ledger.Node {
+		var err error
+		if spec, err = newBoot(spec); err != nil {
+			return ledger.Process{}, err
+		}
+	}
+	return b.launch(ctx, h, spec)
 }
 
 func (b *boot) launch(ctx context.Context, h ledger.Host, spec pidone.Spec) (ledger.Process, error) {

@@ -127,8 +127,8 @@ func (b *boot) importNames() []string {
 	return names
 }
 
-// endTimeout bounds the end of the import host.
-const endTimeout = 10 * time.Second
+// endTimeout bounds the end of a host.
+const endTimeout = 30 * time.Second
 
 // end kills a host and removes its cgroup.
 func (b *boot) end(ctx context.Context, h ledger.Host) error {

@@ -7,7 +7,6 @@ import (
 	"hash/fnv"
 	"net"
 	"net/netip"
-	"os"
 	"strings"
 
 	"github.com/containernetworking/plugins/pkg/netlinksafe"
@@ -110,13 +109,7 @@ func (w *wire) lay(lab string) error {
 	if err := inNetns(vpcNetns(lab), w.create); err != nil {
 		return err
 	}
-	if err := createNetns(w.Netns); err != nil {
-		return err
-	}
-	if err := inNetns(vpcNetns(lab), w.moveHostEnd); err != nil {
-		return err
-	}
-	return inNetns(w.Netns, w.configureHost)
+	return w.settle(lab)
 }
 
 func (w *wire) create() error {
@@ -143,22 +136,6 @@ func (w *wire) create() error {
 		return fmt.Errorf("record the host on the wire %s: %w", w.link, err)
 	}
 	return setWireFeatures(w.index)
-}
-
-func (w *wire) moveHostEnd() error {
-	peer, err := netlinksafe.LinkByName(hostLink)
-	if err != nil {
-		return fmt.Errorf("find the host's end of the wire: %w", err)
-	}
-	host, err := os.Open(netnsPath(w.Netns))
-	if err != nil {
-		return fmt.Errorf("open the host's namespace: %w", err)
-	}
-	defer host.Close()
-	if err := netlink.LinkSetNsFd(peer, int(host.Fd())); err != nil {
-		return fmt.Errorf("move the wire's end into %s: %w", w.Netns, err)
-	}
-	return nil
 }
 
 // configureHost sets up the host's end, in whose namespace the thread is.
