@@ -5,7 +5,6 @@ package e2e
 import (
 	"context"
 	"fmt"
-	"net/netip"
 	"os/exec"
 	"strings"
 	"testing"
@@ -89,7 +88,7 @@ func TestInvariant6DelWithoutAgent(t *testing.T) {
 		}
 	})
 	eventually(t, 60*time.Second, func() error {
-		state := onNode(t, cluster, victim, "curl", "-s", "http://"+netip.AddrPortFrom(cluster.Nodes()[0].Addresses[0].Addr(), 9797).String()+"/v1/state")
+		state := onNode(t, cluster, victim, "curl", "-s", agentURL(cluster.Nodes()[0])+"/v1/state")
 		if strings.Contains(state, `"`+address+`"`) {
 			return fmt.Errorf("the agent still holds %s", address)
 		}
@@ -145,18 +144,11 @@ func TestInvariant7AddWithoutAPIServer(t *testing.T) {
 // cni runs the installed plugin as a container runtime would.
 func cni(t *testing.T, node, verb, sandbox string) string {
 	t.Helper()
-	const conf = `{"cniVersion":"1.0.0","name":"k8s-pod-network","type":"ropeway","ipam":{"type":"ropeway-ipam"}}`
-	cmd, err := cluster.HostCommand(context.Background(), node, "env", "CNI_COMMAND="+verb, "CNI_CONTAINERID="+sandbox,
-		"CNI_NETNS=/run/netns/"+sandbox, "CNI_IFNAME=eth0", "CNI_PATH=/opt/cni/bin", "/opt/cni/bin/ropeway")
+	answer, err := invoke(node, verb, sandbox)
 	if err != nil {
-		t.Fatal(err)
+		t.Fatalf("%s: %v", verb, err)
 	}
-	cmd.Stdin = strings.NewReader(conf)
-	out, err := cmd.Output()
-	if err != nil {
-		t.Fatalf("%s: %v: %s", verb, err, out)
-	}
-	return string(out)
+	return answer
 }
 
 // pause stops a control plane program for the rest of the test.
