@@ -13,7 +13,7 @@ import (
 
 // TestScenario plays what `make demo` shows, and more.
 func TestScenario(t *testing.T) {
-	play(t, cluster, "install", "tunnel-ipip", "services", "tunnel-vxlan", "services", "routed", "services")
+	play(t, cluster, "install", "tunnel-ipip", "services", "chained", "tunnel-vxlan", "services", "routed", "services")
 	t.Run("a full route table leaves the rest on the tunnel", func(t *testing.T) { fullTable(t, cluster) })
 	t.Run("faults of the cloud are named", func(t *testing.T) { faultsAreNamed(t, cluster) })
 	play(t, cluster, "steady", "tunnel-ipip")

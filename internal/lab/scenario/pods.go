@@ -40,7 +40,7 @@ spec:
   ports: [{port: 80, targetPort: 80}]
 `
 
-// pod is what the scenario looks at.
+// pod is what the scenario looks at; its address is of the stage's family.
 type pod struct {
 	name, node string
 	address    netip.Addr
@@ -63,7 +63,9 @@ func (s *stage) pods(ctx context.Context, selector string) ([]pod, error) {
 				NodeName string `json:"nodeName"`
 			} `json:"spec"`
 			Status struct {
-				PodIP string `json:"podIP"`
+				PodIPs []struct {
+					IP string `json:"ip"`
+				} `json:"podIPs"`
 			} `json:"status"`
 		} `json:"items"`
 	}
@@ -75,11 +77,16 @@ func (s *stage) pods(ctx context.Context, selector string) ([]pod, error) {
 		if item.Metadata.DeletionTimestamp != "" {
 			continue
 		}
-		address, err := netip.ParseAddr(item.Status.PodIP)
-		if err != nil {
+		p := pod{name: item.Metadata.Name, node: item.Spec.NodeName}
+		for _, ip := range item.Status.PodIPs {
+			if a, err := netip.ParseAddr(ip.IP); err == nil && a.Is6() == s.is6 {
+				p.address = a
+			}
+		}
+		if !p.address.IsValid() {
 			return nil, fmt.Errorf("pod %s has no address yet", item.Metadata.Name)
 		}
-		found = append(found, pod{name: item.Metadata.Name, node: item.Spec.NodeName, address: address})
+		found = append(found, p)
 	}
 	slices.SortFunc(found, func(a, b pod) int { return strings.Compare(a.name, b.name) })
 	return found, nil

@@ -40,6 +40,7 @@ func All() []Scenario {
 		{Name: "steady", Doc: "agents restarted, killed and absent, and every change of transport, under traffic: nothing is noticed", Run: on(func(s *stage, ctx context.Context) error { return s.steady(ctx, append(s.absences(), s.changes()...)) })},
 		{Name: "steady-transports", Doc: "of steady, the changes of transport", Run: on(func(s *stage, ctx context.Context) error { return s.steady(ctx, s.changes()) })},
 		{Name: "services", Doc: "what kube-proxy, kubelet and DNS need of a pod network", Run: on((*stage).services)},
+		{Name: "chained", Doc: "the plugins that are chained behind Ropeway's: a hostPort, and limits of bandwidth", Run: on((*stage).chained)},
 	}
 }
 
@@ -127,6 +128,6 @@ func registered(ctx context.Context, l *lab.Lab, node lab.Node) error {
 // on puts a scenario's script on a stage.
 func on(script func(*stage, context.Context) error) func(context.Context, Bed, *Report) error {
 	return func(ctx context.Context, b Bed, r *Report) error {
-		return script(&stage{l: b.Lab, product: b.Product, r: r}, ctx)
+		return script(newStage(b, r), ctx)
 	}
 }

@@ -3,6 +3,7 @@ package scenario
 import (
 	"context"
 	"fmt"
+	"net/netip"
 	"strings"
 	"time"
 
@@ -16,6 +17,34 @@ type stage struct {
 	l       *lab.Lab
 	product product.Config
 	r       *Report
+	// is6 is the family of the addresses that are looked at: the cluster's first,
+	// but for what each returns.
+	is6 bool
+}
+
+func newStage(b Bed, r *Report) *stage {
+	return &stage{l: b.Lab, product: b.Product, r: r, is6: b.Lab.PodCIDRs()[0].Addr().Is6()}
+}
+
+// each is the stage for each address family of the cluster.
+func (s *stage) each() []*stage {
+	var stages []*stage
+	for _, p := range s.l.PodCIDRs() {
+		one := *s
+		one.is6 = p.Addr().Is6()
+		stages = append(stages, &one)
+	}
+	return stages
+}
+
+// address is a node's address of the family that is looked at.
+func (s *stage) address(n lab.Node) netip.Addr {
+	for _, a := range n.Addresses {
+		if a.Addr().Is6() == s.is6 {
+			return a.Addr()
+		}
+	}
+	return netip.Addr{}
 }
 
 // nodes are the names of the lab's nodes.

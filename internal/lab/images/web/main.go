@@ -1,5 +1,5 @@
-// Command web is the lab's small web server: it answers every request with JSON that says who asked whom. It listens on
-// port 80, or on the port that its one argument names.
+// Command web is the lab's small web server: it answers every request with JSON that says who asked whom, but for
+// /zeros, of which there is no end. It listens on port 80, or on the port that its one argument names.
 package main
 
 import (
@@ -62,7 +62,9 @@ func run(ctx context.Context, port string) error {
 }
 
 func handler(name string) http.Handler {
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /zeros", zeros)
+	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
 		a := answer{Host: name, Client: hostOf(r.RemoteAddr), Path: r.URL.Path, Time: time.Now().UTC().Format(time.RFC3339Nano)}
 		if local, ok := r.Context().Value(http.LocalAddrContextKey).(net.Addr); ok {
 			a.Server = hostOf(local.String())
@@ -72,6 +74,17 @@ func handler(name string) http.Handler {
 			slog.Info("client went away", "client", r.RemoteAddr, "error", err)
 		}
 	})
+	return mux
+}
+
+// zeros sends as many bytes as the client takes.
+func zeros(w http.ResponseWriter, r *http.Request) {
+	piece := make([]byte, 64<<10)
+	for r.Context().Err() == nil {
+		if _, err := w.Write(piece); err != nil {
+			return
+		}
+	}
 }
 
 func hostOf(address string) string {
