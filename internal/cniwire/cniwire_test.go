@@ -3,7 +3,6 @@ package cniwire
 import (
 	"bytes"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -366,72 +365,6 @@ func TestMaxMessage(t *testing.T) {
 	}
 }
 
-func TestTombstones(t *testing.T) {
-	dir := filepath.Join(t.TempDir(), "tombstones")
-	if got, err := ReadTombstones(dir); err != nil || len(got) != 0 {
-		t.Errorf("no directory: %v, %v", got, err)
-	}
-	if err := RemoveTombstone(dir, Tombstone{Attachment: attachment}); err != nil {
-		t.Errorf("removing what is not there: %v", err)
-	}
-	other := attachment
-	other.IfName = "net1"
-	for _, a := range []Attachment{attachment, other, attachment} { // a DEL that is repeated leaves one
-		if err := WriteTombstone(dir, Tombstone{Attachment: a, Pod: Pod{UID: "u"}, IPAM: "host-local"}); err != nil {
-			t.Fatal(err)
-		}
-	}
-	for name, content := range map[string]string{"garbage.json": "{", "empty.json": "", "stranger.json": `{"version":1,"attachment":{"containerID":"x"}}`, ".new-1": "{", "readme": ""} {
-		if err := os.WriteFile(filepath.Join(dir, name), []byte(content), 0o600); err != nil {
-			t.Fatal(err)
-		}
-	}
-	got, err := ReadTombstones(dir)
-	if len(got) != 2 {
-		t.Fatalf("%d tombstones: %+v", len(got), got)
-	}
-	for _, want := range []string{"garbage.json", "empty.json", "stranger.json"} {
-		if err == nil || !strings.Contains(err.Error(), want) {
-			t.Errorf("%v does not name %s", err, want)
-		}
-	}
-	if err != nil && (strings.Contains(err.Error(), "readme") || strings.Contains(err.Error(), ".new-1")) {
-		t.Errorf("what is no tombstone is an error: %v", err)
-	}
-	for _, stone := range got {
-		if stone.Time.IsZero() || stone.Version != Version || stone.Pod.UID != "u" || stone.IPAM != "host-local" {
-			t.Errorf("%+v", stone)
-		}
-		if err := RemoveTombstone(dir, stone); err != nil {
-			t.Error(err)
-		}
-	}
-	if got, _ := ReadTombstones(dir); len(got) != 0 {
-		t.Errorf("after removal: %+v", got)
-	}
-}
-
-func TestTombstoneCannotBeWritten(t *testing.T) {
-	file := filepath.Join(t.TempDir(), "file")
-	if err := os.WriteFile(file, nil, 0o600); err != nil {
-		t.Fatal(err)
-	}
-	if err := WriteTombstone(file, Tombstone{Attachment: attachment}); err == nil {
-		t.Error("no error")
-	}
-}
-
-// An uninstall removed the directory while a DEL waited for the agent.
-func TestTombstoneWithoutRunDirectory(t *testing.T) {
-	run := filepath.Join(t.TempDir(), "gone")
-	if err := WriteTombstone(filepath.Join(run, "tombstones"), Tombstone{Attachment: attachment}); err != nil {
-		t.Error(err)
-	}
-	if _, err := os.Stat(run); !errors.Is(err, os.ErrNotExist) {
-		t.Errorf("the run directory is back: %v", err)
-	}
-}
-
 func TestFakeAgent(t *testing.T) {
 	agent, err := NewFakeAgent(t.TempDir(), FakeConfig{
 		Ranges:    []netip.Prefix{netip.MustParsePrefix("10.0.0.0/30"), netip.MustParsePrefix("fd00::/64")},
@@ -488,72 +421,6 @@ func TestFakeAgent(t *testing.T) {
 		t.Error("FailNext does nothing")
 	}
 	must(Request{Verb: Status})
-}
-
-// Whatever arrives is answered or refused; nothing panics, and what is taken
-// for a request is one.
-func FuzzRequest(f *testing.F) {
-	for _, s := range []string{
-		`{"version":1,"verb":"ADD","attachment":{"network":"n","containerID":"c","ifName":"eth0"},"addresses":["10.0.0.1"]}`,
-		`{"version":1,"verb":"GC","attachment":{"network":"n"},"valid":[{"network":"n"}]}`,
-		`{}`, `[]`, `null`, "\x00", `{"version":1e99}`, `{"version":1,"verb":"ADD","addresses":["fe80::1%eth0"]}`,
-	} {
-		f.Add([]byte(s + "\n"))
-	}
-	f.Fuzz(func(t *testing.T, line []byte) {
-		var req Request
-		if err := readMessage(bytes.NewReader(line), &req); err != nil {
-			return
-		}
-		if bad := req.Validate(); bad != nil {
-			if bad.Msg == "" || bad.Code == 0 {
-				t.Errorf("a refusal without words: %+v", bad)
-			}
-			return
-		}
-		again, err := json.Marshal(req)
-		if err != nil {
-			t.Fatalf("%q is taken and cannot be written: %v", line, err)
-		}
-		var back Request
-		if err := readMessage(bytes.NewReader(append(again, '\n')), &back); err != nil || fmt.Sprint(back) != fmt.Sprint(req) {
-			t.Errorf("%q becomes %+v, %v", again, back, err)
-		}
-	})
-}
-
-func FuzzResponse(f *testing.F) {
-	f.Add([]byte(`{"version":1,"addresses":["10.0.0.2"],"subnets":["10.0.0.0/24"],"gateways":["10.0.0.1"],"mtu":1450}` + "\n"))
-	f.Add([]byte(`{"version":1,"error":{"code":11,"msg":"later"}}` + "\n"))
-	f.Fuzz(func(t *testing.T, line []byte) {
-		var resp Response
-		if err := readMessage(bytes.NewReader(line), &resp); err == nil {
-			_ = resp.failure()
-		}
-	})
-}
-
-// A tombstone frees an address: nothing is taken for one that is not, or for
-// another attachment's.
-func FuzzTombstone(f *testing.F) {
-	whole := Tombstone{Version: 1, Attachment: attachment, Pod: Pod{Namespace: "ns", Name: "p", UID: "u"}, IPAM: "host-local"}
-	line, err := json.Marshal(whole)
-	if err != nil {
-		f.Fatal(err)
-	}
-	f.Add(whole.name(), line)
-	f.Add(whole.name(), line[:len(line)-9])
-	f.Add("other.json", line)
-	f.Add("", []byte(`null`))
-	f.Fuzz(func(t *testing.T, name string, data []byte) {
-		stone, err := parseTombstone(name, data)
-		if err != nil {
-			return
-		}
-		if stone.Attachment.ContainerID == "" || stone.name() != name {
-			t.Fatalf("%q with %q is taken for %+v", name, data, stone)
-		}
-	})
 }
 
 // listenAs listens as another user, on a thread that ends with it.
