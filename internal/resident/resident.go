@@ -29,11 +29,12 @@ import (
 // idle, memory is missed by others.
 const GCPercent = 50
 
-// When Keep gives back: soon after the start, and then seldom.
-const (
-	first = 10 * time.Second
-	every = 2 * time.Minute
-)
+// Keep gives back at once, since the start itself is what touches the program's
+// file, then while the cluster is read for the first time, when the heap is at its
+// largest, and then seldom. These are the pauses in between.
+var pauses = []time.Duration{0, 500 * time.Millisecond, 500 * time.Millisecond, time.Second, 3 * time.Second, 5 * time.Second}
+
+const every = 2 * time.Minute
 
 // Keep gives back until the context ends. configured says that somebody has
 // chosen how garbage is collected (GOGC is set).
@@ -41,9 +42,9 @@ func Keep(ctx context.Context, configured bool) {
 	if !configured {
 		debug.SetGCPercent(GCPercent)
 	}
-	timer := time.NewTimer(first)
+	timer := time.NewTimer(pauses[0])
 	defer timer.Stop()
-	for {
+	for next := 1; ; next++ {
 		select {
 		case <-ctx.Done():
 			return
@@ -52,7 +53,11 @@ func Keep(ctx context.Context, configured bool) {
 		debug.FreeOSMemory()
 		// Where it cannot be done, what is resident stays.
 		_ = Forget()
-		timer.Reset(every)
+		if next < len(pauses) {
+			timer.Reset(pauses[next])
+		} else {
+			timer.Reset(every)
+		}
 	}
 }
 
