@@ -27,8 +27,8 @@ image: ## one OCI archive for amd64 and arm64, without a daemon: bin/ropeway-ima
 	$(GO) run ./internal/oci/mkimage --version $(VERSION) --out bin/ropeway-image.tar
 
 .PHONY: demo
-demo: deps build ## boot the lab, install Ropeway, play the reference scenario, take all down
-	@bin/ropeway-lab demo
+demo: deps build ## boot the lab, install Ropeway, play the reference scenario, take all down; IP_FAMILY=ipv6 or dual
+	@bin/ropeway-lab demo $(if $(IP_FAMILY),--ip-family $(IP_FAMILY))
 
 .PHONY: test
 test: deps ## everything that guards main

@@ -8,7 +8,9 @@ import (
 	"testing"
 	"time"
 
+	"ropeway.dev/ropeway/internal/lab"
 	"ropeway.dev/ropeway/internal/lab/launch"
+	"ropeway.dev/ropeway/internal/lab/scenario"
 )
 
 // run plays a command line and returns what it prints and its error.
@@ -69,6 +71,7 @@ func TestWrongInputSaysWhatToDo(t *testing.T) {
 		{"cloud fault --kind no", []string{"commit-timeout"}},
 		{"cloud fault", []string{"Throttling.User"}},
 		{"cloud fault --cidr x --code y", []string{"--cidr", "10.244.1.0/24"}},
+		{"demo --ip-family four", []string{"--ip-family", "ipv4, ipv6 or dual"}},
 		{"conformance --focus (", []string{"--focus", "regular expression"}},
 		{"conformance --processes 99", []string{"--processes 99", "1 to 32"}},
 		{"image load", []string{"at least 1 arg"}},
@@ -82,6 +85,17 @@ func TestWrongInputSaysWhatToDo(t *testing.T) {
 		for _, want := range c.want {
 			if !strings.Contains(err.Error(), want) {
 				t.Errorf("%s: error %q does not say %q", c.line, err, want)
+			}
+		}
+	}
+}
+
+// TestDemoPlaysWhatThereIs: for each family.
+func TestDemoPlaysWhatThereIs(t *testing.T) {
+	for _, f := range []lab.Family{lab.IPv4, lab.IPv6, lab.Dual} {
+		for _, name := range demoScenarios(f) {
+			if _, err := scenario.Find(name); err != nil {
+				t.Errorf("%s: %v", f, err)
 			}
 		}
 	}

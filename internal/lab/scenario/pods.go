@@ -36,6 +36,7 @@ apiVersion: v1
 kind: Service
 metadata: {name: test, labels: {app: test}}
 spec:
+  ipFamilyPolicy: PreferDualStack
   selector: {app: test}
   ports: [{port: 80, targetPort: 80}]
 `

@@ -26,12 +26,12 @@ spec:
 apiVersion: v1
 kind: Service
 metadata: {name: alone}
-spec: {selector: {app: alone}, ports: [{port: 80}]}
+spec: {ipFamilyPolicy: PreferDualStack, selector: {app: alone}, ports: [{port: 80}]}
 ---
 apiVersion: v1
 kind: Service
 metadata: {name: outer}
-spec: {type: NodePort, selector: {app: test}, ports: [{port: 80, nodePort: 30080}]}
+spec: {type: NodePort, ipFamilyPolicy: PreferDualStack, selector: {app: test}, ports: [{port: 80, nodePort: 30080}]}
 ---
 apiVersion: apps/v1
 kind: DaemonSet
@@ -53,20 +53,14 @@ func (s *stage) services(ctx context.Context) error {
 	if err := s.r.Step(ctx, "the test workloads are ready", s.deployExtras); err != nil {
 		return err
 	}
-	steps := []struct {
-		name string
-		run  func(context.Context) error
-	}{
-		{"every node reaches a ClusterIP", s.nodesReachClusterIP},
-		{"a NodePort answers on every node, from every node", s.nodePort},
-		{"a pod reaches itself through its own Service", s.hairpin},
-		{"pods reach pods in the hosts' network, and the other way round", s.hostNetwork},
-		{"cluster DNS resolves a Service for a pod", s.dns},
-		{"kubectl port-forward carries data", s.portForward},
+	for _, f := range s.each() {
+		_ = f.step(ctx, "every node reaches a ClusterIP", f.nodesReachClusterIP)
+		_ = f.step(ctx, "a NodePort answers on every node, from every node", f.nodePort)
+		_ = f.step(ctx, "a pod reaches itself through its own Service", f.hairpin)
+		_ = f.step(ctx, "pods reach pods in the hosts' network, and the other way round", f.hostNetwork)
 	}
-	for _, step := range steps {
-		_ = s.r.Step(ctx, step.name, step.run)
-	}
+	_ = s.r.Step(ctx, "cluster DNS resolves a Service for a pod", s.dns)
+	_ = s.r.Step(ctx, "kubectl port-forward carries data", s.portForward)
 	return nil
 }
 
@@ -102,7 +96,7 @@ func (s *stage) get(ctx context.Context, node, target string) error {
 }
 
 func (s *stage) nodesReachClusterIP(ctx context.Context) error {
-	ip, err := s.quiet(ctx, "get", "svc", "test", "-o", "jsonpath={.spec.clusterIP}")
+	ip, err := s.clusterIP(ctx, "test")
 	if err != nil {
 		return err
 	}
@@ -121,7 +115,7 @@ func (s *stage) nodePort(ctx context.Context) error {
 	for _, from := range s.nodes() {
 		for _, to := range s.l.Nodes() {
 			for range 4 {
-				if err := s.get(ctx, from, url(to.Addresses[0].Addr().String(), 30080)); err != nil {
+				if err := s.get(ctx, from, url(s.address(to).String(), 30080)); err != nil {
 					return err
 				}
 			}
@@ -135,7 +129,7 @@ func (s *stage) hairpin(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	ip, err := s.quiet(ctx, "get", "svc", "alone", "-o", "jsonpath={.spec.clusterIP}")
+	ip, err := s.clusterIP(ctx, "alone")
 	if err != nil {
 		return err
 	}

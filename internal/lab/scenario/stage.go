@@ -37,6 +37,14 @@ func (s *stage) each() []*stage {
 	return stages
 }
 
+// step runs a step that is about one family, and says which where there are two.
+func (s *stage) step(ctx context.Context, name string, run func(context.Context) error) error {
+	if len(s.l.PodCIDRs()) > 1 {
+		name += map[bool]string{false: " (IPv4)", true: " (IPv6)"}[s.is6]
+	}
+	return s.r.Step(ctx, name, run)
+}
+
 // address is a node's address of the family that is looked at.
 func (s *stage) address(n lab.Node) netip.Addr {
 	for _, a := range n.Addresses {
@@ -45,6 +53,20 @@ func (s *stage) address(n lab.Node) netip.Addr {
 		}
 	}
 	return netip.Addr{}
+}
+
+// clusterIP is a Service's address of the family that is looked at.
+func (s *stage) clusterIP(ctx context.Context, service string) (string, error) {
+	out, err := s.quiet(ctx, "get", "svc", service, "-o", "jsonpath={.spec.clusterIPs[*]}")
+	if err != nil {
+		return "", err
+	}
+	for _, ip := range strings.Fields(out) {
+		if strings.Contains(ip, ":") == s.is6 {
+			return ip, nil
+		}
+	}
+	return "", fmt.Errorf("service %s has the addresses %q, none of the family that is wanted", service, out)
 }
 
 // nodes are the names of the lab's nodes.

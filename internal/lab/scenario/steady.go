@@ -113,14 +113,7 @@ func (s *stage) startSteady(ctx context.Context) ([]way, error) {
 		return nil, err
 	}
 	toServer, toService := netip.AddrPortFrom(server, steady.Port), netip.AddrPortFrom(service, steady.Port)
-	var hosts [2]netip.Addr
-	for i := range hosts {
-		for _, a := range s.l.Nodes()[i].Addresses {
-			if a.Addr().Is4() == server.Is4() {
-				hosts[i] = a.Addr()
-			}
-		}
-	}
+	hosts := [2]netip.Addr{s.address(s.l.Nodes()[0]), s.address(s.l.Nodes()[1])}
 	return []way{
 		{"pod to pod on another node", "", toServer},
 		{"pod to ClusterIP", "", toService},

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net/netip"
 	"os"
@@ -53,6 +54,9 @@ func (s *stage) componentsRun(ctx context.Context) error {
 // Tunnel plays the document's tunnel mode by one transport, on a cluster on
 // which Ropeway is installed, whatever the transport was before.
 func (s *stage) tunnel(ctx context.Context, transport string) error {
+	if transport == "ipip" && s.is6 {
+		return errors.New("this scenario is about IP in IP, which is spoken for IPv4 only: play tunnel-vxlan, or bring a lab up with --ip-family ipv4 or dual")
+	}
 	if err := s.r.Step(ctx, "the test Deployment is ready on every node", func(ctx context.Context) error { return s.deploy(ctx) }); err != nil {
 		return err
 	}
@@ -63,7 +67,9 @@ func (s *stage) tunnel(ctx context.Context, transport string) error {
 	if err != nil {
 		return err
 	}
-	s.probes(ctx)
+	for _, f := range s.each() {
+		f.probes(ctx)
+	}
 	return s.r.Step(ctx, "on the wire: "+transport+", and no bare pod packet", func(ctx context.Context) error { return s.onTheWire(ctx, transport, before) })
 }
 
@@ -190,7 +196,7 @@ var reply = regexp.MustCompile(`ttl=(\d+) `)
 
 // probes are the document's five.
 func (s *stage) probes(ctx context.Context) {
-	_ = s.r.Step(ctx, "(1) a pod pings a pod on another node, ttl=62", func(ctx context.Context) error {
+	_ = s.step(ctx, "(1) a pod pings a pod on another node, ttl=62", func(ctx context.Context) error {
 		pods, err := s.pods(ctx, "app=test")
 		if err != nil {
 			return err
@@ -201,20 +207,20 @@ func (s *stage) probes(ctx context.Context) {
 		}
 		return s.ping(ctx, pods[0], to.address.String(), "62")
 	})
-	_ = s.r.Step(ctx, "(2) a pod reaches the outside", func(ctx context.Context) error {
+	_ = s.step(ctx, "(2) a pod reaches the outside", func(ctx context.Context) error {
 		pods, err := s.pods(ctx, "app=test")
 		if err != nil {
 			return err
 		}
 		outside := "8.8.8.8"
-		if pods[0].address.Is6() {
+		if s.is6 {
 			outside = "2001:4860:4860::8888"
 		}
 		return s.ping(ctx, pods[0], outside, "")
 	})
-	_ = s.r.Step(ctx, "(3) curl of the ClusterIP from a pod: HTTP 200, JSON", func(ctx context.Context) error { return s.clusterIP(ctx) })
-	_ = s.r.Step(ctx, "(4) every node reaches its own pods and remote ones", func(ctx context.Context) error { return s.nodesReachPods(ctx) })
-	_ = s.r.Step(ctx, "(5) pods on one node reach one another", func(ctx context.Context) error {
+	_ = s.step(ctx, "(3) curl of the ClusterIP from a pod: HTTP 200, JSON", func(ctx context.Context) error { return s.curlClusterIP(ctx) })
+	_ = s.step(ctx, "(4) every node reaches its own pods and remote ones", func(ctx context.Context) error { return s.nodesReachPods(ctx) })
+	_ = s.step(ctx, "(5) pods on one node reach one another", func(ctx context.Context) error {
 		pods, err := s.pods(ctx, "app=test")
 		if err != nil {
 			return err
@@ -243,20 +249,16 @@ func (s *stage) ping(ctx context.Context, from pod, to, ttl string) error {
 	return nil
 }
 
-func (s *stage) clusterIP(ctx context.Context) error {
+func (s *stage) curlClusterIP(ctx context.Context) error {
 	pods, err := s.pods(ctx, "app=test")
 	if err != nil {
 		return err
 	}
-	ip, err := s.quiet(ctx, "get", "svc", "test", "-o", "jsonpath={.spec.clusterIP}")
+	ip, err := s.clusterIP(ctx, "test")
 	if err != nil {
 		return err
 	}
-	url := ip
-	if strings.Contains(ip, ":") {
-		url = "http://[" + ip + "]/"
-	}
-	out, err := s.kubectl(ctx, "exec", pods[0].name, "--", "curl", "-s", "-i", "--max-time", "5", url)
+	out, err := s.kubectl(ctx, "exec", pods[0].name, "--", "curl", "-s", "-i", "--max-time", "5", url(ip, 80))
 	if err != nil {
 		return err
 	}
@@ -277,8 +279,7 @@ func (s *stage) nodesReachPods(ctx context.Context) error {
 	}
 	for _, node := range s.nodes() {
 		for _, p := range pods {
-			url := "http://" + netip.AddrPortFrom(p.address, 80).String() + "/"
-			out, err := s.l.NodeExec(ctx, node, "curl", "-s", "--max-time", "5", url)
+			out, err := s.l.NodeExec(ctx, node, "curl", "-s", "--max-time", "5", url(p.address.String(), 80))
 			if err != nil || !bytes.Contains(out, []byte("{")) {
 				return fmt.Errorf("node %s does not reach pod %s on node %s at %s: %v: %s", node, p.name, p.node, p.address, err, lastLine(out))
 			}
