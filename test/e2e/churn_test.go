@@ -22,7 +22,7 @@ import (
 
 // TestNothingLeaks is about churn, and these say how much of it.
 var (
-	churnSteps = flag.Int("churn", 160, "creations and deletions of pods in TestNothingLeaks")
+	churnSteps = flag.Int("churn", 120, "creations and deletions of pods in TestNothingLeaks")
 	churnSeed  = flag.Uint64("churn-seed", 0, "start of the chances in TestNothingLeaks; 0 takes a new one and prints it")
 )
 
@@ -33,8 +33,7 @@ const churnKills = 4
 // every order, while an agent is killed every few seconds, the nodes and the API
 // hold what they held before. Most pods are sandboxes for which the installed
 // plugin is run as a runtime would; beside them a Deployment grows and shrinks, for
-// the real runtime's part and the chained plugins'. It is in the first file: the
-// cluster is still as it was made.
+// the real runtime's part and the chained plugins'.
 func TestNothingLeaks(t *testing.T) {
 	seed := *churnSeed
 	if seed == 0 {

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -45,9 +46,36 @@ func holdings(t *testing.T) held {
 
 // lines are the sorted lines of a text.
 func lines(text string) []string {
-	found := strings.Split(strings.TrimSpace(text), "\n")
+	var found []string
+	for line := range strings.Lines(text) {
+		found = append(found, strings.TrimSpace(line))
+	}
 	slices.Sort(found)
 	return found
+}
+
+// nameless is the same without saying which pods and sandboxes it is for: after a
+// reboot those that come back have other links, namespaces and addresses.
+func (h held) nameless() held {
+	changes := []struct {
+		what *regexp.Regexp
+		to   string
+	}{
+		{regexp.MustCompile(`\brwp[0-9a-f]+`), "rwp"},
+		{regexp.MustCompile(`^cni-[0-9a-f-]+$`), "cni"},
+		{regexp.MustCompile(`^\S+ dev rwp( lladdr \S+)?`), "pod dev rwp"},
+	}
+	out := held{}
+	for what, found := range h {
+		for _, line := range found {
+			for _, c := range changes {
+				line = c.what.ReplaceAllString(line, c.to)
+			}
+			out[what] = append(out[what], line)
+		}
+		slices.Sort(out[what])
+	}
+	return out
 }
 
 // holdingsAtRest reads once nothing is under way any more.
