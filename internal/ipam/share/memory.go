@@ -18,7 +18,7 @@ import (
 type Memory struct {
 	started  bool
 	sure     map[string]int64 // object -> the generation that is this node's
-	floor    []Lease          // what the API server said at the start, shown until Until
+	floor    []Lease          // what the API server said at the start and binds this node, shown until Until
 	until    time.Time
 	idle     map[netip.Addr]Idle      // own address -> since when nobody has it; the zero time if somebody has
 	avoid    map[netip.Addr]time.Time // given back, or failed to get -> until when others come first
@@ -52,7 +52,7 @@ func (m *Memory) Started() bool { return m.started }
 // block is shared in the same answer (see Claim.Within).
 func (m *Memory) Start(node string, live []Lease, now time.Time) {
 	m.started = true
-	m.floor, m.until = live, now.Add(floorFor)
+	m.floor, m.until = binding(node, live), now.Add(floorFor)
 	sure := map[string]int64{}
 	for _, l := range live {
 		if l.Node == node && (!l.IsSingle() || l.From != "" || isShared(live, l.Address())) {
@@ -65,6 +65,21 @@ func (m *Memory) Start(node string, live []Lease, now time.Time) {
 		}
 	}
 	m.sure = sure
+}
+
+// binding returns what this node must know of others though its cache may be
+// older: which blocks are shared, which of its own addresses it has ceded, what is
+// kept for pods. Not whose the addresses of shared blocks are: who leases one
+// finds out, and its holder may have let go of it a moment later.
+func binding(node string, live []Lease) []Lease {
+	var out []Lease
+	for _, l := range live {
+		single := l.IsSingle() && (l.From != "" || l.KeptFor != Kept{} || !isShared(live, l.Address()))
+		if l.Node != node && (l.Sharing != "" || single) {
+			out = append(out, l)
+		}
+	}
+	return out
 }
 
 func isShared(leases []Lease, a netip.Addr) bool {
@@ -118,9 +133,9 @@ func (m *Memory) Idle() map[netip.Addr]Idle {
 // Declared is Input's.
 func (m *Memory) Declared() map[netip.Prefix]time.Time { return m.declared }
 
-// Show returns the leases as this node may rely on them: what the API server
-// said at the start is among them for as long as the cache may be older, and what
-// is not known to be this node's own is Unsure.
+// Show returns the leases as this node may rely on them: what binds it of what the
+// API server said at the start is among them for as long as the cache may be
+// older, and what is not known to be this node's own is Unsure.
 func (m *Memory) Show(node string, cached []Lease, now time.Time) []Lease {
 	out := slices.Clone(cached)
 	if now.Before(m.until) && m.until.Sub(now) <= floorFor {
@@ -129,7 +144,7 @@ func (m *Memory) Show(node string, cached []Lease, now time.Time) []Lease {
 			seen[l.Prefix] = true
 		}
 		for _, l := range m.floor {
-			if !seen[l.Prefix] && l.Node != node && (l.Sharing != "" || l.IsSingle()) {
+			if !seen[l.Prefix] {
 				out = append(out, l)
 			}
 		}

@@ -141,6 +141,35 @@ func TestShownAnOldState(t *testing.T) {
 	m.holds(t, "a", 0)
 }
 
+// TestGivenBackAfterAStart: what another node had when this one's agent started,
+// and gave back a moment later, is had by this one at once: not when the agent has
+// run for a minute.
+func TestGivenBackAfterAStart(t *testing.T) {
+	m := quiet(t, false)
+	m.shareP()
+	for _, pod := range []string{"1", "2", "3", "4"} { // with first's, all of P
+		m.wants("a", pod, "P")
+	}
+	for range 6 {
+		m.passNow(m.peers["a"])
+	}
+	m.holds(t, "a", 5)
+	a, b := m.peers["a"], m.peers["b"]
+	b.memory = share.Memory{}
+	m.wants("b", "late", "P")
+	m.passNow(b)
+	m.holds(t, "b", 0)
+	delete(a.pods, "2")
+	for range 3 {
+		m.now = m.now.Add(share.Rest)
+		m.passNow(a)
+	}
+	for range 3 {
+		m.passNow(b)
+	}
+	m.holds(t, "b", 1)
+}
+
 // TestKeptForItsPod: the address of a StatefulSet's pod is nobody else's while
 // the pod is between two nodes, and comes with it; also to a node that is shown an
 // old state of the lease it once had.
