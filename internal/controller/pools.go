@@ -38,6 +38,10 @@ type poolState struct {
 // low reports whether nine tenths of the pool are in use.
 func (s poolState) low() bool { return s.total > 0 && s.allocated >= s.total-s.total/10 }
 
+// onThatNodeAlone says what to do about a pool that is made inside what nodes have
+// leased by then.
+const onThatNodeAlone = "on that node alone: for pods on any node, state addresses that no node has (kubectl get ablock; spec.podCIDRs of Nodes)"
+
 func (s poolState) condition(before []metav1.Condition, generation int64) []metav1.Condition {
 	after := append([]metav1.Condition(nil), before...)
 	status := metav1.ConditionFalse
@@ -47,7 +51,7 @@ func (s poolState) condition(before []metav1.Condition, generation int64) []meta
 	meta.SetStatusCondition(&after, metav1.Condition{Type: v1alpha1.ConditionAccepted, Status: status,
 		Reason: s.verdict.Reason, Message: s.verdict.Message, ObservedGeneration: generation})
 	served := metav1.Condition{Type: v1alpha1.ConditionServed, Status: metav1.ConditionTrue, Reason: "InNodesRanges",
-		Message: "every address lies in a node's podCIDR or block, and is given on that node", ObservedGeneration: generation}
+		Message: "every address lies in a node's podCIDR or block, and is given " + onThatNodeAlone, ObservedGeneration: generation}
 	switch {
 	case !s.verdict.Accepted:
 		served.Status, served.Reason, served.Message = metav1.ConditionFalse, "NotAccepted", "the pool gives no address: see its condition Accepted"
@@ -55,7 +59,7 @@ func (s poolState) condition(before []metav1.Condition, generation int64) []meta
 		served.Reason, served.Message = "Shared", "pods on every node that may use the pool get its addresses"
 	case s.outside > 0:
 		served.Reason = "PartlyShared"
-		served.Message = fmt.Sprintf("pods on every node that may use the pool get %d of its addresses; each other one lies in a node's podCIDR or block, and is given on that node", s.outside)
+		served.Message = fmt.Sprintf("pods on every node that may use the pool get %d of its addresses; each other one lies in a node's podCIDR or block, and is given %s", s.outside, onThatNodeAlone)
 	}
 	meta.SetStatusCondition(&after, served)
 	return after

@@ -13,6 +13,7 @@ import (
 
 	"ropeway.dev/ropeway/api/spiderpool/v2beta1"
 	"ropeway.dev/ropeway/api/v1alpha1"
+	"ropeway.dev/ropeway/internal/ipam/pool"
 )
 
 // TestPoolsAreJudged: two pools of different kinds that overlap; the older is
@@ -80,4 +81,23 @@ func TestPoolsAreJudged(t *testing.T) {
 		}
 		return ""
 	})
+}
+
+// TestServedSaysWhere: a pool whose addresses nodes have says so, and what to do.
+func TestServedSaysWhere(t *testing.T) {
+	accepted := pool.Verdict{Accepted: true, Reason: "Accepted"}
+	for _, c := range []struct {
+		state          poolState
+		reason, phrase string
+	}{
+		{poolState{verdict: accepted, total: 10, outside: 10}, "Shared", "pods on every node"},
+		{poolState{verdict: accepted, total: 10, outside: 4}, "PartlyShared", "get 4 of its addresses; each other one lies in a node's podCIDR or block, and is given on that node alone: for pods on any node, state addresses that no node has"},
+		{poolState{verdict: accepted, total: 10}, "InNodesRanges", "is given on that node alone: for pods on any node, state addresses that no node has"},
+		{poolState{total: 10, outside: 10}, "NotAccepted", "see its condition Accepted"},
+	} {
+		served := meta.FindStatusCondition(c.state.condition(nil, 1), v1alpha1.ConditionServed)
+		if served == nil || served.Reason != c.reason || !strings.Contains(served.Message, c.phrase) {
+			t.Errorf("%+v: %+v, want %s: %s", c.state, served, c.reason, c.phrase)
+		}
+	}
 }
