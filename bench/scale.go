@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"maps"
-	"net/url"
 	"os"
 	"path/filepath"
 	"slices"
@@ -14,8 +13,6 @@ import (
 
 	"k8s.io/apimachinery/pkg/api/meta"
 	"k8s.io/client-go/rest"
-	"k8s.io/client-go/tools/clientcmd"
-	clientcmdapi "k8s.io/client-go/tools/clientcmd/api"
 
 	"ropeway.dev/ropeway/api/v1alpha1"
 	"ropeway.dev/ropeway/bench/scale"
@@ -113,7 +110,7 @@ func (b *bench) scale(ctx context.Context) (err error) {
 	if s.cfg, err = server.Config(); err != nil {
 		return err
 	}
-	if s.access, err = s.accessIn(dir); err != nil {
+	if s.access, err = scale.NewAccess(s.cfg, filepath.Join(s.programs, "ropeway"), dir); err != nil {
 		return err
 	}
 	if s.cluster, err = scale.NewCluster(s.cfg); err != nil {
@@ -130,25 +127,6 @@ func (b *bench) scale(ctx context.Context) (err error) {
 	}
 	s.claim(sizes, load > 1.5)
 	return nil
-}
-
-// accessIn writes a kubeconfig.
-func (s *scaleRun) accessIn(dir string) (scale.Access, error) {
-	at, err := url.Parse(s.cfg.Host)
-	if err != nil {
-		return scale.Access{}, fmt.Errorf("read the API server's address: %w", err)
-	}
-	const name = "bench"
-	file := clientcmdapi.NewConfig()
-	file.Clusters[name] = &clientcmdapi.Cluster{Server: s.cfg.Host, CertificateAuthorityData: s.cfg.CAData}
-	file.AuthInfos[name] = &clientcmdapi.AuthInfo{ClientCertificateData: s.cfg.CertData, ClientKeyData: s.cfg.KeyData}
-	file.Contexts[name] = &clientcmdapi.Context{Cluster: name, AuthInfo: name}
-	file.CurrentContext = name
-	a := scale.Access{Program: filepath.Join(s.programs, "ropeway"), Dir: dir, Kubeconfig: filepath.Join(dir, "kubeconfig"), API: at.Host}
-	if err := clientcmd.WriteToFile(*file, a.Kubeconfig); err != nil {
-		return a, fmt.Errorf("write the kubeconfig: %w", err)
-	}
-	return a, nil
 }
 
 // size is what was measured of a cluster of one size.

@@ -37,7 +37,7 @@ func StartController(ctx context.Context, a Access) (*Controller, error) {
 
 // Metrics are the controller's.
 func (c *Controller) Metrics(ctx context.Context) (map[string]float64, error) {
-	if err := c.alive(); err != nil {
+	if err := c.Alive(); err != nil {
 		return nil, fmt.Errorf("controller: %w", err)
 	}
 	return scrape(ctx, (&net.Dialer{}).DialContext, c.port)

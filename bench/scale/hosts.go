@@ -56,20 +56,13 @@ func LayHosts(ctx context.Context, lab string, nodes []int) (*Hosts, error) {
 // Use says how agents reach what they need; it comes before the first of them.
 func (h *Hosts) Use(a Access) { h.access = a }
 
-// Access is how the programs reach what they need.
-type Access struct {
-	Program    string // path of ropeway
-	Dir        string // for files
-	Kubeconfig string
-	API        string // host:port of the API server, on the loopback
-}
-
 // Down takes the VPC and its namespaces away. The agents must have ended.
 func (h *Hosts) Down() error { return vpc.Down(context.Background(), h.lab) }
 
 func (h *Hosts) netns(i int) string { return fmt.Sprintf("rwlab-%s-n%05d", h.lab, i) }
 
-func (h *Hosts) netnsPath(i int) string { return filepath.Join("/run/netns", h.netns(i)) }
+// Netns is the path of a node's namespace.
+func (h *Hosts) Netns(i int) string { return filepath.Join("/run/netns", h.netns(i)) }
 
 // in is a command in a node's namespace.
 func (h *Hosts) in(ctx context.Context, i int, command ...string) *exec.Cmd {
@@ -90,6 +83,9 @@ const agentPort = "127.0.0.1:9797"
 // agentScript gives an agent a bpffs of its own. $0 is the program.
 const agentScript = `mount -t bpf bpf /sys/fs/bpf && exec "$0" "$@"`
 
+// RunDir is where an agent that has that directory keeps its state.
+func RunDir(dir string) string { return filepath.Join(dir, "run") }
+
 // StartAgent starts the agent of a node, with an empty run directory. The
 // caller calls Stop.
 func (h *Hosts) StartAgent(ctx context.Context, i int, flags ...string) (*Agent, error) {
@@ -97,7 +93,13 @@ func (h *Hosts) StartAgent(ctx context.Context, i int, flags ...string) (*Agent,
 	if err != nil {
 		return nil, fmt.Errorf("make a directory for an agent: %w", err)
 	}
-	r, err := newRelay(h.netnsPath(i), h.access.API)
+	return h.StartAgentIn(ctx, dir, i, flags...)
+}
+
+// StartAgentIn starts the agent of a node in a directory, where it finds what
+// the one before it has left. The caller calls Stop or Kill.
+func (h *Hosts) StartAgentIn(ctx context.Context, dir string, i int, flags ...string) (*Agent, error) {
+	r, err := newRelay(h.Netns(i), h.access.API)
 	if err != nil {
 		return nil, err
 	}
@@ -119,6 +121,12 @@ func (h *Hosts) StartAgent(ctx context.Context, i int, flags ...string) (*Agent,
 // Stop ends the agent; what it has set stays.
 func (a *Agent) Stop() error { return errors.Join(a.program.Stop(), a.relay.close()) }
 
+// Kill ends the agent as kill -9 does.
+func (a *Agent) Kill() error { return errors.Join(a.program.Kill(), a.relay.close()) }
+
+// Cut cuts the agent off from the API server, or connects it again.
+func (a *Agent) Cut(off bool) { a.relay.cut(off) }
+
 // Node is the number of the agent's node.
 func (a *Agent) Node() int { return a.node }
 
@@ -128,7 +136,7 @@ func (a *Agent) Received() int64 { return a.relay.received.Load() }
 // Metrics are the agent's.
 func (a *Agent) Metrics(ctx context.Context) (map[string]float64, error) {
 	dial := func(context.Context, string, string) (conn net.Conn, err error) {
-		err = ns.WithNetNSPath(a.hosts.netnsPath(a.node), func(ns.NetNS) (err error) {
+		err = ns.WithNetNSPath(a.hosts.Netns(a.node), func(ns.NetNS) (err error) {
 			conn, err = net.DialTimeout("tcp4", agentPort, 5*time.Second)
 			return err
 		})
@@ -140,7 +148,7 @@ func (a *Agent) Metrics(ctx context.Context) (map[string]float64, error) {
 // AwaitRoutes waits until the node's kernel has that many routes of Ropeway's.
 func (a *Agent) AwaitRoutes(ctx context.Context, n int, most time.Duration) error {
 	return until(ctx, 50*time.Millisecond, most, fmt.Sprintf("%d routes on node %d", n, a.node), func(context.Context) (bool, error) {
-		if err := a.alive(); err != nil {
+		if err := a.Alive(); err != nil {
 			return false, err
 		}
 		have, err := a.hosts.routes(a.node)
@@ -150,7 +158,7 @@ func (a *Agent) AwaitRoutes(ctx context.Context, n int, most time.Duration) erro
 
 // routes are Ropeway's in a node's kernel.
 func (h *Hosts) routes(i int) (list []netlink.Route, err error) {
-	err = ns.WithNetNSPath(h.netnsPath(i), func(ns.NetNS) (err error) {
+	err = ns.WithNetNSPath(h.Netns(i), func(ns.NetNS) (err error) {
 		list, err = netlinksafe.RouteListFiltered(unix.AF_INET, &netlink.Route{Protocol: podlink.RouteProtocol}, netlink.RT_FILTER_PROTOCOL)
 		return err
 	})

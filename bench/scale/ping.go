@@ -53,7 +53,7 @@ func (h *Hosts) StartPings(ctx context.Context, from, to int, every time.Duratio
 }
 
 func (h *Hosts) listen(i int, at netip.AddrPort) (conn *net.UDPConn, err error) {
-	err = ns.WithNetNSPath(h.netnsPath(i), func(ns.NetNS) (err error) {
+	err = ns.WithNetNSPath(h.Netns(i), func(ns.NetNS) (err error) {
 		conn, err = net.ListenUDP("udp4", net.UDPAddrFromAddrPort(at))
 		return err
 	})

@@ -25,9 +25,10 @@ type program struct {
 	Started time.Time
 }
 
-// start starts a command with its output in a log file. It dies with this one.
+// start starts a command with its output at the end of a log file. It dies with
+// this one.
 func start(log string, cmd *exec.Cmd) (*program, error) {
-	file, err := os.Create(log)
+	file, err := os.OpenFile(log, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
 	if err != nil {
 		return nil, fmt.Errorf("open the log of %s: %w", cmd.Path, err)
 	}
@@ -58,8 +59,17 @@ func (p *program) Stop() error {
 	return nil
 }
 
-// alive is an error if the program has ended, with its last words.
-func (p *program) alive() error {
+// Kill ends the program as kill -9 does, and returns when it has ended.
+func (p *program) Kill() error {
+	if err := p.cmd.Process.Kill(); err != nil && !errors.Is(err, os.ErrProcessDone) {
+		return fmt.Errorf("kill the program: %w", err)
+	}
+	<-p.ended
+	return nil
+}
+
+// Alive is an error if the program has ended, with its last words.
+func (p *program) Alive() error {
 	select {
 	case <-p.ended:
 		text, _ := os.ReadFile(p.log)
