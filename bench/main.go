@@ -77,7 +77,9 @@ type bench struct {
 	programs    string // the directory of what `make build` made
 	name        string // of the lab
 	only        []string
-	nodes       []int  // of the two clusters of section scale
+	nodes       []int // of the two clusters of section scale
+	sharedPods  int   // of section shared
+	sharedNodes int
 	cache       string // the lab's
 
 	root    string // of the repository
@@ -91,7 +93,7 @@ type bench struct {
 // sections are the parts in the order in which they are run. The lab that the
 // last repetition of lab boots is there for those behind it.
 func sections() []string {
-	return []string{"dataplane", "scale", "lab", "footprint", "plugin", "addresses", "pods"}
+	return []string{"dataplane", "scale", "shared", "pools", "lab", "footprint", "plugin", "addresses", "pods"}
 }
 
 // onALab are the sections that need a lab that is up.
@@ -106,8 +108,13 @@ func newBench(args []string) (*bench, error) {
 	flags.StringVar(&b.name, "name", "bench", "name of the lab that is booted")
 	only := flags.String("only", "", "sections to run, separated by commas: "+strings.Join(sections(), ", "))
 	nodes := flags.String("nodes", fmt.Sprintf("%d,%d", smallNodes, largeNodes), "nodes of the two clusters of section scale; the claims are about the default, less is for a look")
+	flags.IntVar(&b.sharedPods, "shared-pods", 1000, "pods of section shared; the claims are about the default, less is for a look")
+	flags.IntVar(&b.sharedNodes, "shared-nodes", 10, "nodes of section shared, each with an agent")
 	if err := flags.Parse(args); err != nil {
 		return nil, err
+	}
+	if b.sharedPods < 10 || b.sharedPods > 10000 || b.sharedNodes < 2 || b.sharedNodes > 100 {
+		return nil, fmt.Errorf("-shared-pods %d -shared-nodes %d: give from 10 to 10000, and from 2 to 100", b.sharedPods, b.sharedNodes)
 	}
 	if flags.NArg() > 0 {
 		return nil, fmt.Errorf("%q is no flag", flags.Arg(0))
@@ -209,6 +216,8 @@ func (b *bench) run(ctx context.Context) error {
 	}
 	attempt("dataplane", b.dataplane)
 	attempt("scale", b.scale)
+	attempt("shared", b.shared)
+	attempt("pools", b.pools)
 	if slices.ContainsFunc(append(onALab(), "lab"), b.wants) {
 		if err := b.onLab(ctx, attempt); err != nil {
 			b.say("FAILED: %v", err)
