@@ -31,7 +31,7 @@ const (
 
 	sharedTurns   = 3 // how often all pods are made anew
 	sharedWriters = 16
-	sharedPatient = 6 * time.Minute // for one pool
+	sharedPatient = 6 * time.Minute       // for one pool
 	sharedRetry   = 50 * time.Millisecond // of an ADD that is to be tried again
 )
 
