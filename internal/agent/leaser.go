@@ -60,6 +60,7 @@ func (l *leaser) more() {
 
 // see tells the leaser what the cluster and the node are like.
 func (l *leaser) see(v kube.View, sources []netip.Addr, stated []netip.Prefix) {
+	v.Snapshot.Probes = nil // most of it, and nothing to a lease
 	l.mu.Lock()
 	l.view, l.sources, l.stated = &v, sources, stated
 	l.mu.Unlock()

@@ -65,6 +65,7 @@ type node struct {
 	kernelDirty bool // the kernel may differ from what was set
 	hold        string
 	admitted    bool                   // the API server has been read
+	owned       []plan.Range           // by the last snapshot
 	kept        map[keptPod]netip.Addr // of pods that the node may run
 	ceded       []netip.Addr           // that others have of the node's ranges
 	seeded      bool
@@ -324,7 +325,7 @@ func (n *node) serve(s plan.Snapshot, want plan.State, singles []kube.Lease) {
 	own := self(s)
 	n.last.Network = s.Network
 	n.last.NodeCIDRs = own.NodeCIDRs
-	ranges := append(n.pools.divide(rangesOf(s, want.Sources)), singleRanges(singles)...)
+	ranges := append(n.pools.divide(rangesFor(n.owned, want.Sources)), singleRanges(singles)...)
 	if !n.usable {
 		known := prefixesOf(n.last.Ranges)
 		ranges = slices.DeleteFunc(ranges, func(r ipam.Range) bool { return !cidr.CoveredByAny(known, r.Prefix) })

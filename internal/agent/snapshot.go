@@ -23,8 +23,13 @@ func self(s plan.Snapshot) plan.Node {
 
 // rangesOf returns where addresses for pods may come from.
 func rangesOf(s plan.Snapshot, sources []netip.Addr) []ipam.Range {
+	return rangesFor(plan.RangesOf(s.Network, self(s), s.Nodes), sources)
+}
+
+// rangesFor says in the allocator's words which ranges the node owns.
+func rangesFor(owned []plan.Range, sources []netip.Addr) []ipam.Range {
 	var ranges []ipam.Range
-	for _, r := range plan.RangesOf(s.Network, self(s), s.Nodes) {
+	for _, r := range owned {
 		kind := ipam.Block
 		if r.NodeCIDR {
 			kind = ipam.NodeCIDR

@@ -13,8 +13,8 @@ import (
 // chooses others that no pod has. plan.Compute makes the same choice where no
 // pod is in the way.
 func (n *node) chooseSources(s plan.Snapshot, own plan.Node) []netip.Addr {
-	ranges := plan.RangesOf(s.Network, own, s.Nodes)
-	destinations := plan.Destinations(s.Network, own, s.Nodes)
+	ranges, destinations := plan.Owned(s.Network, own, s.Nodes)
+	n.owned = ranges
 	var sources []netip.Addr
 	for _, f := range []plan.Family{plan.IPv4, plan.IPv6} {
 		now := sendsFrom(own, f)

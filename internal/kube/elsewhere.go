@@ -47,6 +47,7 @@ type elsewhere struct {
 
 	mu    sync.Mutex
 	asked map[string]*question // node -> what is asked about it, while it is
+	told  map[string]plan.Node // node -> what the controller said of it last
 	begun bool                 // all was known once
 }
 
@@ -60,7 +61,7 @@ type question struct {
 }
 
 func newElsewhere(api client.Reader, log *slog.Logger, changed func()) *elsewhere {
-	return &elsewhere{api: api, log: log, changed: changed, kick: make(chan struct{}, 1), asked: map[string]*question{}}
+	return &elsewhere{api: api, log: log, changed: changed, kick: make(chan struct{}, 1), asked: map[string]*question{}, told: map[string]plan.Node{}}
 }
 
 // nodes returns the nodes but self, as their NodeNetworks or the API server tell
@@ -72,8 +73,10 @@ func (e *elsewhere) nodes(self string, objects []v1alpha1.NodeNetwork) ([]plan.N
 	defer e.mu.Unlock()
 	out := make([]plan.Node, 0, len(objects))
 	open := map[string]string{} // node -> UID
+	there := map[string]bool{}
 	for i := range objects {
 		nn := &objects[i]
+		there[nn.Name] = true
 		if nn.Name == self {
 			continue
 		}
@@ -84,6 +87,7 @@ func (e *elsewhere) nodes(self string, objects []v1alpha1.NodeNetwork) ([]plan.N
 			out = append(out, n)
 		}
 	}
+	maps.DeleteFunc(e.told, func(name string, _ plan.Node) bool { return !there[name] })
 	unknown := e.ask(open)
 	if e.begun = e.begun || unknown == ""; !e.begun {
 		return nil, fmt.Errorf("%w: what machine node %s is (the controller will say, or the API server when asked)", ErrNotSynced, unknown)
@@ -99,7 +103,14 @@ func (e *elsewhere) node(nn *v1alpha1.NodeNetwork) (plan.Node, bool) {
 		}
 		return *q.node, true
 	}
-	return planMachine(nn.Name, nn.Spec), nn.Spec.NodeUID != ""
+	if nn.Spec.NodeUID != "" {
+		e.told[nn.Name] = planMachine(nn.Name, nn.Spec)
+	}
+	// The controller's word can go without the node: the CRD of a version before it
+	// does not know it, and a downgrade begins with the CRDs. Until the API server
+	// has answered, what was said holds.
+	n, told := e.told[nn.Name]
+	return n, told && (nn.Spec.NodeUID != "" || nn.Status.NodeUID != "")
 }
 
 // ask makes open what is asked for, and returns a node of which nothing has been
@@ -187,13 +198,14 @@ func (e *elsewhere) answer(ctx context.Context, names []string) {
 func (e *elsewhere) keep(names []string, found map[string]*plan.Node, failed bool) (news bool) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
+	now, share := time.Now(), 0.5+rand.Float64() // what was asked together is asked again together
 	for _, name := range names {
 		q := e.asked[name]
 		if q == nil {
 			continue // the controller has spoken meanwhile
 		}
 		q.pause = min(max(2*q.pause, askAgainMin), askAgainMax)
-		q.due = time.Now().Add(q.pause/2 + rand.N(q.pause))
+		q.due = now.Add(time.Duration(share * float64(q.pause)))
 		node, heard := found[name]
 		if !heard && failed {
 			continue

@@ -196,10 +196,8 @@ func (c *NodeClient) watchController(ctx context.Context) {
 	tick := time.NewTicker(livenessInterval)
 	defer tick.Stop()
 	for {
-		if v, err := c.View(); err == nil && (v.Condition == nil || v.Condition.Status) {
-			if c.alive.check(ctx) {
-				c.observer.Touch()
-			}
+		if c.waitsForController() && c.alive.check(ctx) {
+			c.observer.Touch()
 		}
 		select {
 		case <-ctx.Done():
@@ -207,4 +205,15 @@ func (c *NodeClient) watchController(ctx context.Context) {
 		case <-tick.C:
 		}
 	}
+}
+
+// waitsForController says that the controller has not said yet that this node is
+// reachable.
+func (c *NodeClient) waitsForController() bool {
+	var node corev1.Node
+	if c.observer.Synced() != nil || c.observer.cache.Get(context.Background(), client.ObjectKey{Name: c.node}, &node) != nil {
+		return false
+	}
+	said := nodeCondition(&node)
+	return said == nil || said.Status
 }

@@ -55,6 +55,12 @@ func (o *Objects) Snapshot(self string) (plan.Snapshot, string) {
 		s.Nodes = append(s.Nodes, planNode(&o.Nodes[i]))
 	}
 	s.Nodes = append(s.Nodes, o.Elsewhere...)
+	slices.SortFunc(s.Nodes, func(a, b plan.Node) int { return cmp.Compare(a.Name, b.Name) })
+	probes := 0
+	for i := range o.NodeNetworks {
+		probes += len(o.NodeNetworks[i].Status.Probes)
+	}
+	s.Probes = make([]plan.Probe, 0, probes)
 	for i := range s.Nodes {
 		n := &s.Nodes[i]
 		if nn := said[n.Name]; nn != nil && nn.Status.NodeUID == n.UID {
@@ -62,11 +68,9 @@ func (o *Objects) Snapshot(self string) (plan.Snapshot, string) {
 			if !s.Network.NodeCIDR && len(n.NodeCIDRs) > 0 {
 				n.Holds = parsePrefixes(nn.Status.CIDRs)
 			}
-			s.Probes = append(s.Probes, planProbes(nn)...)
+			s.Probes = appendProbes(s.Probes, nn)
 		}
 	}
-	slices.SortFunc(s.Nodes, func(a, b plan.Node) int { return cmp.Compare(a.Name, b.Name) })
-	slices.SortStableFunc(s.Probes, func(a, b plan.Probe) int { return cmp.Compare(a.From, b.From) })
 	SetLeases(&s, o.Leases())
 	return s, problem
 }
@@ -168,8 +172,7 @@ func addWords(n *plan.Node, nn *v1alpha1.NodeNetwork) {
 	}
 }
 
-func planProbes(nn *v1alpha1.NodeNetwork) []plan.Probe {
-	probes := make([]plan.Probe, 0, len(nn.Status.Probes))
+func appendProbes(probes []plan.Probe, nn *v1alpha1.NodeNetwork) []plan.Probe {
 	for _, p := range nn.Status.Probes {
 		address, _ := netip.ParseAddr(p.Address) // none is the zero value
 		probes = append(probes, plan.Probe{

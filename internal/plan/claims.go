@@ -42,10 +42,16 @@ func Destinations(network Network, node Node, all []Node) []netip.Prefix {
 // they are to be used. A range that other nodes hold parts of says so: two
 // nodes never may give the same address, whatever the objects say.
 func RangesOf(network Network, node Node, all []Node) []Range {
+	ranges, _ := Owned(network, node, all)
+	return ranges
+}
+
+// Owned is RangesOf and Destinations in one look.
+func Owned(network Network, node Node, all []Node) ([]Range, []netip.Prefix) {
 	c := check("", network, withNode(node, all))
 	i, known := c.index[node.Name]
 	if !known {
-		return nil
+		return nil, nil
 	}
 	var out []Range
 	for _, own := range c.claims[i] {
@@ -61,7 +67,7 @@ func RangesOf(network Network, node Node, all []Node) []Range {
 		r.Except = append(r.Except, c.keptFrom(i, own.dst)...)
 		out = append(out, r)
 	}
-	return out
+	return out, c.destinations(i)
 }
 
 func withNode(node Node, all []Node) []Node {

@@ -182,18 +182,31 @@ func adjust[K, V comparable](m *ebpf.Map, want map[K]V, fill bool) (changed bool
 	return changed, nil
 }
 
+// readAtOnce is how many entries one call reads.
+const readAtOnce = 1024
+
+// read returns all of a map, many entries in a call: in a large cluster each
+// Set reads thousands.
 func read[K, V comparable](m *ebpf.Map) (map[K]V, error) {
 	have := map[K]V{}
-	var k K
-	var v V
-	it := m.Iterate()
-	for it.Next(&k, &v) {
-		have[k] = v
+	var (
+		cursor ebpf.MapBatchCursor
+		size   = min(int(m.MaxEntries()), readAtOnce)
+		keys   = make([]K, size)
+		values = make([]V, size)
+	)
+	for {
+		n, err := m.BatchLookup(&cursor, keys, values, nil)
+		for i := range n {
+			have[keys[i]] = values[i]
+		}
+		switch {
+		case errors.Is(err, ebpf.ErrKeyNotExist): // that was the last
+			return have, nil
+		case err != nil:
+			return nil, fmt.Errorf("read eBPF map %s: %w", nameOf(m), err)
+		}
 	}
-	if err := it.Err(); err != nil {
-		return nil, fmt.Errorf("read eBPF map %s: %w", nameOf(m), err)
-	}
-	return have, nil
 }
 
 func nameOf(m *ebpf.Map) string {
