@@ -15,12 +15,14 @@ import (
 	"ropeway.dev/ropeway/internal/lab/openapi"
 	"ropeway.dev/ropeway/internal/lab/pidone"
 	"ropeway.dev/ropeway/internal/lab/steady"
+	"ropeway.dev/ropeway/internal/lab/vendorccm"
 	"ropeway.dev/ropeway/internal/lab/vpc"
 )
 
 // hidden are the commands that the lab runs this program as.
 func hidden() []*cobra.Command {
 	return []*cobra.Command{
+		vendorccm.NewCommand(),
 		{
 			Use: launch.LaunchCommand, Hidden: true, Args: cobra.ExactArgs(1),
 			RunE: func(_ *cobra.Command, args []string) error { return launch.Launch(args[0]) },

@@ -51,6 +51,7 @@ func newUp(g *global) *cobra.Command {
 	f.StringVar(&family, "ip-family", string(o.Family), "ipv4, ipv6 or dual")
 	f.StringVar(&fabric, "fabric", string(o.Fabric), "vpc (as the cloud's, with the cloud) or switch (a layer-2 network without one)")
 	f.BoolVar(&o.AllocateNodeCIDRs, "allocate-node-cidrs", o.AllocateNodeCIDRs, "let the controller-manager give each node podCIDRs")
+	f.StringVar(&o.CloudProvider, "cloud-provider", "", "external: kubelets wait for a cloud controller, and Ropeway is installed as one")
 	f.StringVar(&o.ProxyMode, "proxy-mode", o.ProxyMode, "mode of kube-proxy: nftables or iptables")
 	f.BoolVar(&o.Bare, "bare", false, "install no pod network")
 	f.BoolVar(&o.KeepOnFailure, "keep-on-failure", false, "when it fails, leave everything in place to look at")

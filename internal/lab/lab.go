@@ -100,6 +100,9 @@ func (l *Lab) Fabric() Fabric {
 	return VPC
 }
 
+// ExternalCloud says whether kubelets wait for a cloud controller.
+func (l *Lab) ExternalCloud() bool { return l.manifest.ExternalCloud }
+
 // ControlPlaneNetns is the network namespace in which the API server runs.
 func (l *Lab) ControlPlaneNetns() string { return l.manifest.Hosts[0].Netns }
 

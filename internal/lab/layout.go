@@ -60,7 +60,7 @@ func draw(o Options) *ledger.Manifest {
 		}
 	}
 	m := &ledger.Manifest{
-		Name: o.Name, Phase: ledger.Starting, Nodes: o.Nodes, Switch: o.Fabric == Switch,
+		Name: o.Name, Phase: ledger.Starting, Nodes: o.Nodes, Switch: o.Fabric == Switch, ExternalCloud: o.CloudProvider == External,
 		PodCIDRs: o.PodCIDRs, ServiceCIDRs: o.ServiceCIDRs,
 		AllocateNodeCIDRs: o.AllocateNodeCIDRs, ProxyMode: o.ProxyMode,
 		Kubeconfig: filepath.Join(dir, "admin.conf"),
@@ -169,7 +169,7 @@ func describe(m *ledger.Manifest, h ledger.Host, dir string, layout cgroup.Layou
 			text(config.ContainerdConfig, config.Containerd()),
 			text(config.KubeletConfig, config.Kubelet(cluster, h.Addresses[0].Addr())),
 			text(config.KubeProxyConfig, config.KubeProxy(cluster, h.Name)))
-		spec.Programs = nodePrograms(h)
+		spec.Programs = nodePrograms(h, m.ExternalCloud)
 	}
 	return spec
 }
@@ -218,8 +218,8 @@ func controlPlanePrograms(c config.Cluster) []pidone.Program {
 }
 
 // nodePrograms starts kube-proxy at once and the kubelet as soon as it may.
-func nodePrograms(h ledger.Host) []pidone.Program {
-	kubelet := program("kubelet", config.KubeletCommand(h.Name, addrs(h)), "containerd")
+func nodePrograms(h ledger.Host, externalCloud bool) []pidone.Program {
+	kubelet := program("kubelet", config.KubeletCommand(h.Name, addrs(h), externalCloud), "containerd")
 	kubelet.Gate = filepath.Join(hostDirs()["run"], kubeletGate)
 	kubelet.Ready = &pidone.Probe{URL: config.KubeletHealth}
 	return []pidone.Program{containerd(), kubelet, program("kube-proxy", config.KubeProxyCommand())}

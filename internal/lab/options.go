@@ -39,6 +39,9 @@ const (
 	Switch Fabric = "switch"
 )
 
+// External is the value of Options.CloudProvider.
+const External = "external"
+
 // Bounds of Options.Nodes.
 const (
 	MinNodes = 2
@@ -65,6 +68,9 @@ type Options struct {
 	ServiceCIDRs []netip.Prefix
 	// AllocateNodeCIDRs makes the controller-manager give each node podCIDRs.
 	AllocateNodeCIDRs bool
+	// CloudProvider is "external" where kubelets wait for a cloud controller,
+	// which Ropeway then is, or empty.
+	CloudProvider string
 	// ProxyMode is kube-proxy's mode, "nftables" or "iptables".
 	ProxyMode string
 	// Bare leaves the nodes without a pod network, and hence not ready.
@@ -172,6 +178,12 @@ func (o Options) Validate() error {
 	}
 	if o.Fabric != VPC && o.Fabric != Switch {
 		errs = append(errs, fmt.Errorf("--fabric %q: give vpc or switch", o.Fabric))
+	}
+	if o.CloudProvider != "" && o.CloudProvider != External {
+		errs = append(errs, fmt.Errorf("--cloud-provider %q: give external, or leave it out", o.CloudProvider))
+	}
+	if o.CloudProvider != "" && (o.Fabric == Switch || o.TestNetwork) {
+		errs = append(errs, errors.New("--cloud-provider needs --fabric vpc and Ropeway: somebody has to make the nodes known"))
 	}
 	if o.TestNetwork && o.Fabric == Switch {
 		errs = append(errs, errors.New("--test-network needs --fabric vpc: it is routed by the VPC"))

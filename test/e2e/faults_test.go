@@ -88,6 +88,10 @@ func faultsAreNamed(t *testing.T, l *lab.Lab) {
 // the words. Its exit code tells of every name but that of a check that is well.
 func doctorSays(t *testing.T, l *lab.Lab, name string, words ...string) {
 	t.Helper()
+	began := time.Now()
+	defer func() {
+		t.Logf("%s was named %.1f s after it was there to be seen", name, time.Since(began).Seconds())
+	}()
 	eventually(t, 90*time.Second, func() error {
 		out, err := ropeway(t, l, "doctor", "-o", "json")
 		var d struct {

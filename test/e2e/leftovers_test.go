@@ -16,9 +16,10 @@ import (
 	"ropeway.dev/ropeway/internal/lab"
 )
 
-// TestDownLeavesNothing boots a lab by the command that a person types, once to
-// the end and once killed half-way, takes it down, and compares the machine
-// with what it was before.
+// TestDownLeavesNothing boots a lab by the command that a person types, killed
+// half-way and to the end, takes it down, and compares the machine with what it
+// was before. The one that comes up whole is the lab on a plain layer-2 network,
+// and plays its scenario.
 func TestDownLeavesNothing(t *testing.T) {
 	const name = "e2egone"
 	for _, until := range []string{"VPC is up", "nodes have joined", ""} {
@@ -30,6 +31,7 @@ func TestDownLeavesNothing(t *testing.T) {
 			before := machine(t, name)
 			boot(t, name, until)
 			if until == "" {
+				command(t, labProgram(t), "--name", name, "scenario", "layer2")
 				if out := strings.Join(machine(t, name)["processes"], "\n"); out == "" {
 					t.Error("the lab is up, and no process of it was found: the comparison would see nothing")
 				}
@@ -46,14 +48,19 @@ func TestDownLeavesNothing(t *testing.T) {
 	}
 }
 
-// boot runs `ropeway-lab up --bare`, and kills it with -9 when it prints until.
-func boot(t *testing.T, name, until string) {
+func labProgram(t *testing.T) string {
 	t.Helper()
 	program, err := programPath("ropeway-lab")
 	if err != nil {
 		t.Fatal(err)
 	}
-	cmd := exec.Command(program, "--name", name, "up", "--bare")
+	return program
+}
+
+// boot runs `ropeway-lab up`, and kills it with -9 when it prints until.
+func boot(t *testing.T, name, until string) {
+	t.Helper()
+	cmd := exec.Command(labProgram(t), "--name", name, "up", "--fabric", "switch")
 	cmd.Stderr = os.Stderr
 	out, err := cmd.StdoutPipe()
 	if err != nil {
@@ -73,7 +80,7 @@ func boot(t *testing.T, name, until string) {
 		}
 	}
 	if err := cmd.Wait(); err != nil {
-		t.Fatalf("ropeway-lab up --bare: %v", err)
+		t.Fatalf("ropeway-lab up: %v", err)
 	}
 	if until != "" {
 		t.Fatalf("ropeway-lab never printed %q", until)

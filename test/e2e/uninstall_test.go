@@ -75,7 +75,7 @@ func hostLocal(t *testing.T) {
 	if err := cluster.AwaitReady(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	play(t, cluster, "tunnel-ipip", "tunnel-vxlan", "routed-host-local")
+	play(t, cluster, "tunnel-ipip", "routed-host-local")
 	for _, n := range nodes(t, cluster) {
 		cidr := netip.MustParsePrefix(n.Spec.PodCIDR)
 		out := kubectl(t, cluster, "get", "pods", "-l", "app=test", "--field-selector", "spec.nodeName="+n.Metadata.Name, "-o", "jsonpath={.items[*].status.podIP}")

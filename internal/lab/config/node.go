@@ -78,15 +78,20 @@ syncFrequency: 10s
 `, node, Certificate(CAName), Certificate(KubeletName), Key(KubeletName), ContainerdSocket, c.DNSAddress())
 }
 
-// KubeletCommand is the command line of the kubelet of a node.
-func KubeletCommand(name string, addresses []netip.Addr) []string {
-	return []string{
+// KubeletCommand is the command line of the kubelet of a node; with externalCloud
+// one that waits for a cloud controller to make the node known.
+func KubeletCommand(name string, addresses []netip.Addr, externalCloud bool) []string {
+	argv := []string{
 		Binary("kubelet"),
 		"--config=" + KubeletConfig,
 		"--kubeconfig=" + Kubeconfig(KubeletName),
 		"--hostname-override=" + name,
 		"--node-ip=" + join(addresses),
 	}
+	if externalCloud {
+		argv = append(argv, "--cloud-provider=external")
+	}
+	return argv
 }
 
 // KubeProxy is the configuration file of kube-proxy.

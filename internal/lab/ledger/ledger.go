@@ -59,6 +59,9 @@ type Manifest struct {
 	ProxyMode         string `json:"proxyMode"`
 	// Switch says that the hosts are on a layer-2 network, without a cloud.
 	Switch bool `json:"switch,omitempty"`
+	// ExternalCloud says that kubelets wait for a cloud controller to make
+	// their nodes known.
+	ExternalCloud bool `json:"externalCloud,omitempty"`
 
 	APIServer  string `json:"apiServer"`
 	Kubeconfig string `json:"kubeconfig"`

@@ -12,6 +12,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 
 	"ropeway.dev/ropeway/internal/lab"
@@ -43,6 +44,14 @@ func Installer(c Config) lab.Installer {
 			return err
 		}
 		c.Progress("Ropeway's image is on every node")
+		if l.ExternalCloud() {
+			access, err := CloudAccess(ctx, l)
+			if err != nil {
+				return err
+			}
+			c.Args = append(slices.Clone(c.Args), access.Args()...)
+			c.Args = append(c.Args, "--cloud-nodes", "ropeway")
+		}
 		return c.Apply(ctx, l)
 	}
 }

@@ -80,8 +80,7 @@ func (s *stage) installDocument(ctx context.Context, names ...string) error {
 		p.Args = append(p.Args, "--calico-manifest", file)
 		line = append(line, "--calico-manifest", name)
 	}
-	access := []string{"--cloud", "alibaba", "--cloud-region", cloud.region, "--cloud-vpc", cloud.vpc,
-		"--cloud-endpoint", cloud.endpoint, "--cloud-secret", cloud.secret}
+	access := cloud.Args()
 	p.Args = append(p.Args, access...)
 	var said strings.Builder
 	p.Progress = func(line string) { fmt.Fprintln(&said, line) }

@@ -4,9 +4,9 @@ import (
 	"bytes"
 	"context"
 	"fmt"
-	"strings"
 	"time"
 
+	"ropeway.dev/ropeway/internal/lab/product"
 	"ropeway.dev/ropeway/internal/lab/vpc"
 )
 
@@ -29,27 +29,9 @@ func (s *stage) routed(ctx context.Context) error {
 	return s.r.Step(ctx, "on the wire: bare pod packets, and no tunnelled pod traffic", func(ctx context.Context) error { return s.bareOnTheWire(ctx, before) })
 }
 
-// access is how Ropeway gets at the lab's cloud.
-type access struct{ region, vpc, endpoint, secret string }
-
 // cloudAccess puts the cloud's credentials into a Secret, as the manual says.
-func (s *stage) cloudAccess(ctx context.Context) (access, error) {
-	cloud, err := s.l.Cloud()
-	if err != nil {
-		return access{}, err
-	}
-	snapshot, err := cloud.Snapshot(ctx)
-	if err != nil {
-		return access{}, err
-	}
-	a := access{region: snapshot.Spec.Region, vpc: snapshot.Spec.VPC, endpoint: "http://" + s.l.CloudEndpoint(), secret: "ropeway-cloud"}
-	secret := fmt.Sprintf(`apiVersion: v1
-kind: Secret
-metadata: {name: %s, namespace: kube-system}
-stringData: {accessKeyID: %q, accessKeySecret: %q}
-`, a.secret, snapshot.Spec.Key.ID, snapshot.Spec.Key.Secret)
-	_, err = s.l.KubectlInput(ctx, strings.NewReader(secret), "apply", "-f", "-")
-	return a, err
+func (s *stage) cloudAccess(ctx context.Context) (product.Access, error) {
+	return product.CloudAccess(ctx, s.l)
 }
 
 // publish gives Ropeway the cloud's credentials and asks for the direct mode,
@@ -60,7 +42,7 @@ func (s *stage) publish(ctx context.Context) error {
 		return err
 	}
 	patch := fmt.Sprintf(`{"spec":{"transports":["direct","ipip"],"cloud":{"provider":"alibaba","regionID":%q,"vpcID":%q,"endpoint":%q,"credentialsSecret":%q}}}`,
-		cloud.region, cloud.vpc, cloud.endpoint, cloud.secret)
+		cloud.Region, cloud.VPC, cloud.Endpoint, cloud.Secret)
 	if _, err := s.kubectl(ctx, "patch", "clusternetwork", "default", "--type", "merge", "-p", patch); err != nil {
 		return err
 	}

@@ -35,10 +35,14 @@ func All() []Scenario {
 		{Name: "tunnel-vxlan", Doc: "the document's tunnel mode, VXLAN", Run: on(func(s *stage, ctx context.Context) error { return s.tunnel(ctx, "vxlan") })},
 		{Name: "routed", Doc: "no tunnel: routes that Ropeway publishes in the VPC", Run: on((*stage).routed)},
 		{Name: "layer2", Doc: "no tunnel and no cloud: host routes on a switch (a lab of --fabric switch)", Run: on((*stage).layer2)},
+		{Name: "cloud-nodes", Doc: "nodes made known, tainted and removed as the cloud says (a lab of --cloud-provider external; takes its last node away)", Run: on((*stage).cloudNodes)},
 		{Name: "routed-host-local", Doc: "the document's non-tunnel mode, host-local: its own ConfigMap and environment", Run: on((*stage).routedHostLocal)},
 		{Name: "routed-pools", Doc: "the document's non-tunnel mode, pools: from host-local to its SpiderIPPools on a live cluster", Run: on((*stage).routedPools)},
-		{Name: "steady", Doc: "agents restarted, killed and absent, and every change of transport, under traffic: nothing is noticed", Run: on(func(s *stage, ctx context.Context) error { return s.steady(ctx, append(s.absences(), s.changes()...)) })},
-		{Name: "steady-transports", Doc: "of steady, the changes of transport", Run: on(func(s *stage, ctx context.Context) error { return s.steady(ctx, s.changes()) })},
+		{Name: "steady", Doc: "agents restarted, killed and absent, and every change of transport, under traffic: nothing is noticed", Run: on(func(s *stage, ctx context.Context) error {
+			return s.steady(ctx, s.publish, append(s.absences(), s.changes()...))
+		})},
+		{Name: "steady-transports", Doc: "of steady, the changes of transport", Run: on(func(s *stage, ctx context.Context) error { return s.steady(ctx, s.publish, s.changes()) })},
+		{Name: "vendor-routes", Doc: "routes change hands between Ropeway and a vendor's route controller, under traffic: nothing is noticed", Run: on((*stage).vendor)},
 		{Name: "services", Doc: "what kube-proxy, kubelet and DNS need of a pod network", Run: on((*stage).services)},
 		{Name: "chained", Doc: "the plugins that are chained behind Ropeway's: a hostPort, and limits of bandwidth", Run: on((*stage).chained)},
 	}

@@ -54,13 +54,13 @@ type way struct {
 }
 
 // steady lets happen what must go unnoticed, under traffic of every kind. It begins
-// with direct, and so do the changes.
-func (s *stage) steady(ctx context.Context, events []event) error {
+// with direct, as begin has brought it about, and so do the changes.
+func (s *stage) steady(ctx context.Context, begin func(context.Context) error, events []event) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel() // ends the watchers
 	var watches []*watch
 	err := s.r.Step(ctx, "traffic of every kind flows", func(ctx context.Context) (err error) {
-		if err := s.publish(ctx); err != nil {
+		if err := begin(ctx); err != nil {
 			return err
 		}
 		if err := vpc.AdmitNodePorts(ctx, s.l.Name(), true); err != nil {

@@ -5,8 +5,12 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"log/slog"
+	"net/netip"
+	"os"
 	"time"
 
+	"github.com/spf13/cobra"
 	"golang.org/x/sync/errgroup"
 	appsv1 "k8s.io/api/apps/v1"
 	coordinationv1 "k8s.io/api/coordination/v1"
@@ -28,7 +32,51 @@ const (
 	Lease      = "ccm"
 	Workload   = "cloud-controller-manager"
 	leaseEvery = 2 * time.Second
+	// Command is what the lab's program is run as to be it, with Flags.
+	Command = "vendor-ccm"
 )
+
+// Flags are the command line of Command for the Config: the vendor's flags, and
+// where the cloud is.
+func (c Config) Flags() []string {
+	return []string{
+		fmt.Sprintf("--configure-cloud-routes=%t", c.Routes), "--cluster-cidr=" + c.ClusterCIDR.String(),
+		"--route-reconciliation-period=" + c.Period.String(), "--cloud-endpoint=" + c.Cloud.URL, "--cloud-region=" + c.Cloud.Region,
+		"--cloud-vpc=" + c.Cloud.VPC, "--access-key-id=" + c.Cloud.Key.ID, "--access-key-secret=" + c.Cloud.Key.Secret,
+	}
+}
+
+// NewCommand is Command, for a pod.
+func NewCommand() *cobra.Command {
+	var (
+		c    Config
+		cidr string
+	)
+	cmd := &cobra.Command{
+		Use: Command, Hidden: true, Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) (err error) {
+			if c.ClusterCIDR, err = netip.ParsePrefix(cidr); err != nil {
+				return fmt.Errorf("--cluster-cidr: %w", err)
+			}
+			api, err := rest.InClusterConfig()
+			if err != nil {
+				return fmt.Errorf("find the API server from inside a pod: %w", err)
+			}
+			c.Log = slog.New(slog.NewTextHandler(os.Stderr, nil))
+			return Run(cmd.Context(), api, c)
+		},
+	}
+	f := cmd.Flags()
+	f.BoolVar(&c.Routes, "configure-cloud-routes", true, "write routes")
+	f.StringVar(&cidr, "cluster-cidr", "", "the pod network")
+	f.DurationVar(&c.Period, "route-reconciliation-period", 0, "time between sweeps")
+	f.StringVar(&c.Cloud.URL, "cloud-endpoint", "", "URL of the OpenAPI")
+	f.StringVar(&c.Cloud.Region, "cloud-region", "", "region")
+	f.StringVar(&c.Cloud.VPC, "cloud-vpc", "", "VPC")
+	f.StringVar(&c.Cloud.Key.ID, "access-key-id", "", "AccessKey")
+	f.StringVar(&c.Cloud.Key.Secret, "access-key-secret", "", "its secret")
+	return cmd
+}
 
 // Deployment is the workload as the vendor's manifest has it, with the flags of
 // the Config.
