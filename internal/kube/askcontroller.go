@@ -9,6 +9,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
+	"k8s.io/client-go/util/retry"
 
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
@@ -47,24 +48,30 @@ func AskController(ctx context.Context, cfg *rest.Config, path string) ([]byte, 
 }
 
 // EditAnnotations changes annotations of the ClusterNetwork: edit is given
-// those that are there and changes them in place.
+// those that are there and changes them in place. The controller writes the same
+// object's status: where a write of somebody's comes in between, edit is called
+// again with what is there then.
 func EditAnnotations(ctx context.Context, cfg *rest.Config, edit func(map[string]string)) error {
 	api, err := NewClient(cfg)
 	if err != nil {
 		return err
 	}
+	err = retry.RetryOnConflict(retry.DefaultBackoff, func() error { return editAnnotations(ctx, api, edit) })
+	if err != nil {
+		return fmt.Errorf("annotate the ClusterNetwork %s: %w", v1alpha1.ClusterNetworkName, err)
+	}
+	return nil
+}
+
+func editAnnotations(ctx context.Context, api client.Client, edit func(map[string]string)) error {
 	var cn v1alpha1.ClusterNetwork
 	if err := api.Get(ctx, types.NamespacedName{Name: v1alpha1.ClusterNetworkName}, &cn); err != nil {
-		return fmt.Errorf("read the ClusterNetwork %s: %w", v1alpha1.ClusterNetworkName, err)
+		return err
 	}
 	before := cn.DeepCopy()
 	if cn.Annotations == nil {
 		cn.Annotations = map[string]string{}
 	}
 	edit(cn.Annotations)
-	patch := client.MergeFromWithOptions(before, client.MergeFromWithOptimisticLock{})
-	if err := api.Patch(ctx, &cn, patch); err != nil {
-		return fmt.Errorf("annotate the ClusterNetwork %s (run it again if somebody else has just changed it): %w", cn.Name, err)
-	}
-	return nil
+	return api.Patch(ctx, &cn, client.MergeFromWithOptions(before, client.MergeFromWithOptimisticLock{}))
 }
