@@ -27,7 +27,7 @@ import (
 // GCPercent is the growth of the heap between collections that Keep sets where
 // the environment (GOGC) does not: collections cost little in programs that are
 // idle, memory is missed by others.
-const GCPercent = 50
+const GCPercent = 30
 
 // Keep gives back at once, since the start itself is what touches the program's
 // file, then while the cluster is read for the first time, when the heap is at its
