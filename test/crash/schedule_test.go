@@ -69,7 +69,7 @@ func (w *world) play(operations int, most time.Duration) {
 	}
 	w.must(w.checkpoint(true)) // every pod runs
 	began := time.Now()
-	for w.step = 1; w.step <= operations && !w.over() && (most == 0 || time.Since(began) < most); w.step++ {
+	for w.next(); w.step <= operations && !w.over() && (most == 0 || time.Since(began) < most); w.next() {
 		at := w.random.IntN(total)
 		i := 0
 		for ; at >= all[i].weight; i++ {

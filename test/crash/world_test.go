@@ -224,6 +224,14 @@ func (w *world) note(format string, args ...any) {
 	fmt.Fprintf(w.log, "%s %d "+format+"\n", append([]any{time.Now().Format("15:04:05.000"), w.step}, args...)...)
 }
 
+// next begins a step. The schedule alone does so; who works beside it notes which
+// step it was.
+func (w *world) next() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.step++
+}
+
 // fail is a promise that was not kept. The schedule ends after the step.
 func (w *world) fail(format string, args ...any) {
 	w.note("FAILED: "+format, args...)
