@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -24,12 +25,35 @@ import (
 // nodesAsked is an API server that knows Nodes, and counts what it is asked.
 type nodesAsked struct {
 	client.Reader
+	mu          sync.Mutex
 	nodes       map[string]*corev1.Node
 	down        bool
 	gets, pages int
 }
 
+// put registers a Node, or makes the API server answer no more.
+func (n *nodesAsked) put(node *corev1.Node) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.nodes[node.Name] = node
+}
+
+func (n *nodesAsked) answers(yes bool) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.down = !yes
+}
+
+// calls returns how often it was asked for one Node, and for a page of them.
+func (n *nodesAsked) calls() (gets, pages int) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.gets, n.pages
+}
+
 func (n *nodesAsked) Get(_ context.Context, key client.ObjectKey, obj client.Object, _ ...client.GetOption) error {
+	n.mu.Lock()
+	defer n.mu.Unlock()
 	n.gets++
 	if n.down {
 		return errors.New("refused")
@@ -44,6 +68,8 @@ func (n *nodesAsked) Get(_ context.Context, key client.ObjectKey, obj client.Obj
 
 // List has one Node on each page.
 func (n *nodesAsked) List(_ context.Context, list client.ObjectList, opts ...client.ListOption) error {
+	n.mu.Lock()
+	defer n.mu.Unlock()
 	n.pages++
 	var o client.ListOptions
 	o.ApplyOptions(opts)
@@ -115,8 +141,8 @@ func TestControllerSaysWhichMachines(t *testing.T) {
 			t.Errorf("%+v", got[1])
 		}
 		pass(time.Hour)
-		if api.gets+api.pages != 0 {
-			t.Errorf("%d and %d calls", api.gets, api.pages)
+		if gets, pages := api.calls(); gets+pages != 0 {
+			t.Errorf("%d and %d calls", gets, pages)
 		}
 	})
 }
@@ -126,37 +152,37 @@ func TestControllerSaysWhichMachines(t *testing.T) {
 func TestJoinWithoutController(t *testing.T) {
 	asking(t, func(e *elsewhere, api *nodesAsked) {
 		objects := []v1alpha1.NodeNetwork{spoken("b", "ub"), spoken("gone", "ug")}
-		api.nodes["b"] = machineNode("b", "ub", "192.0.2.2")
+		api.put(machineNode("b", "ub", "192.0.2.2"))
 		if got, err := e.nodes("a", objects); !errors.Is(err, ErrNotSynced) {
 			t.Fatalf("before anything was answered: %v, %v", got, err)
 		}
 		pass(askAfter - time.Millisecond)
-		if api.gets != 0 {
+		if gets, _ := api.calls(); gets != 0 {
 			t.Error("the controller was given no time")
 		}
 		pass(time.Second)
 		got, err := e.nodes("a", objects)
-		if err != nil || len(got) != 1 || got[0].UID != "ub" || api.gets != 2 {
-			t.Fatalf("%+v, %v after %d calls", got, err, api.gets)
+		if gets, _ := api.calls(); err != nil || len(got) != 1 || got[0].UID != "ub" || gets != 2 {
+			t.Fatalf("%+v, %v after %d calls", got, err, gets)
 		}
 		// What changes is heard of, ever more seldom.
-		api.nodes["b"].Status.Addresses[1].Address = "192.0.2.9"
+		api.put(machineNode("b", "ub", "192.0.2.9"))
 		for range 20 {
 			pass(time.Minute)
 			got, err = e.nodes("a", objects)
 		}
-		if err != nil || got[0].Addresses[0] != netip.MustParseAddr("192.0.2.9") || api.gets > 40 {
-			t.Errorf("%+v, %v after %d calls", got, err, api.gets)
+		if gets, _ := api.calls(); err != nil || got[0].Addresses[0] != netip.MustParseAddr("192.0.2.9") || gets > 40 {
+			t.Errorf("%+v, %v after %d calls", got, err, gets)
 		}
 		// The controller is back: it has the word.
 		objects[0].Spec = MachineOf(machineNode("b", "ub", "192.0.2.7"))
 		if got, err = e.nodes("a", objects[:1]); err != nil || got[0].Addresses[0] != netip.MustParseAddr("192.0.2.7") {
 			t.Errorf("%+v, %v", got, err)
 		}
-		before := api.gets
+		before, _ := api.calls()
 		pass(time.Hour)
-		if api.gets != before {
-			t.Errorf("%d calls after the controller has spoken", api.gets-before)
+		if gets, _ := api.calls(); gets != before {
+			t.Errorf("%d calls after the controller has spoken", gets-before)
 		}
 	})
 }
@@ -166,8 +192,8 @@ func TestJoinWithoutController(t *testing.T) {
 // one that comes does not keep it from anything.
 func TestUnknownMachineAtTheStart(t *testing.T) {
 	asking(t, func(e *elsewhere, api *nodesAsked) {
-		api.down = true
-		api.nodes["b"] = machineNode("b", "ub", "192.0.2.2")
+		api.answers(false)
+		api.put(machineNode("b", "ub", "192.0.2.2"))
 		objects := []v1alpha1.NodeNetwork{spoken("b", "ub")}
 		for range 3 {
 			if got, err := e.nodes("a", objects); !errors.Is(err, ErrNotSynced) {
@@ -175,7 +201,7 @@ func TestUnknownMachineAtTheStart(t *testing.T) {
 			}
 			pass(time.Minute)
 		}
-		api.down = false
+		api.answers(true)
 		pass(askAgainMax * 2)
 		if got, err := e.nodes("a", objects); err != nil || len(got) != 1 {
 			t.Fatalf("%v, %v", got, err)
@@ -205,7 +231,7 @@ func TestMachineMadeAnew(t *testing.T) {
 		if n := see(); n.UID != "old" {
 			t.Errorf("%+v", n)
 		}
-		api.nodes["b"] = machineNode("b", "new", "192.0.2.3")
+		api.put(machineNode("b", "new", "192.0.2.3"))
 		pass(time.Second)
 		if n := see(); n.UID != "new" || n.Addresses[0] != netip.MustParseAddr("192.0.2.3") {
 			t.Errorf("%+v", n)
@@ -217,7 +243,7 @@ func TestMachineMadeAnew(t *testing.T) {
 // the controller says. No node is gone meanwhile; that of which nobody speaks is.
 func TestWordOfTheControllerIsLost(t *testing.T) {
 	asking(t, func(e *elsewhere, api *nodesAsked) {
-		api.nodes["b"] = machineNode("b", "ub", "192.0.2.3")
+		api.put(machineNode("b", "ub", "192.0.2.3"))
 		b, c := spoken("b", "ub"), v1alpha1.NodeNetwork{ObjectMeta: metav1.ObjectMeta{Name: "c"}}
 		b.Spec, c.Spec = MachineOf(machineNode("b", "ub", "192.0.2.2")), MachineOf(machineNode("c", "uc", "192.0.2.4"))
 		see := func(want ...string) {
@@ -247,18 +273,20 @@ func TestManyUnknownMachines(t *testing.T) {
 		for i := range askOneByOne + 4 {
 			name := fmt.Sprintf("n%d", i)
 			objects = append(objects, spoken(name, "u"+name))
-			api.nodes[name] = machineNode(name, "u"+name, fmt.Sprintf("192.0.2.%d", i+1))
+			api.put(machineNode(name, "u"+name, fmt.Sprintf("192.0.2.%d", i+1)))
 		}
 		if _, err := e.nodes("a", objects); !errors.Is(err, ErrNotSynced) {
 			t.Fatal(err)
 		}
 		pass(askAfter + askSpread + time.Second)
-		if got, err := e.nodes("a", objects); err != nil || len(got) != len(objects) || api.pages < len(objects) {
-			t.Errorf("%d nodes, %v; %d pages", len(got), err, api.pages)
+		got, err := e.nodes("a", objects)
+		if _, pages := api.calls(); err != nil || len(got) != len(objects) || pages < len(objects) {
+			t.Errorf("%d nodes, %v; %d pages", len(got), err, pages)
 		}
 		pass(10 * time.Minute)
-		if lists := api.pages / len(objects); api.gets != 0 || lists > 12 || api.pages%len(objects) != 0 {
-			t.Errorf("ten minutes later: %d calls one by one, %d lists", api.gets, lists)
+		gets, pages := api.calls()
+		if lists := pages / len(objects); gets != 0 || lists > 12 || pages%len(objects) != 0 {
+			t.Errorf("ten minutes later: %d calls one by one, %d lists", gets, lists)
 		}
 	})
 }
