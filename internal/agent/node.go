@@ -257,7 +257,9 @@ func (n *node) overlay(v kube.View) plan.Snapshot {
 			own.Sources = n.last.Sources
 		}
 		own.Holds = n.holds(s, *own)
-		own.Sources = n.chooseSources(s, *own)
+		var destinations []netip.Prefix
+		n.owned, destinations = plan.Owned(s.Network, *own, s.Nodes)
+		own.Sources = n.chooseSources(*own, n.owned, destinations)
 		own.Sources = append(own.Sources, n.probedAddresses(s.Network, *own)...)
 		own.VTEP = plan.VTEPMAC(own.UID)
 		own.Refuses = n.last.Refuses

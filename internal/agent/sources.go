@@ -12,9 +12,7 @@ import (
 // chooseSources keeps the node's own addresses while they are the node's, and
 // chooses others that no pod has. plan.Compute makes the same choice where no
 // pod is in the way.
-func (n *node) chooseSources(s plan.Snapshot, own plan.Node) []netip.Addr {
-	ranges, destinations := plan.Owned(s.Network, own, s.Nodes)
-	n.owned = ranges
+func (n *node) chooseSources(own plan.Node, ranges []plan.Range, destinations []netip.Prefix) []netip.Addr {
 	var sources []netip.Addr
 	for _, f := range []plan.Family{plan.IPv4, plan.IPv6} {
 		now := sendsFrom(own, f)

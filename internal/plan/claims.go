@@ -25,19 +25,6 @@ type Range struct {
 	Except []netip.Prefix
 }
 
-// Destinations returns the ranges that the node owns, as others route them:
-// its blocks, and its podCIDRs if the network's addresses come from these,
-// without what lies outside the pod network or is another node's, and
-// aggregated. The node is looked up in all by its name.
-func Destinations(network Network, node Node, all []Node) []netip.Prefix {
-	c := check("", network, withNode(node, all))
-	i, known := c.index[node.Name]
-	if !known {
-		return nil
-	}
-	return c.destinations(i)
-}
-
 // RangesOf returns where the node may give addresses from, in the order that
 // they are to be used. A range that other nodes hold parts of says so: two
 // nodes never may give the same address, whatever the objects say.
@@ -46,14 +33,16 @@ func RangesOf(network Network, node Node, all []Node) []Range {
 	return ranges
 }
 
-// Owned is RangesOf and Destinations in one look.
-func Owned(network Network, node Node, all []Node) ([]Range, []netip.Prefix) {
+// Owned is RangesOf, and the destinations by which others reach the node: its
+// blocks, and its podCIDRs if the network's addresses come from these, without
+// what lies outside the pod network or is another node's, and aggregated. The node
+// is looked up in all by its name.
+func Owned(network Network, node Node, all []Node) (ranges []Range, destinations []netip.Prefix) {
 	c := check("", network, withNode(node, all))
 	i, known := c.index[node.Name]
 	if !known {
 		return nil, nil
 	}
-	var out []Range
 	for _, own := range c.claims[i] {
 		if own.lease == network.NodeCIDR {
 			continue // from before the source of addresses was changed
@@ -65,9 +54,9 @@ func Owned(network Network, node Node, all []Node) ([]Range, []netip.Prefix) {
 			}
 		}
 		r.Except = append(r.Except, c.keptFrom(i, own.dst)...)
-		out = append(out, r)
+		ranges = append(ranges, r)
 	}
-	return out, c.destinations(i)
+	return ranges, c.destinations(i)
 }
 
 func withNode(node Node, all []Node) []Node {

@@ -104,7 +104,7 @@ func totality(t *rapid.T) {
 	for _, n := range s.Nodes {
 		plan.Reachable(s, n.Name)
 		plan.RangesOf(s.Network, n, s.Nodes)
-		plan.Destinations(s.Network, n, s.Nodes)
+		destinations(s.Network, n, s.Nodes)
 		plan.Provers(s.Nodes, n.Name)
 		plan.ProvenBy(s.Nodes, n.Name)
 	}

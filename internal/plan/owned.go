@@ -2,7 +2,7 @@ package plan
 
 import "net/netip"
 
-// DestinationsByNode is Destinations of all nodes at once: name -> the ranges
+// DestinationsByNode is what Owned says of destinations, of all nodes at once: name -> the ranges
 // that the node owns, as others route them. Nodes that own none are missing.
 func DestinationsByNode(network Network, nodes []Node) map[string][]netip.Prefix {
 	c := check("", network, nodes)

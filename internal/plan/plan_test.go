@@ -92,10 +92,10 @@ func TestSourceOf(t *testing.T) {
 func TestDestinationsOfAStranger(t *testing.T) {
 	network := plan.Network{PodCIDRs: []netip.Prefix{netip.MustParsePrefix("10.244.0.0/16")}}
 	n := plan.Node{Name: "a", Blocks: []netip.Prefix{netip.MustParsePrefix("10.244.1.0/26")}}
-	if got := plan.Destinations(network, n, nil); len(got) != 1 || got[0] != n.Blocks[0] {
+	if got := destinations(network, n, nil); len(got) != 1 || got[0] != n.Blocks[0] {
 		t.Errorf("a node that is not in the list owns %v", got)
 	}
-	if got := plan.Destinations(network, plan.Node{Blocks: n.Blocks}, []plan.Node{n}); got != nil {
+	if got := destinations(network, plan.Node{Blocks: n.Blocks}, []plan.Node{n}); got != nil {
 		t.Errorf("a node without a name owns %v", got)
 	}
 	if ok, why := plan.Reachable(plan.Snapshot{Network: network}, "a"); ok || !strings.Contains(why, `"a"`) {

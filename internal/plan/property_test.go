@@ -95,7 +95,7 @@ func TestEveryDestinationHasOneRoute(t *testing.T) {
 		}
 		singles := singleHolders(s.Nodes)
 		for _, n := range s.Nodes {
-			owned := plan.Destinations(s.Network, n, s.Nodes)
+			owned := destinations(s.Network, n, s.Nodes)
 			for a := range singles {
 				if singles[a] == n.Name && !slices.ContainsFunc(owned, func(p netip.Prefix) bool { return p.Contains(a) }) {
 					owned = append(owned, netip.PrefixFrom(a, 32))
@@ -487,7 +487,7 @@ func TestVerdictsFollowTheProbes(t *testing.T) {
 			proven := slices.ContainsFunc(s.Probes, func(p plan.Probe) bool {
 				return p.To == n.Name && p.From != n.Name && p.ToUID == n.UID && p.Reachable && slices.Contains(s.Network.Transports, p.Transport)
 			})
-			owns := len(plan.Destinations(s.Network, n, s.Nodes)) > 0
+			owns := len(destinations(s.Network, n, s.Nodes)) > 0
 			want := n.Ready && owns && (ready > 1 && proven || ready == 1 && n.Name == oldest(s.Nodes))
 			got, reason := plan.Reachable(s, n.Name)
 			if got != want || reason == "" || verdicts[n.Name].Reachable != got || verdicts[n.Name].Reason != reason || got && verdicts[n.Name].Lost {

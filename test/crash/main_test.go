@@ -35,9 +35,6 @@ var (
 // TestCrashSchedule: invariants 1 and 6, and nothing lost, under everything that
 // happens to a cluster at once.
 func TestCrashSchedule(t *testing.T) {
-	if testing.Short() {
-		t.Skip("-short: this test starts a kube-apiserver")
-	}
 	if *operations == 0 {
 		t.Skip("played by hand: give -crash.operations (docs/development.md)")
 	}

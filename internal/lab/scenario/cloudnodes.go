@@ -74,6 +74,15 @@ func (s *stage) cloudNodes(ctx context.Context) error {
 	})
 }
 
+// cloudNow is what the cloud has.
+func (s *stage) cloudNow(ctx context.Context) (openapi.Snapshot, error) {
+	cloud, err := s.l.Cloud()
+	if err != nil {
+		return openapi.Snapshot{}, err
+	}
+	return cloud.Snapshot(ctx)
+}
+
 // freeze stops a node's kubelet, or lets it go on: so a machine falls silent.
 func (s *stage) freeze(ctx context.Context, node, signal string) error {
 	_, err := s.l.NodeExec(ctx, node, "sh", "-c", "kill -"+signal+" $(pidof kubelet)")

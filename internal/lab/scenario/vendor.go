@@ -62,11 +62,7 @@ func (s *stage) besideVendor(ctx context.Context) error {
 	if _, err := s.kubectl(ctx, "patch", "clusternetwork", "default", "--type", "merge", "-p", patch); err != nil {
 		return err
 	}
-	console, err := s.l.Cloud()
-	if err != nil {
-		return err
-	}
-	snapshot, err := console.Snapshot(ctx)
+	snapshot, err := s.cloudNow(ctx)
 	if err != nil {
 		return err
 	}
@@ -95,11 +91,7 @@ func (s *stage) besideVendor(ctx context.Context) error {
 // Ropeway's or none, and is reached by it. Blocks that pods of before still have may
 // have entries beside them, which the vendor's controller takes away.
 func (s *stage) entries(ctx context.Context, ours bool) error {
-	console, err := s.l.Cloud()
-	if err != nil {
-		return err
-	}
-	snapshot, err := console.Snapshot(ctx)
+	snapshot, err := s.cloudNow(ctx)
 	if err != nil {
 		return err
 	}
@@ -137,11 +129,7 @@ func (s *stage) runVendor(ctx context.Context, writesRoutes bool) error {
 	if err != nil {
 		return err
 	}
-	console, err := s.l.Cloud()
-	if err != nil {
-		return err
-	}
-	snapshot, err := console.Snapshot(ctx)
+	snapshot, err := s.cloudNow(ctx)
 	if err != nil {
 		return err
 	}
@@ -169,12 +157,8 @@ func (s *stage) runVendor(ctx context.Context, writesRoutes bool) error {
 
 // sweeps waits until the stand-in has gone over the table so many times more.
 func (s *stage) sweeps(ctx context.Context, more int) error {
-	console, err := s.l.Cloud()
-	if err != nil {
-		return err
-	}
 	lists := func() (int, error) { // only the vendor's controller asks in this way
-		snapshot, err := console.Snapshot(ctx)
+		snapshot, err := s.cloudNow(ctx)
 		return snapshot.Counts["DescribeRouteTableList"]["OK"], err
 	}
 	before, err := lists()
