@@ -20,6 +20,7 @@ import (
 
 	"ropeway.dev/ropeway/bench/fabric"
 	"ropeway.dev/ropeway/bench/traffic"
+	"ropeway.dev/ropeway/internal/lab/cpus"
 	"ropeway.dev/ropeway/internal/plan"
 )
 
@@ -280,7 +281,7 @@ type rounds struct {
 // other work was in the way. Each round begins with another way.
 func (r *rounds) play(ctx context.Context, t trial, round int) error {
 	for {
-		before, err := readCPUs()
+		before, err := cpus.Read()
 		if err != nil {
 			return err
 		}
@@ -294,7 +295,7 @@ func (r *rounds) play(ctx context.Context, t trial, round int) error {
 				return fmt.Errorf("%s on %s: %w", t, w.Name, err)
 			}
 		}
-		after, err := readCPUs()
+		after, err := cpus.Read()
 		if err != nil {
 			return err
 		}
@@ -324,7 +325,7 @@ func (m *measured) note(t trial, values map[string]float64, loaded bool) {
 
 // one plays a test on one way.
 func (r *rounds) one(ctx context.Context, w fabric.Way, t trial, got map[trial]map[string]float64) error {
-	before, err := readCPUs()
+	before, err := cpus.Read()
 	if err != nil {
 		return err
 	}
@@ -349,12 +350,12 @@ func (r *rounds) one(ctx context.Context, w fabric.Way, t trial, got map[trial]m
 	if t.test() != traffic.Stream {
 		return nil
 	}
-	after, err := readCPUs()
+	after, err := cpus.Read()
 	if err != nil {
 		return err
 	}
 	const ticks = 100 // in a second, for user space (proc_stat(5))
-	spent := (after[pinnedCPU()].busy - before[pinnedCPU()].busy) / ticks
+	spent := (after[pinnedCPU()].Busy - before[pinnedCPU()].Busy) / ticks
 	got[trialOf(cpuPerGbit, t.service())][w.Name] = spent / (result.Bits / 1e9)
 	return nil
 }

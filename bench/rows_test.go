@@ -162,17 +162,6 @@ func TestRowsOfBefore(t *testing.T) {
 	}
 }
 
-func TestCPUsAreRead(t *testing.T) {
-	before := parseCPUs("cpu  9 9 9 9 9 9 9 9 0 0\ncpu0 100 0 0 900 0 0 0 0 0 0\ncpu1 0 0 0 0 0 0 0 0 0 0\nintr 5\n")
-	after := parseCPUs("cpu0 110 0 20 950 10 0 10 0 0 0\n")
-	if len(before) != 2 || share(before[0], after[0]) != 0.4 {
-		t.Errorf("%+v to %+v is a share of %v, want 0.4", before, after, share(before[0], after[0]))
-	}
-	if share(after[0], after[0]) != 0 {
-		t.Error("no time has a share")
-	}
-}
-
 func TestWrongFlags(t *testing.T) {
 	for _, line := range []string{"-repetitions 4", "-only nothing", "more", "-no"} {
 		if _, err := newBench(strings.Fields(line)); err == nil {

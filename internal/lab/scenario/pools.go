@@ -66,11 +66,11 @@ func (s *stage) toPools(ctx context.Context, ways []way) error {
 	}
 	watching, cancel := context.WithCancel(ctx)
 	defer cancel() // ends the watchers
-	watches, err := s.watchAll(watching, ways)
+	watched, err := s.watchAll(watching, ways)
 	if err != nil {
 		return err
 	}
-	err = s.unnoticed(ctx, watches, event{once: true, happen: func(ctx context.Context) error {
+	err = s.unnoticed(ctx, watched, event{once: true, happen: func(ctx context.Context) error {
 		if err := s.installDocument(ctx, spiderpoolConfig, nonTunnel); err != nil {
 			return err
 		}

@@ -58,7 +58,7 @@ type way struct {
 func (s *stage) steady(ctx context.Context, begin func(context.Context) error, events []event) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel() // ends the watchers
-	var watches []*watch
+	var watched *watches
 	err := s.r.Step(ctx, "traffic of every kind flows", func(ctx context.Context) (err error) {
 		if err := begin(ctx); err != nil {
 			return err
@@ -68,7 +68,7 @@ func (s *stage) steady(ctx context.Context, begin func(context.Context) error, e
 		}
 		ways, err := s.startSteady(ctx)
 		if err == nil {
-			watches, err = s.watchAll(ctx, ways)
+			watched, err = s.watchAll(ctx, ways)
 		}
 		return err
 	})
@@ -80,7 +80,7 @@ func (s *stage) steady(ctx context.Context, begin func(context.Context) error, e
 		return err
 	}
 	for _, e := range events {
-		_ = s.r.Step(ctx, e.name+": nothing is noticed", func(ctx context.Context) error { return s.unnoticed(ctx, watches, e) })
+		_ = s.r.Step(ctx, e.name+": nothing is noticed", func(ctx context.Context) error { return s.unnoticed(ctx, watched, e) })
 	}
 	return nil
 }

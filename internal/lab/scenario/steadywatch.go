@@ -20,26 +20,26 @@ import (
 const attempts = 3
 
 // unnoticed lets something happen while every way is watched. Where the machine
-// was too busy to tell, it happens again.
-func (s *stage) unnoticed(ctx context.Context, watches []*watch, e event) error {
+// was too busy to tell, it happens again, with less to do.
+func (s *stage) unnoticed(ctx context.Context, w *watches, e event) error {
 	for attempt := 1; ; attempt++ {
 		if e.prepare != nil {
 			if err := e.prepare(ctx); err != nil {
 				return err
 			}
 		}
-		if _, err := cutAll(watches); err != nil {
+		if _, err := w.cut(); err != nil {
 			return err
 		}
 		if err := e.happen(ctx); err != nil {
 			return err
 		}
-		results, err := cutAll(watches)
+		results, err := w.cut()
 		if err != nil {
 			return err
 		}
 		ways, control := results[:len(results)-1], results[len(results)-1]
-		noticed, busy := s.judge(watches, ways), tooBusy(ways, control)
+		noticed, busy := s.judge(w.each, ways), tooBusy(ways, control)
 		if noticed == nil || busy == "" {
 			return noticed
 		}
@@ -48,6 +48,7 @@ func (s *stage) unnoticed(ctx context.Context, watches []*watch, e event) error 
 			return noticed
 		}
 		s.note("%s", strings.ReplaceAll(noticed.Error(), "\n", "\n      "))
+		w.slower()
 	}
 }
 
@@ -108,9 +109,10 @@ func (s *stage) watcher(ctx context.Context, w way) (*exec.Cmd, error) {
 	return s.l.HostCommand(ctx, w.host, argv...)
 }
 
-// watchAll starts a watcher for each way, and returns once all of them watch.
-func (s *stage) watchAll(ctx context.Context, ways []way) ([]*watch, error) {
-	return atOnce(ways, func(w way) (*watch, error) {
+// watchAll starts a watcher for each way, and returns once all of them watch at a
+// pace that the machine can bear.
+func (s *stage) watchAll(ctx context.Context, ways []way) (*watches, error) {
+	each, err := atOnce(ways, func(w way) (*watch, error) {
 		cmd, err := s.watcher(ctx, w)
 		if err != nil {
 			return nil, err
@@ -121,20 +123,25 @@ func (s *stage) watchAll(ctx context.Context, ways []way) ([]*watch, error) {
 		}
 		return one, err
 	})
+	if err != nil {
+		return nil, err
+	}
+	w := &watches{each, closest}
+	return w, s.pace(ctx, w)
 }
 
-// cutAll ends the span of every watch and returns what was seen in it.
-func cutAll(watches []*watch) ([]steady.Result, error) {
-	return atOnce(watches, func(w *watch) (steady.Result, error) {
+// cut ends the span of every watch and returns what was seen in it.
+func (w *watches) cut() ([]steady.Result, error) {
+	return atOnce(w.each, func(one *watch) (steady.Result, error) {
 		var r steady.Result
-		if _, err := io.WriteString(w.in, "\n"); err != nil {
-			return r, fmt.Errorf("%s: the watcher has ended: %w", w.name, err)
+		if _, err := fmt.Fprintln(one.in, w.every); err != nil {
+			return r, fmt.Errorf("%s: the watcher has ended: %w", one.name, err)
 		}
-		if !w.out.Scan() {
-			return r, fmt.Errorf("%s: the watcher has ended", w.name)
+		if !one.out.Scan() {
+			return r, fmt.Errorf("%s: the watcher has ended", one.name)
 		}
-		if err := json.Unmarshal(w.out.Bytes(), &r); err != nil {
-			return r, fmt.Errorf("%s: reading %q: %w", w.name, w.out.Text(), err)
+		if err := json.Unmarshal(one.out.Bytes(), &r); err != nil {
+			return r, fmt.Errorf("%s: reading %q: %w", one.name, one.out.Text(), err)
 		}
 		return r, nil
 	})

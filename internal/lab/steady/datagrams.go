@@ -17,7 +17,7 @@ import (
 // stream is numbered datagrams, one every so often, and what came back of them.
 type stream struct {
 	c     *net.UDPConn
-	every time.Duration
+	every atomic.Int64 // time.Duration
 	sent  atomic.Uint32
 
 	mu     sync.Mutex
@@ -34,11 +34,18 @@ const burst = 10
 
 // send sends until ctx is done. What cannot be sent counts as lost.
 func (s *stream) send(ctx context.Context) {
-	began := time.Now()
-	tick := time.NewTicker(s.every)
-	defer tick.Stop()
 	for ctx.Err() == nil {
-		due := uint32(time.Since(began) / s.every)
+		s.sendEvery(ctx, s.interval())
+	}
+}
+
+// sendEvery sends until the interval is another one.
+func (s *stream) sendEvery(ctx context.Context, every time.Duration) {
+	began, first := time.Now(), s.sent.Load()
+	tick := time.NewTicker(every)
+	defer tick.Stop()
+	for ctx.Err() == nil && s.interval() == every {
+		due := first + uint32(time.Since(began)/every)
 		for n := 0; n < burst && s.sent.Load() < due; n++ {
 			_, _ = s.c.Write(binary.BigEndian.AppendUint32(nil, s.sent.Load()))
 			s.sent.Add(1)
@@ -46,6 +53,8 @@ func (s *stream) send(ctx context.Context) {
 		<-tick.C
 	}
 }
+
+func (s *stream) interval() time.Duration { return time.Duration(s.every.Load()) }
 
 // read notes what comes back until the socket is closed.
 func (s *stream) read() {
@@ -76,7 +85,7 @@ func (s *stream) note(number int, there, here uint32) {
 // something comes back that was sent a grace later, or nothing does for too long.
 func (s *stream) settle(end uint32) {
 	time.Sleep(grace)
-	later := int(end + uint32(grace/s.every))
+	later := int(end + uint32(grace/s.interval()))
 	for deadline := time.Now().Add(overdue); time.Now().Before(deadline) && !s.backSince(later); {
 		time.Sleep(10 * time.Millisecond)
 	}

@@ -94,7 +94,9 @@ const (
 // Watch sends to a server. It writes Watching on a line of its own once every
 // held connection stands; then, for each line that it reads from in, the Result
 // of the time since the line before, as a line of JSON. The traffic goes on
-// meanwhile, until in ends. It returns an error only if it cannot watch at all.
+// meanwhile, until in ends. A line with a duration (Go's form, such as 2ms) is the
+// time between datagrams from then on; an empty one leaves it as it is. It returns
+// an error only if it cannot watch at all, or does not understand a line.
 func Watch(ctx context.Context, server netip.AddrPort, load Load, in io.Reader, out io.Writer) error {
 	w := &watcher{server: server, load: load, span: &span{}}
 	held, err := w.hold(ctx)
@@ -108,7 +110,8 @@ func Watch(ctx context.Context, server netip.AddrPort, load Load, in io.Reader, 
 	if err := roomy(socket, plenty); err != nil {
 		return err
 	}
-	w.stream = &stream{c: socket, every: load.Every}
+	w.stream = &stream{c: socket}
+	w.stream.every.Store(int64(load.Every))
 	if _, err := fmt.Fprintln(out, Watching); err != nil {
 		return err
 	}
@@ -130,7 +133,15 @@ func Watch(ctx context.Context, server netip.AddrPort, load Load, in io.Reader, 
 func (w *watcher) report(in io.Reader, out io.Writer) error {
 	lines, results := bufio.NewScanner(in), json.NewEncoder(out)
 	for lines.Scan() {
-		if err := results.Encode(w.cut()); err != nil {
+		every := w.stream.interval()
+		if text := lines.Text(); text != "" {
+			d, err := time.ParseDuration(text)
+			if err != nil || d <= 0 {
+				return fmt.Errorf("time between datagrams: %q is no positive duration", text)
+			}
+			every = d
+		}
+		if err := results.Encode(w.cut(every)); err != nil {
 			return err
 		}
 	}
@@ -155,11 +166,11 @@ type span struct {
 }
 
 // cut ends the span that goes on and returns what was seen in it. What began in
-// it is waited for.
-func (w *watcher) cut() Result {
+// it is waited for. every is the time between datagrams in the next one.
+func (w *watcher) cut(every time.Duration) Result {
 	w.mu.Lock()
 	s := w.span
-	end := w.stream.sent.Load()
+	end, was := w.stream.sent.Load(), time.Duration(w.stream.every.Swap(int64(every)))
 	w.span = &span{first: end}
 	w.span.before[0], w.span.before[1] = w.stream.overruns()
 	w.mu.Unlock()
@@ -172,7 +183,7 @@ func (w *watcher) cut() Result {
 	r := s.result
 	r.Held = w.load.Connections
 	r.Overrun, r.Unread = there-s.before[0], here-s.before[1]
-	r.Datagrams, r.Lost, r.Gap = int(end-s.first), lost, time.Duration(stretch)*w.load.Every
+	r.Datagrams, r.Lost, r.Gap = int(end-s.first), lost, time.Duration(stretch)*was
 	return r
 }
 

@@ -80,6 +80,13 @@ func (r *relay) datagrams(c *net.UDPConn) {
 // watch watches the relay, and returns what ends a span and says what was seen.
 func watch(t *testing.T, r *relay) (cut func() Result) {
 	t.Helper()
+	pace := watchAtPace(t, r)
+	return func() Result { t.Helper(); return pace("") }
+}
+
+// watchAtPace is watch, with the time between datagrams of the next span.
+func watchAtPace(t *testing.T, r *relay) (cut func(every string) Result) {
+	t.Helper()
 	r.start(t, serve(t))
 	stopR, stopW := io.Pipe()
 	outR, outW := io.Pipe()
@@ -96,9 +103,9 @@ func watch(t *testing.T, r *relay) (cut func() Result) {
 	if !lines.Scan() || lines.Text() != Watching {
 		t.Fatalf("the watcher says %q", lines.Text())
 	}
-	return func() Result {
+	return func(every string) Result {
 		t.Helper()
-		if _, err := io.WriteString(stopW, "\n"); err != nil {
+		if _, err := io.WriteString(stopW, every+"\n"); err != nil {
 			t.Fatal(err)
 		}
 		var result Result
@@ -135,6 +142,26 @@ func serve(t *testing.T) netip.AddrPort {
 		t.Fatal("the server has ended")
 	}
 	return netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), uint16(port))
+}
+
+// TestPace: datagrams go at the interval that the last line asked for, and a gap is
+// as long as it was.
+func TestPace(t *testing.T) {
+	t.Parallel()
+	var drop atomic.Int32
+	cut := watchAtPace(t, &relay{drop: func(int) bool { return drop.Add(-1) >= 0 }})
+	cut("20ms")
+	drop.Store(3)
+	began := time.Now()
+	time.Sleep(time.Second)
+	r := cut("")
+	// The span began a grace before, while the last one settled.
+	if most := int((time.Since(began) + overdue) / (20 * time.Millisecond)); r.Datagrams == 0 || r.Datagrams > most {
+		t.Errorf("%d datagrams in a span at 20 ms, at most %d", r.Datagrams, most)
+	}
+	if want := 60 * time.Millisecond; r.Lost != 3 || r.Gap != want {
+		t.Errorf("saw %s, want a gap of %s", r, want)
+	}
 }
 
 func TestNothingToNotice(t *testing.T) {
