@@ -28,13 +28,24 @@ func List() ([]Link, error) {
 		return nil, err
 	}
 	defer host.Close()
-	links, err := host.Links()
-	if err != nil {
-		return nil, fmt.Errorf("listing the node's links: %w", err)
-	}
+	return list(host, nil)
+}
+
+// list reads routes before links: routes come last when a pod is wired, so that
+// each that was seen leads to a link that says whose it is. The other way round, a
+// link that was not marked yet would have them, and its addresses would seem to be
+// nobody's. between, if set, is called between the two, for tests.
+func list(host *rtnl.Conn, between func()) ([]Link, error) {
 	routed, err := routedAddresses(host)
 	if err != nil {
 		return nil, err
+	}
+	if between != nil {
+		between()
+	}
+	links, err := host.Links()
+	if err != nil {
+		return nil, fmt.Errorf("listing the node's links: %w", err)
 	}
 	var out []Link
 	for _, l := range links {

@@ -14,6 +14,7 @@ import (
 
 	"ropeway.dev/ropeway/internal/cniwire"
 	"ropeway.dev/ropeway/internal/dataplane/podlink/netnstest"
+	"ropeway.dev/ropeway/internal/dataplane/podlink/rtnl"
 )
 
 // A sandbox of the former plugin can be deleted; nothing else may be.
@@ -131,6 +132,51 @@ func TestListTellsEverythingFromTheKernel(t *testing.T) {
 	}
 	if len(links) != 2 {
 		t.Errorf("%d links, want 2", len(links))
+	}
+}
+
+// A link that is made while the node is read: what leads to a pod is never seen
+// without whose it is, or an agent that starts just then would take the address
+// for somebody else's.
+func TestListDuringAnAdd(t *testing.T) {
+	node(t)
+	c := config(netnstest.New(t), "a", "10.88.0.2")
+	sandbox, err := Open(c.Attachment, c.Netns)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer sandbox.Close()
+	host, err := rtnl.Open()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer host.Close()
+	var links []Link
+	begun, wired, listed := make(chan struct{}), make(chan struct{}), make(chan error, 1)
+	w := &wiring{Config: c, netns: sandbox.netns, host: sandbox.host, after: func(step string) error {
+		if step != "create the veth" {
+			return nil
+		}
+		go func() {
+			var err error
+			links, err = list(host, func() { close(begun); <-wired })
+			listed <- err
+		}()
+		<-begun
+		return nil
+	}}
+	_, err = w.add()
+	close(wired)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := <-listed; err != nil {
+		t.Fatal(err)
+	}
+	for _, l := range links {
+		if _, _, err := ParseAlias(l.Alias); err != nil && len(l.Addresses) > 0 {
+			t.Errorf("%v leads to %s: %v", l.Addresses, l.Name, err)
+		}
 	}
 }
 
