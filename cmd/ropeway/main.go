@@ -27,7 +27,7 @@ var version = "v0.1.0-dev"
 // nothing else has to.
 type environment struct {
 	nodeName, podName string
-	gogc              string // how garbage is collected, where somebody has said so
+	gc                string // how garbage is collected, where somebody has said so
 	stdin             io.Reader
 	stdout, stderr    io.Writer
 	terminal          bool      // stdin is one: a person can be asked
@@ -47,7 +47,7 @@ func run() int {
 	// Only a terminal has settings; /dev/null is a character device too.
 	_, noTerminal := unix.IoctlGetTermios(int(os.Stdin.Fd()), unix.TCGETS)
 	env := environment{
-		nodeName: os.Getenv("NODE_NAME"), podName: os.Getenv("POD_NAME"), gogc: os.Getenv("GOGC"),
+		nodeName: os.Getenv("NODE_NAME"), podName: os.Getenv("POD_NAME"), gc: os.Getenv("GOGC") + os.Getenv("GOMEMLIMIT"),
 		stdin: os.Stdin, stdout: os.Stdout, stderr: os.Stderr,
 		terminal: noTerminal == nil,
 		cloud: cloudKeys{

@@ -45,7 +45,7 @@ func newAgent(env environment, g *global) *cobra.Command {
 			if err := readConfigDir(configDir, &c); err != nil {
 				return err
 			}
-			go resident.Keep(cmd.Context(), env.gogc != "")
+			go resident.Keep(cmd.Context(), env.gc != "")
 			return agent.Run(cmd.Context(), c)
 		},
 	}
@@ -108,7 +108,7 @@ func newController(env environment, g *global) *cobra.Command {
 				return err
 			}
 			kube.LogAll(c.Log)
-			go resident.Keep(cmd.Context(), env.gogc != "")
+			go resident.Keep(cmd.Context(), env.gc != "")
 			return controller.Run(cmd.Context(), c)
 		},
 	}

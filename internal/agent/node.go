@@ -271,8 +271,7 @@ func (n *node) overlay(v kube.View) plan.Snapshot {
 	n.learnOffload(latest)
 	s.BadOffload = n.last.BadOffload != ""
 	if n.seeded {
-		s.Probes = slices.DeleteFunc(slices.Clone(s.Probes), func(p plan.Probe) bool { return p.From == s.Self })
-		s.Probes = append(s.Probes, latest...)
+		s.Own = latest
 	}
 	return s
 }

@@ -47,7 +47,11 @@ func (n *node) status(s plan.Snapshot, want plan.State) kube.NodeStatus {
 	case n.setErr != nil:
 		st.Programmed = kube.Condition{Reason: reasonSetFailed, Message: n.setErr.Error()}
 	}
-	for _, p := range s.Probes {
+	probed := s.Own
+	if probed == nil {
+		probed = s.Probes // of the agent before this one
+	}
+	for _, p := range probed {
 		if p.From == s.Self {
 			st.Probes = append(st.Probes, kube.Probe{Probe: p})
 		}

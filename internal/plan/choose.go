@@ -219,8 +219,8 @@ func (c *cluster) assess(w way, t Transport, outer netip.Addr, found evidence) o
 // takes bare packets only from addresses that it leads back to their sender: so
 // where others do not reach this node's ranges by direct, what it sends by direct
 // does not arrive either, however well its destination is reached by others.
-func (c *cluster) learn(probes []Probe) evidence {
-	found := weigh(c, probes)
+func (c *cluster) learn(s Snapshot) evidence {
+	found := weigh(c, s.Probes, s.Own)
 	c.astray = map[Family]string{}
 	self, known := c.index[c.self]
 	if !known {

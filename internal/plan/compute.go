@@ -34,7 +34,7 @@ func Compute(s Snapshot) State {
 		state.CIDRs = c.destinations(self)
 		state.Singles = c.apart[self]
 		state.VXLAN.MAC = c.vtep(self)
-		found := c.learn(s.Probes)
+		found := c.learn(s)
 		state.Bare = c.bare(self, found)
 		c.planPeers(&state, self, found, inUse(s.Now))
 	}

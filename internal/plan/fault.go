@@ -103,7 +103,7 @@ type Defect struct {
 // faults, nodes and finders.
 func Defects(s Snapshot) []Defect {
 	c := check("", s.Network, s.Nodes)
-	found := weigh(c, s.Probes)
+	found := weigh(c, s.Probes, nil)
 	var out []Defect
 	for _, n := range c.nodes {
 		for fault, message := range n.Faults {

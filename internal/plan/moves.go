@@ -73,7 +73,7 @@ func (m *Moves) Hold(now time.Time, s Snapshot) map[PeerWay]string {
 		return nil
 	}
 	c := check(s.Self, s.Network, s.Nodes)
-	found := c.learn(s.Probes)
+	found := c.learn(s)
 	used := inUse(s.Now)
 	m.fill(now, len(c.nodes))
 	held := map[PeerWay]string{}
@@ -125,7 +125,7 @@ func (m *Moves) Note(now time.Time, s Snapshot, next State) {
 		}
 		if c == nil { // changes are rare
 			c = check(s.Self, s.Network, s.Nodes)
-			found = c.learn(s.Probes)
+			found = c.learn(s)
 		}
 		if c.worksAt(c.index[r.Peer], r, was.transport, found) {
 			if was.transport != Direct || c.astray[key.Family] == "" {

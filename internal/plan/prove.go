@@ -59,48 +59,57 @@ type evidence map[probed]*finding
 
 // weigh sorts the probes that speak of nodes as they are now: results about a
 // node's predecessor of the same name, or by nodes that are gone, say nothing.
-func weigh(c *cluster, probes []Probe) evidence {
+func weigh(c *cluster, published, own []Probe) evidence {
 	found := evidence{}
-	for i := range probes {
-		p := &probes[i]
-		to, known := c.index[p.To]
-		from, fromKnown := c.index[p.From]
-		if !known || !fromKnown || p.From == p.To || c.nodes[to].UID != p.ToUID {
-			continue
+	for i := range published {
+		if p := &published[i]; own == nil || p.From != c.self {
+			found.add(c, p)
 		}
-		key := probed{to: p.To, family: p.Family, transport: p.Transport}
-		if p.Transport == Direct {
-			if key.address = p.Address.Unmap(); !key.address.IsValid() {
-				key.address = c.source(to, p.Family)
-			}
-		}
-		f := found[key]
-		if f == nil {
-			f = &finding{}
-			found[key] = f
-		}
-		switch {
-		case p.From == c.self:
-			f.self = firstProbe(f.self, p)
-		case p.Reachable:
-			f.good = firstProbe(f.good, p)
-			f.hear(p)
-			if !c.nodes[from].Silent {
-				f.live++
-			}
-		default:
-			f.bad = firstProbe(f.bad, p)
-			f.misses++
-			if p.Transport == Direct {
-				f.missedBy = append(f.missedBy, p.From)
-			}
-			if !c.nodes[from].Silent {
-				f.missed++
-			}
-		}
+	}
+	for i := range own {
+		found.add(c, &own[i])
 	}
 	found.discount()
 	return found
+}
+
+// add takes one probe into account.
+func (e evidence) add(c *cluster, p *Probe) {
+	to, known := c.index[p.To]
+	from, fromKnown := c.index[p.From]
+	if !known || !fromKnown || p.From == p.To || c.nodes[to].UID != p.ToUID {
+		return
+	}
+	key := probed{to: p.To, family: p.Family, transport: p.Transport}
+	if p.Transport == Direct {
+		if key.address = p.Address.Unmap(); !key.address.IsValid() {
+			key.address = c.source(to, p.Family)
+		}
+	}
+	f := e[key]
+	if f == nil {
+		f = &finding{}
+		e[key] = f
+	}
+	switch {
+	case p.From == c.self:
+		f.self = firstProbe(f.self, p)
+	case p.Reachable:
+		f.good = firstProbe(f.good, p)
+		f.hear(p)
+		if !c.nodes[from].Silent {
+			f.live++
+		}
+	default:
+		f.bad = firstProbe(f.bad, p)
+		f.misses++
+		if p.Transport == Direct {
+			f.missedBy = append(f.missedBy, p.From)
+		}
+		if !c.nodes[from].Silent {
+			f.missed++
+		}
+	}
 }
 
 // discount leaves out those that did not reach a node by direct, which another
@@ -215,10 +224,11 @@ func Reachable(s Snapshot, node string) (bool, string) {
 }
 
 // Verdicts returns what Reachable says of every node, node name -> verdict, in
-// time linear in nodes and probes. Snapshot.Self does not matter.
+// time linear in nodes and probes, by what is published: Snapshot.Self and its Own
+// do not matter.
 func Verdicts(s Snapshot) map[string]Verdict {
 	c := check("", s.Network, s.Nodes)
-	found := weigh(c, s.Probes)
+	found := weigh(c, s.Probes, nil)
 	ready := 0
 	for _, n := range c.nodes {
 		if n.Ready {

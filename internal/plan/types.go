@@ -135,7 +135,10 @@ type Snapshot struct {
 	Self    string // name of the node that the plan is for
 	Network Network
 	Nodes   []Node  // all of them, Self included
-	Probes  []Probe // all nodes' published ones, and Self's latest
+	Probes  []Probe // all nodes' published ones
+	// Own are Self's latest probes. Unless they are nil, what Self has published
+	// does not count.
+	Own []Probe
 	// Now are the routes that Self's kernel has: a way in use is left only for
 	// one that is proven, or that is at least no worse.
 	Now []Route

@@ -32,15 +32,16 @@ const GCPercent = 30
 // Keep gives back at once, since the start itself is what touches the program's
 // file, then while the cluster is read for the first time, when the heap is at its
 // largest, and then seldom. These are the pauses in between.
-var pauses = []time.Duration{0, 500 * time.Millisecond, 500 * time.Millisecond, time.Second, 3 * time.Second, 5 * time.Second}
+var pauses = []time.Duration{0, 500 * time.Millisecond, 500 * time.Millisecond, time.Second, 3 * time.Second, 5 * time.Second, 10 * time.Second}
 
 const every = 2 * time.Minute
 
 // Keep gives back until the context ends. configured says that somebody has
-// chosen how garbage is collected (GOGC is set).
+// chosen how garbage is collected (GOGC or GOMEMLIMIT is set).
 func Keep(ctx context.Context, configured bool) {
 	if !configured {
 		debug.SetGCPercent(GCPercent)
+		limit()
 	}
 	timer := time.NewTimer(pauses[0])
 	defer timer.Stop()
