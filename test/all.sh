@@ -21,6 +21,9 @@ step "vet, formatting, staticcheck"
 step "unit, property, scenario and kernel tests, with the race detector"
 CGO_ENABLED=1 go test -race -timeout 15m ./...
 
+step "the same files as a release after this one leaves and finds them"
+CGO_ENABLED=0 go test -tags ropeway_next ./internal/agent/laststate ./internal/cniwire ./internal/ipam/journal
+
 step "the programs and the image"
 make --no-print-directory build
 make --no-print-directory image

@@ -9,6 +9,8 @@ if [ -n "$unformatted" ]; then
   exit 1
 fi
 go vet ./...
+# What scenario upgrade builds as the next release.
+go vet -tags ropeway_next ./internal/agent/laststate ./internal/cniwire ./internal/dataplane/bpf ./internal/ipam/journal
 staticcheck=$(mktemp -d)/staticcheck
 trap 'rm -rf "$(dirname "$staticcheck")"' EXIT
 go -C test/tools build -o "$staticcheck" honnef.co/go/tools/cmd/staticcheck

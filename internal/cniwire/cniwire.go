@@ -9,11 +9,6 @@ import (
 	"time"
 )
 
-// Version is the version of the messages. A peer that differs by one is
-// understood: fields are only ever added, and a receiver ignores those that it
-// does not know.
-const Version = 1
-
 // Paths on the node, the same for plugin and agent. RunDir is cleared by a
 // boot, as is everything that it speaks of.
 const (

@@ -17,6 +17,7 @@ import (
 	"fmt"
 	"os"
 	"runtime/debug"
+	"runtime/metrics"
 	"strconv"
 	"strings"
 	"time"
@@ -31,10 +32,16 @@ const GCPercent = 30
 
 // Keep gives back at once, since the start itself is what touches the program's
 // file, then while the cluster is read for the first time, when the heap is at its
-// largest, and then seldom. These are the pauses in between.
+// largest. These are the pauses in between.
 var pauses = []time.Duration{0, 500 * time.Millisecond, 500 * time.Millisecond, time.Second, 3 * time.Second, 5 * time.Second, 10 * time.Second}
 
-const every = 2 * time.Minute
+// Afterwards it looks often, and gives back where it is worth a collection: what
+// is mapped has grown by more than a quarter since, or for a long time nothing was
+// given back.
+const (
+	look  = 15 * time.Second
+	every = 2 * time.Minute
+)
 
 // Keep gives back until the context ends. configured says that somebody has
 // chosen how garbage is collected (GOGC or GOMEMLIMIT is set).
@@ -45,21 +52,36 @@ func Keep(ctx context.Context, configured bool) {
 	}
 	timer := time.NewTimer(pauses[0])
 	defer timer.Stop()
+	var last time.Time // that it gave back
+	var left uint64    // bytes that were mapped then
 	for next := 1; ; next++ {
 		select {
 		case <-ctx.Done():
 			return
 		case <-timer.C:
 		}
-		debug.FreeOSMemory()
-		// Where it cannot be done, what is resident stays.
-		_ = Forget()
+		if next <= len(pauses) || mapped() > left+left/4 || time.Since(last) >= every {
+			debug.FreeOSMemory()
+			// Where it cannot be done, what is resident stays.
+			_ = Forget()
+			last, left = time.Now(), mapped()
+		}
 		if next < len(pauses) {
 			timer.Reset(pauses[next])
 		} else {
-			timer.Reset(every)
+			timer.Reset(look)
 		}
 	}
+}
+
+// mapped is how many bytes of memory the runtime has of the kernel.
+func mapped() uint64 {
+	sample := []metrics.Sample{{Name: "/memory/classes/total:bytes"}, {Name: "/memory/classes/heap/released:bytes"}}
+	metrics.Read(sample)
+	if sample[0].Value.Kind() != metrics.KindUint64 || sample[1].Value.Kind() != metrics.KindUint64 {
+		return 0
+	}
+	return sample[0].Value.Uint64() - sample[1].Value.Uint64()
 }
 
 // Forget unmaps the pages of the program's own file, which the kernel maps

@@ -21,9 +21,6 @@ import (
 	"ropeway.dev/ropeway/internal/plan"
 )
 
-// version is the version of the file's layout.
-const version = 1
-
 // header begins the file; the checksum of everything behind the line follows it.
 const header = "ropeway-state sha256:"
 

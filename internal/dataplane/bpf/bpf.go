@@ -20,11 +20,6 @@ import (
 //
 //go:generate go run github.com/cilium/ebpf/cmd/bpf2go -go-package bpf -no-global-types -target bpfel -cc clang -cflags "-O2 -g -Wall -Werror" ropeway ropeway.bpf.c
 
-// layout is the version of the maps. A release that changes a map's meaning
-// changes it too: it then fills maps of its own before its programs take over
-// from those of the other release, which go on with theirs until then.
-const layout = "v2"
-
 // A packet of this IP protocol and with this mark loses its outer header at the
 // uplinks: a probe by the direct transport, sent to where its outer header says
 // and travelling as what is inside. The mark has none of the bits that

@@ -13,10 +13,6 @@ import (
 	"ropeway.dev/ropeway/internal/ipam"
 )
 
-// Version is the version of the format. A reader refuses a newer one: it could
-// not tell what is held.
-const Version = 1
-
 // magic begins every journal.
 const magic = "ropeway-journal "
 
@@ -59,6 +55,7 @@ func (e *CorruptError) Error() string {
 
 // content is what a journal says.
 type content struct {
+	version int
 	records []ipam.Record
 	size    int64 // bytes of whole lines
 }
@@ -86,10 +83,11 @@ func parse(data []byte) (content, error) {
 	if len(lines) == 0 {
 		return content{}, &CorruptError{Line: 1, Reason: "it has no first line"}
 	}
-	if err := parseHeader(string(lines[0])); err != nil {
+	version, err := parseHeader(string(lines[0]))
+	if err != nil {
 		return content{}, err
 	}
-	c := content{size: int64(end)}
+	c := content{version: version, size: int64(end)}
 	var damage *CorruptError
 	for i, line := range lines[1:] {
 		r, err := parseLine(line)
@@ -108,16 +106,16 @@ func parse(data []byte) (content, error) {
 	return c, nil
 }
 
-func parseHeader(line string) error {
+func parseHeader(line string) (version int, err error) {
 	digits, ok := strings.CutPrefix(line, magic)
-	version, err := strconv.Atoi(digits)
+	version, err = strconv.Atoi(digits)
 	if !ok || err != nil || version < 1 || strconv.Itoa(version) != digits {
-		return &CorruptError{Line: 1, Reason: "it does not begin as a journal does"}
+		return 0, &CorruptError{Line: 1, Reason: "it does not begin as a journal does"}
 	}
 	if version > Version {
-		return &VersionError{Found: version}
+		return 0, &VersionError{Found: version}
 	}
-	return nil
+	return version, nil
 }
 
 func parseLine(line []byte) (ipam.Record, error) {

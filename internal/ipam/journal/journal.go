@@ -100,6 +100,11 @@ func (j *Journal) open() error {
 		return fmt.Errorf("read the address journal %s: %w", j.path, err)
 	}
 	j.records, j.size, j.torn = content.records, content.size, len(data)-int(content.size)
+	if content.version < Version {
+		// What is appended is of this version, and so must be what the file says
+		// of itself, or the release before would take it for its own.
+		return j.rewrite(j.records)
+	}
 	if j.file, err = os.OpenFile(j.path, os.O_WRONLY|syscall.O_CLOEXEC, 0o600); err != nil {
 		return fmt.Errorf("open the address journal: %w", err)
 	}

@@ -25,6 +25,8 @@ type Config struct {
 	Program string
 	// Version is the image's tag.
 	Version string
+	// Tags are Go's build tags for the programs in the image.
+	Tags string
 	// Cache keeps the image archive.
 	Cache string
 	// Args are added to `ropeway install --apply`.
@@ -66,7 +68,7 @@ func (c Config) Image(ctx context.Context) (string, error) {
 		return "", fmt.Errorf("make the directory for the image: %w", err)
 	}
 	archive := filepath.Join(c.Cache, "ropeway-image-"+c.Version+".tar")
-	cmd := exec.CommandContext(ctx, "go", "run", "./internal/oci/mkimage", "--version", c.Version, "--arch", runtime.GOARCH, "--out", archive)
+	cmd := exec.CommandContext(ctx, "go", "run", "./internal/oci/mkimage", "--version", c.Version, "--tags", c.Tags, "--arch", runtime.GOARCH, "--out", archive)
 	cmd.Dir = root
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return "", fmt.Errorf("build Ropeway's image: %w: %s", err, strings.TrimSpace(string(out)))

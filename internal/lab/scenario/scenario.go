@@ -42,6 +42,7 @@ func All() []Scenario {
 			return s.steady(ctx, s.publish, append(s.absences(), s.changes()...))
 		})},
 		{Name: "steady-transports", Doc: "of steady, the changes of transport", Run: on(func(s *stage, ctx context.Context) error { return s.steady(ctx, s.publish, s.changes()) })},
+		{Name: "upgrade", Doc: "to a release with other layouts of maps, journal and state, and back, under traffic: nothing is noticed", Run: on((*stage).upgrade)},
 		{Name: "vendor-routes", Doc: "routes change hands between Ropeway and a vendor's route controller, under traffic: nothing is noticed", Run: on((*stage).vendor)},
 		{Name: "services", Doc: "what kube-proxy, kubelet and DNS need of a pod network", Run: on((*stage).services)},
 		{Name: "chained", Doc: "the plugins that are chained behind Ropeway's: a hostPort, and limits of bandwidth", Run: on((*stage).chained)},

@@ -12,6 +12,7 @@ import (
 	"path"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 
 	"ropeway.dev/ropeway/internal/oci"
@@ -42,6 +43,7 @@ type builder struct {
 	root    string // of the repository
 	cache   string
 	version string
+	tags    string
 	refresh bool
 }
 
@@ -88,8 +90,8 @@ func (b *builder) image(ctx context.Context, arch string) (oci.Image, error) {
 // programs builds Ropeway's own two programs.
 func (b *builder) programs(ctx context.Context, arch string) ([]oci.Entry, error) {
 	dir := filepath.Join(b.cache, "bin-"+arch)
-	ldflags := "-s -w -X main.version=" + b.version
-	if err := b.compile(ctx, arch, dir, ldflags, "./cmd/ropeway", "./cmd/ropeway-cni"); err != nil {
+	flags := []string{"-ldflags", "-s -w -X main.version=" + b.version, "-tags", b.tags}
+	if err := b.compile(ctx, arch, dir, flags, "./cmd/ropeway", "./cmd/ropeway-cni"); err != nil {
 		return nil, err
 	}
 	return []oci.Entry{
@@ -119,9 +121,9 @@ func (b *builder) plugins(ctx context.Context, arch string) ([]oci.Entry, error)
 	if _, err := os.Stat(dir); err == nil {
 		return entries, nil
 	}
-	ldflags := "-s -w -X " + pluginModule + "/pkg/utils/buildversion.BuildVersion=" + version
+	flags := []string{"-ldflags", "-s -w -X " + pluginModule + "/pkg/utils/buildversion.BuildVersion=" + version}
 	return entries, whole(dir, func(unfinished string) error {
-		return b.compile(ctx, arch, unfinished, ldflags, packages...)
+		return b.compile(ctx, arch, unfinished, flags, packages...)
 	})
 }
 
@@ -145,12 +147,13 @@ func whole(dir string, fill func(unfinished string) error) error {
 }
 
 // compile builds static Go programs into a directory.
-func (b *builder) compile(ctx context.Context, arch, dir, ldflags string, packages ...string) error {
+func (b *builder) compile(ctx context.Context, arch, dir string, flags []string, packages ...string) error {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return fmt.Errorf("make the cache: %w", err)
 	}
-	args := append([]string{"build", "-trimpath", "-buildvcs=false", "-ldflags", ldflags, "-o", dir + "/"}, packages...)
-	_, err := b.output(ctx, "env", append([]string{"CGO_ENABLED=0", "GOOS=linux", "GOARCH=" + arch, "go"}, args...)...)
+	args := slices.Concat([]string{"CGO_ENABLED=0", "GOOS=linux", "GOARCH=" + arch, "go", "build", "-trimpath", "-buildvcs=false"},
+		flags, []string{"-o", dir + "/"}, packages)
+	_, err := b.output(ctx, "env", args...)
 	return err
 }
 

@@ -29,6 +29,7 @@ const keep = 3 * 24 * time.Hour
 type options struct {
 	registry string   // prefix of the image's name
 	version  string   // tag, and what the programs say they are
+	tags     string   // Go's build tags for Ropeway's programs
 	arches   []string // in Go's words
 	out      string
 	cache    string
@@ -56,6 +57,7 @@ func parseFlags(args []string, getenv func(string) string) (options, error) {
 	f := flag.NewFlagSet("mkimage", flag.ContinueOnError)
 	f.StringVar(&o.registry, "registry", "docker.io/ropeway", "registry and repository prefix of the image's name")
 	f.StringVar(&o.version, "version", "", "version of Ropeway: the image's tag")
+	f.StringVar(&o.tags, "tags", "", "build tags for Ropeway's programs, separated by commas")
 	f.StringVar(&o.out, "out", "bin/ropeway-image.tar", "archive to write")
 	f.StringVar(&o.cache, "cache", defaultCache(getenv), "directory to keep layers in")
 	f.BoolVar(&o.refresh, "refresh", false, "fetch Debian's nft again instead of using the cached one")
@@ -101,7 +103,7 @@ func run(ctx context.Context, o options) error {
 	if err != nil {
 		return err
 	}
-	b := &builder{root: root, cache: filepath.Join(o.cache, "image"), version: o.version, refresh: o.refresh}
+	b := &builder{root: root, cache: filepath.Join(o.cache, "image"), version: o.version, tags: o.tags, refresh: o.refresh}
 	unlock, err := oci.Lock(ctx, b.cache)
 	if err != nil {
 		return err
