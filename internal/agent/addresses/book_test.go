@@ -277,6 +277,37 @@ func TestSweepAfterRestart(t *testing.T) {
 	}
 }
 
+// The node's state is lost, so that an address is held because a link leads to it;
+// then its sandbox ends without a DEL. The link is gone with it, and speaks for it
+// no more, also to a later agent; but what the runtime has noted goes first.
+func TestSweepOfWhatWasFoundByItsLink(t *testing.T) {
+	be := newBench(t, t.TempDir())
+	be.write("netns/alive", "")
+	be.note("noted", "10.244.0.10", be.dir+"/netns/alive")
+	for name, a := range map[string]string{"runs": "10.244.0.8", "lost": "10.244.0.9", "noted": "10.244.0.10"} {
+		be.kernel.links = append(be.kernel.links, link(t, name, addrs(a)...))
+	}
+	b := be.open()
+	be.kernel.links = slices.DeleteFunc(be.kernel.links, func(l dataplane.PodLink) bool { return l.Addresses[0] != addrs("10.244.0.8")[0] })
+	if err := b.Sweep(); err != nil {
+		t.Fatal(err)
+	}
+	if got := held(b); !strings.Contains(got, "lost[") {
+		t.Errorf("freed at first sight: %s", got)
+	}
+	b.Close()
+	b = be.open()
+	defer b.Close()
+	for range 2 {
+		if err := b.Sweep(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if got := held(b); got != "noted[10.244.0.10] runs[10.244.0.8]" {
+		t.Errorf("holds %s", got)
+	}
+}
+
 // TestSweepOfHostLocal: a reservation is over when its file is, unless a route
 // still leads to the address.
 func TestSweepOfHostLocal(t *testing.T) {

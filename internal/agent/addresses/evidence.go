@@ -153,18 +153,21 @@ func (w *witness) link(key ipam.Key, addrs []netip.Addr) string {
 }
 
 // sandbox says what became of a sandbox, by its network namespace: as the plugin
-// named it, or else the runtime.
+// named it, or else the runtime. Of one that neither has, and that was found by its
+// link, the link is the evidence: it goes with the namespace, and the address with
+// it.
 func (w *witness) sandbox(key ipam.Key) life {
-	path, noted := "", false
-	if text, err := os.ReadFile(w.book.sandboxFile(key)); err == nil {
-		path, noted = string(text), true
-	} else if results, _ := w.results(); results[key].netns != "" {
-		path, noted = results[key].netns, true
+	text, err := os.ReadFile(w.book.sandboxFile(key))
+	path, noted := string(text), err == nil
+	if !noted || path == byLink {
+		if results, _ := w.results(); results[key].netns != "" {
+			path, noted = results[key].netns, true
+		}
 	}
 	switch {
 	case !noted:
 		return unknown
-	case netnsGone(path):
+	case path == byLink && w.wired[key] == "" || path != byLink && netnsGone(path):
 		return ended
 	}
 	return lives // or its directory is not seen from here

@@ -133,6 +133,9 @@ func (b *Book) recordSeen(key ipam.Key, owner ipam.Owner, a netip.Addr, wired ma
 		}
 	}
 	b.log.Info("found an address in use that the journal did not have", "address", a, "container", key.ContainerID, "pod", owner.String())
+	if _, err := os.Stat(b.sandboxFile(key)); errors.Is(err, fs.ErrNotExist) {
+		b.noteSandbox(key, byLink)
+	}
 	return b.allocator.Record(key, owner, []netip.Addr{a}, b.now())
 }
 

@@ -70,6 +70,10 @@ func (b *Book) sandboxFile(key ipam.Key) string {
 	return filepath.Join(b.options.SandboxDir, podlink.HostLinkName(key.Network, key.ContainerID, key.IfName))
 }
 
+// byLink stands for the path of a network namespace in the note of a sandbox that
+// was found by its link, and of which nobody has said the path.
+const byLink = "link"
+
 // noteSandbox keeps evidence for Sweep. Without it an address is freed later,
 // never too early, so that a failure is not one of the ADD.
 func (b *Book) noteSandbox(key ipam.Key, netns string) {

@@ -243,7 +243,7 @@ func TestView(t *testing.T) {
 	for _, h := range v.Holdings {
 		got = append(got, fmt.Sprint(h.Key.ContainerID, h.Addresses, h.Sandbox, h.StandIn))
 	}
-	if want := "cali1[10.244.0.10]unknowntrue file[10.244.0.50]unknownfalse gone[10.244.0.2]gonefalse p[10.244.0.9]unknownfalse"; strings.Join(got, " ") != want {
+	if want := "cali1[10.244.0.10]unknowntrue file[10.244.0.50]unknownfalse gone[10.244.0.2]gonefalse p[10.244.0.9]livesfalse"; strings.Join(got, " ") != want {
 		t.Errorf("it holds %v, want %s", got, want)
 	}
 	if len(v.Links) != 2 || !v.Links[0].Ours || v.Links[0].Owner.Name != "p" || v.Links[1].Ours || len(v.HostLocal) != 1 {
