@@ -15,6 +15,9 @@ func diesWithParent() *syscall.SysProcAttr {
 	return &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 }
 
+// suspendTimeout is long because the machine may be building something else.
+const suspendTimeout = time.Minute
+
 // Suspend stops the API server's process without ending it, and returns when
 // it has stopped: calls hang, as with a machine that is overloaded or cut off.
 // Resume lets it go on.
@@ -22,13 +25,13 @@ func (s *Server) Suspend() error {
 	if err := s.signalAPIServer(syscall.SIGSTOP); err != nil {
 		return err
 	}
-	for deadline := time.Now().Add(10 * time.Second); ; {
+	for deadline := time.Now().Add(suspendTimeout); ; {
 		stopped, err := s.stopped()
 		if err != nil || stopped {
 			return err
 		}
 		if time.Now().After(deadline) {
-			return fmt.Errorf("kube-apiserver did not stop within 10 s")
+			return fmt.Errorf("kube-apiserver did not stop within %s", suspendTimeout)
 		}
 		<-time.After(time.Millisecond)
 	}

@@ -15,6 +15,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -28,15 +29,16 @@ import (
 var (
 	seedFlag   = flag.Uint64("crash.seed", 0, "the random start of the schedule; 0: another each time")
 	operations = flag.Int("crash.operations", 0, "how many operations are played; 0: the test is left out")
-	most       = flag.Duration("crash.most", 30*time.Second, "begin no more operations after this long; 0: all of them")
+	most       = flag.Duration("crash.most", 0, "begin no more operations after this long; 0: all of them")
 	keep       = flag.Bool("crash.keep", false, "keep the programs' logs")
+	race       = flag.Bool("crash.race", false, "build the programs with the race detector, and fail where it finds something")
 )
 
 // TestCrashSchedule: invariants 1 and 6, and nothing lost, under everything that
 // happens to a cluster at once.
 func TestCrashSchedule(t *testing.T) {
 	if *operations == 0 {
-		t.Skip("played by hand: give -crash.operations (docs/development.md)")
+		t.Skip("no operations: give -crash.operations (docs/development.md)")
 	}
 	netnstest.NeedRoot(t)
 	seed := *seedFlag
@@ -49,11 +51,15 @@ func TestCrashSchedule(t *testing.T) {
 	w.play(*operations, *most)
 }
 
-// programs builds what is run, as it is shipped.
+// programs builds what is run, as it is shipped, but for the race detector.
 func programs(dir string) error {
 	for _, name := range []string{"ropeway", "ropeway-cni"} {
-		build := exec.Command("go", "build", "-trimpath", "-buildvcs=false", "-o", filepath.Join(dir, name), "ropeway.dev/ropeway/cmd/"+name)
-		build.Env = append(os.Environ(), "CGO_ENABLED=0")
+		how, cgo := "-trimpath", "CGO_ENABLED=0"
+		if *race && name == "ropeway" {
+			how, cgo = "-race", "CGO_ENABLED=1"
+		}
+		build := exec.Command("go", "build", how, "-buildvcs=false", "-o", filepath.Join(dir, name), "ropeway.dev/ropeway/cmd/"+name)
+		build.Env = append(os.Environ(), cgo)
 		if out, err := build.CombinedOutput(); err != nil {
 			return fmt.Errorf("build %s: %w: %s", name, err, out)
 		}
@@ -77,6 +83,19 @@ func directory(t *testing.T) string {
 		}
 	})
 	return dir
+}
+
+// races returns what the race detector has written into the programs' logs.
+func races(dir string) (string, error) {
+	logs, err := filepath.Glob(filepath.Join(dir, "*.log"))
+	for _, log := range logs {
+		text, failed := os.ReadFile(log)
+		err = errors.Join(err, failed)
+		if _, found, ok := strings.Cut(string(text), "WARNING: DATA RACE"); ok {
+			return log + ": " + found[:min(len(found), 4000)], err
+		}
+	}
+	return "", err
 }
 
 // startServer starts the API server; the test's end stops it.

@@ -124,18 +124,8 @@ func (n *node) drain() error {
 	return nil
 }
 
-// links maps address -> the container that the node's kernel delivers it to. Links
-// and routes are two readings: of a link that is made in between only the routes
-// are seen to be finished, which a second look mends.
+// links maps address -> the container that the node's kernel delivers it to.
 func (n *node) links() (map[netip.Addr]string, error) {
-	out, err := n.linksNow()
-	if err != nil {
-		out, err = n.linksNow()
-	}
-	return out, err
-}
-
-func (n *node) linksNow() (map[netip.Addr]string, error) {
 	out := map[netip.Addr]string{}
 	err := ns.WithNetNSPath(n.netns(), func(ns.NetNS) error {
 		links, err := podlink.List()

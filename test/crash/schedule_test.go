@@ -20,7 +20,8 @@ import (
 )
 
 // draw is what the random numbers say of one operation. All of it is drawn for
-// each, whatever becomes of it, so that a random start stands for one schedule.
+// each, whatever becomes of it, so that a random start stands for one schedule; but
+// for pods that are still worked on: the next one is taken for them.
 type draw struct {
 	operation string
 	slot      *slot
@@ -67,6 +68,10 @@ func (w *world) play(operations int, most time.Duration) {
 	for _, o := range all {
 		total += o.weight
 	}
+	every := checkEvery
+	if operations > short {
+		every = short
+	}
 	w.must(w.checkpoint(true)) // every pod runs
 	began := time.Now()
 	for w.next(); w.step <= operations && !w.over() && (most == 0 || time.Since(began) < most); w.next() {
@@ -75,15 +80,16 @@ func (w *world) play(operations int, most time.Duration) {
 		for ; at >= all[i].weight; i++ {
 			at -= all[i].weight
 		}
-		d := draw{operation: all[i].name, slot: w.slots[w.random.IntN(len(w.slots))], node: w.nodes[w.random.IntN(nodes)],
+		d := draw{operation: all[i].name, slot: w.vacant(w.random.IntN(len(w.slots))), node: w.nodes[w.random.IntN(nodes)],
 			n: w.random.IntN(64), last: 3 + w.random.IntN(20)}
 		w.undoDue()
 		w.note("%s (%s, %s)", d.operation, d.slot.name(), d.node.name())
 		all[i].do(w, d)
 		w.count("operations")
+		w.count(d.operation)
 		w.must(w.check(w.step%10 == 0))
-		if w.step%checkEvery == 0 && w.step < operations && !w.over() {
-			w.must(w.checkpoint(operations <= short || w.step%(2*checkEvery) == 0))
+		if w.step%every == 0 && w.step < operations && !w.over() {
+			w.must(w.checkpoint(operations <= short || w.step%(2*every) == 0))
 		}
 	}
 	if !w.over() {
@@ -93,9 +99,20 @@ func (w *world) play(operations int, most time.Duration) {
 }
 
 const (
-	checkEvery = 250 // steps between checkpoints
-	short      = 1000
+	checkEvery = 250  // steps between checkpoints
+	short      = 1000 // operations; in a longer schedule so many between checkpoints
 )
+
+// vacant is the first slot from i on that nobody works on, or that one: a pod may
+// have to wait for long, and the schedule goes on meanwhile.
+func (w *world) vacant(i int) *slot {
+	for n := range w.slots {
+		if s := w.slots[(i+n)%len(w.slots)]; len(s.lock) > 0 {
+			return s
+		}
+	}
+	return w.slots[i]
+}
 
 func (w *world) must(err error) {
 	if err != nil {
@@ -104,6 +121,8 @@ func (w *world) must(err error) {
 }
 
 func (w *world) report(took time.Duration) {
+	w.mu.Lock() // after a failure pods are still worked on
+	defer w.mu.Unlock()
 	var parts []string
 	for _, what := range slices.Sorted(maps.Keys(w.counts)) {
 		parts = append(parts, fmt.Sprintf("%s %d", what, w.counts[what]))
@@ -356,7 +375,7 @@ func (w *world) slowAPI(d draw) {
 	w.apiFault = d.operation
 	ctx, cancel := context.WithCancel(w.ctx)
 	ended := make(chan error, 1)
-	go func() {
+	w.beside.Go(func() {
 		var err error
 		for ctx.Err() == nil && err == nil {
 			err = w.server.Suspend()
@@ -365,7 +384,7 @@ func (w *world) slowAPI(d draw) {
 			pause(ctx, slowOpen)
 		}
 		ended <- err
-	}()
+	})
 	w.later(d.last, d.operation, func() error {
 		w.apiFault = ""
 		cancel()
@@ -385,7 +404,7 @@ func (w *world) registerAnew(d draw) {
 	if w.apiFault != "" {
 		return
 	}
-	ctx, cancel := context.WithTimeout(w.ctx, 10*callLimit)
+	ctx, cancel := context.WithTimeout(w.ctx, changeLimit)
 	defer cancel()
 	old := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: d.node.name()}}
 	w.must(client.IgnoreNotFound(w.api.Delete(ctx, old)))
@@ -398,7 +417,7 @@ func (w *world) otherSource(d draw) {
 		return
 	}
 	source := []v1alpha1.AddressSource{v1alpha1.AddressesFromBlocks, v1alpha1.AddressesFromNodeCIDR}[d.n%2]
-	ctx, cancel := context.WithTimeout(w.ctx, 10*callLimit)
+	ctx, cancel := context.WithTimeout(w.ctx, changeLimit)
 	defer cancel()
 	network := &v1alpha1.ClusterNetwork{ObjectMeta: metav1.ObjectMeta{Name: v1alpha1.ClusterNetworkName}}
 	w.must(w.api.Patch(ctx, network, client.RawPatch(types.MergePatchType, fmt.Appendf(nil, `{"spec":{"addressSource":%q}}`, source))))

@@ -28,14 +28,17 @@ import (
 const (
 	nodes     = 3
 	namespace = "default"
-	callLimit = time.Second // of one call of the test's own to the API server
-	atOnce    = 10          // pods that are worked on
+	atOnce    = 10 // pods that are worked on
+
+	callLimit   = time.Second // of a pod's call to the API server, which is tried again
+	changeLimit = time.Minute // of a person's, which is not
 )
 
 // world is a cluster and what is done to it.
 type world struct {
 	t          *testing.T
 	ctx        context.Context
+	cancel     context.CancelFunc
 	dir        string
 	random     *rand.Rand
 	server     *apiserver.Server
@@ -49,7 +52,8 @@ type world struct {
 	apiFault string      // what is wrong with the API server
 	disk     atomic.Bool // a disk is full, or was since the last checkpoint
 	serial   atomic.Int64
-	working  chan struct{} // holds a value for each pod that is worked on
+	working  chan struct{}  // holds a value for each pod that is worked on
+	beside   sync.WaitGroup // what goes on beside the schedule without a slot
 	undo     []undo
 	step     int
 
@@ -71,9 +75,8 @@ type undo struct {
 func newWorld(t *testing.T, seed uint64) *world {
 	w := &world{t: t, dir: directory(t), random: rand.New(rand.NewPCG(seed, 0)), working: make(chan struct{}, atOnce),
 		holders: map[netip.Addr]*sandbox{}, counts: map[string]int{}}
-	ctx, cancel := context.WithCancel(context.Background())
-	w.ctx = ctx
-	t.Cleanup(cancel)
+	w.ctx, w.cancel = context.WithCancel(context.Background())
+	t.Cleanup(w.cancel)
 	var err error
 	if w.log, err = os.Create(filepath.Join(w.dir, "schedule.log")); err != nil {
 		t.Fatal(err)
@@ -89,7 +92,7 @@ func newWorld(t *testing.T, seed uint64) *world {
 	for i := range numbers {
 		numbers[i] = i
 	}
-	hosts, err := scale.LayHosts(ctx, "crash", numbers)
+	hosts, err := scale.LayHosts(w.ctx, "crash", numbers)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -187,8 +190,11 @@ func (w *world) startController() (err error) {
 	return err
 }
 
-// end takes everything down, whatever state it is in.
+// end takes everything down, whatever state it is in: after a failure faults are
+// still there, and pods are worked on.
 func (w *world) end() {
+	w.cancel()
+	w.beside.Wait()
 	if w.controller != nil {
 		if err := w.controller.Kill(); err != nil {
 			w.t.Error(err)
@@ -215,6 +221,9 @@ func (w *world) end() {
 		}
 	}
 	w.log.Close()
+	if found, err := races(w.dir); found != "" || err != nil {
+		w.t.Errorf("a data race: %s, %v", found, err)
+	}
 }
 
 // note writes down what happens, for whoever looks for the cause of a failure.
@@ -267,9 +276,8 @@ func (w *world) on(s *slot, what string, do func() error) {
 		err := do()
 		w.note("%s %s: %v, after %s: %v", what, s.name(), s.sandbox, time.Since(began).Round(time.Millisecond), err)
 		if err != nil {
-			what += " (failed)"
+			w.count(what + " (failed)")
 		}
-		w.count(what)
 	}()
 }
 
