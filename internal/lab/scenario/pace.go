@@ -40,7 +40,7 @@ func (s *stage) pace(ctx context.Context, w *watches) error {
 		if _, err := w.cut(); err != nil {
 			return err
 		}
-		idle, err := idleShare(ctx, 2*time.Second)
+		idle, err := idleShare(ctx, time.Second)
 		if err != nil {
 			return err
 		}
