@@ -47,7 +47,7 @@ func NewNodeClient(cfg *rest.Config, node string, log *slog.Logger) (*NodeClient
 	if node == "" {
 		return nil, errors.New("the name of the node is not known: give it (NODE_NAME in the DaemonSet)")
 	}
-	api, err := NewClient(cfg)
+	api, err := NewClient(leasing(cfg))
 	if err != nil {
 		return nil, err
 	}
@@ -64,6 +64,17 @@ func NewNodeClient(cfg *rest.Config, node string, log *slog.Logger) (*NodeClient
 		alive: newLiveness(api, time.Now), events: events, recorder: recorder,
 		others: newElsewhere(api, log, observer.Touch),
 	}, nil
+}
+
+// leasing returns a configuration for a client that leases addresses by the
+// hundred: all pods of a shared pool that start on a node at once. Without a word
+// client-go lets five calls a second pass, which would be five pods a second. How
+// many calls of all nodes the API server serves at once is its own to say
+// (priority and fairness).
+func leasing(cfg *rest.Config) *rest.Config {
+	out := rest.CopyConfig(cfg)
+	out.QPS, out.Burst = max(out.QPS, 200), max(out.Burst, 400)
+	return out
 }
 
 // Run watches the API server until the context ends, retrying for as long as it
