@@ -3,6 +3,7 @@ package dataplane
 import (
 	"context"
 	"crypto/sha256"
+	"encoding/binary"
 	"encoding/hex"
 	"encoding/json"
 	"errors"
@@ -13,6 +14,8 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/vishvananda/netlink/nl"
+	"golang.org/x/sys/unix"
 	"sigs.k8s.io/knftables"
 )
 
@@ -27,6 +30,11 @@ type nftables struct {
 	list   func(context.Context) (string, error) // the table as nft prints it, "" if it is not there
 	memory string                                // path of the remembered hashes, "" for none
 	last   nftMemory
+	// generation counts the transactions of everybody; false if the kernel does
+	// not say. seen is what it was before the last listing, which found the
+	// table as last has it: 0 for none.
+	generation func() (uint32, bool)
+	seen       uint32
 }
 
 // nftMemory is what was written last, as hashes.
@@ -42,7 +50,7 @@ func newNFTables(stateDir string) (*nftables, error) {
 	if err != nil {
 		return nil, fmt.Errorf("nftables (nft 1.0.1 and a kernel with nf_tables are needed): %w", err)
 	}
-	n := &nftables{run: run, list: listTable}
+	n := &nftables{run: run, list: listTable, generation: tableGeneration}
 	if stateDir != "" {
 		n.memory = filepath.Join(stateDir, "nftables.json")
 	}
@@ -59,6 +67,25 @@ func listTable(ctx context.Context) (string, error) {
 		return "", nil
 	}
 	return out, err
+}
+
+// tableGeneration asks the kernel how many transactions of nftables this network
+// namespace has seen (NFT_MSG_GETGEN of linux/netfilter/nf_tables.h; never 0). It
+// grows with each of them, whoever made it.
+func tableGeneration() (uint32, bool) {
+	req := nl.NewNetlinkRequest(unix.NFNL_SUBSYS_NFTABLES<<8|unix.NFT_MSG_GETGEN, 0)
+	req.AddData(&nl.Nfgenmsg{NfgenFamily: unix.AF_UNSPEC, Version: nl.NFNETLINK_V0})
+	answers, err := req.Execute(unix.NETLINK_NETFILTER, 0)
+	if err != nil || len(answers) != 1 || len(answers[0]) < nl.SizeofNfgenmsg {
+		return 0, false
+	}
+	attrs, err := nl.ParseRouteAttr(answers[0][nl.SizeofNfgenmsg:])
+	for _, a := range attrs {
+		if a.Attr.Type == unix.NFTA_GEN_ID && len(a.Value) == 4 {
+			return binary.BigEndian.Uint32(a.Value), err == nil
+		}
+	}
+	return 0, false
 }
 
 func (n *nftables) load() error {
@@ -88,15 +115,24 @@ func (n *nftables) save() error {
 	return nil
 }
 
-// set makes the table equal to want.
+// set makes the table equal to want. Where nobody has changed any table since it
+// was found right, it is not read again: a program would be started for it, by
+// each of many Sets that are about routes only.
 func (n *nftables) set(ctx context.Context, want ruleset) (changed bool, err error) {
+	now := want.memory()
+	same := now.Chains == n.last.Chains && mapsEqual(now.Sets, n.last.Sets)
+	generation, told := n.generation()
+	if same && told && generation == n.seen {
+		return false, nil
+	}
+	n.seen = 0
 	listing, err := n.list(ctx)
 	if err != nil {
 		return false, err
 	}
-	now := want.memory()
 	intact := listing != "" && hash(listing) == n.last.Listing
-	if intact && now.Chains == n.last.Chains && mapsEqual(now.Sets, n.last.Sets) {
+	if intact && same {
+		n.seen = generation
 		return false, nil
 	}
 	tx := n.run.NewTransaction()
@@ -108,11 +144,12 @@ func (n *nftables) set(ctx context.Context, want ruleset) (changed bool, err err
 	if err := n.run.Run(ctx, tx); err != nil {
 		return false, fmt.Errorf("write nftables table inet %s: %w", tableName, err)
 	}
+	generation, _ = n.generation()
 	if listing, err = n.list(ctx); err != nil {
 		return true, err
 	}
 	now.Listing = hash(listing)
-	n.last = now
+	n.last, n.seen = now, generation
 	return true, n.save()
 }
 
@@ -124,7 +161,7 @@ func (n *nftables) clean(ctx context.Context) error {
 	if err := n.run.Run(ctx, tx); err != nil {
 		return fmt.Errorf("remove nftables table inet %s: %w", tableName, err)
 	}
-	n.last = nftMemory{}
+	n.last, n.seen = nftMemory{}, 0
 	if n.memory != "" {
 		if err := os.Remove(n.memory); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return fmt.Errorf("forget what was written to nftables: %w", err)

@@ -84,9 +84,20 @@ func TestRulesGolden(t *testing.T) {
 func TestNFTablesTransactions(t *testing.T) {
 	fake := knftables.NewFake(knftables.InetFamily, tableName)
 	counter := &countingNFT{Interface: fake}
+	transactions, listed, last := uint32(1), 0, fake.Dump()
 	n := &nftables{run: counter, memory: filepath.Join(t.TempDir(), "nftables.json"), list: func(context.Context) (string, error) {
+		listed++
 		return fake.Dump(), nil
+	}, generation: func() (uint32, bool) {
+		if fake.Dump() != last {
+			last = fake.Dump()
+			transactions++
+		}
+		return transactions, true
 	}}
+	restarted := func() *nftables {
+		return &nftables{run: n.run, list: n.list, memory: n.memory, generation: n.generation}
+	}
 	state := goldenState()
 	set := func(want string, changes bool) {
 		t.Helper()
@@ -100,7 +111,11 @@ func TestNFTablesTransactions(t *testing.T) {
 		}
 	}
 	set("add chain", true)
+	before := listed
 	set("", false)
+	if listed != before {
+		t.Error("nobody changed anything, and the table was read")
+	}
 	// Only the elements of one set.
 	state.Peers = state.Peers[:1]
 	set("flush set inet ropeway nodes4", true)
@@ -109,7 +124,7 @@ func TestNFTablesTransactions(t *testing.T) {
 	}
 	set("", false)
 	// A process that knows nothing but the file.
-	n = &nftables{run: n.run, list: n.list, memory: n.memory}
+	n = restarted()
 	if err := n.load(); err != nil {
 		t.Fatal(err)
 	}
@@ -121,11 +136,19 @@ func TestNFTablesTransactions(t *testing.T) {
 		t.Fatal(err)
 	}
 	set("add chain", true)
+	// A kernel that does not say how many transactions there were.
+	tell := n.generation
+	n.generation = func() (uint32, bool) { return 0, false }
+	before = listed
+	if set("", false); listed == before {
+		t.Error("the table may have changed, and was not read")
+	}
+	n.generation = tell
 	// A file that is torn.
 	if err := os.WriteFile(n.memory, []byte("{"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	n = &nftables{run: n.run, list: n.list, memory: n.memory}
+	n = restarted()
 	if err := n.load(); err != nil {
 		t.Fatal(err)
 	}
@@ -150,4 +173,22 @@ func (c *countingNFT) Run(ctx context.Context, tx *knftables.Transaction) error 
 		return c.err
 	}
 	return c.Interface.Run(ctx, tx)
+}
+
+// TestTableGeneration: the kernel's count grows with a transaction of somebody
+// else's in a table of his own, and with nothing else.
+func TestTableGeneration(t *testing.T) {
+	netnstest.NeedRoot(t)
+	netnstest.New(t).Enter(t)
+	first, told := tableGeneration()
+	again, _ := tableGeneration()
+	if !told || first == 0 || again != first {
+		t.Fatalf("the count was %d and then %d (%v)", first, again, told)
+	}
+	if _, err := runNFT(context.Background(), "", "add", "table", "inet", "theirs"); err != nil {
+		t.Fatal(err)
+	}
+	if after, _ := tableGeneration(); after == first {
+		t.Errorf("a table was added, and the count is still %d", after)
+	}
 }
