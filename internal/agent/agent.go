@@ -32,6 +32,7 @@ import (
 	"ropeway.dev/ropeway/internal/cniwire"
 	"ropeway.dev/ropeway/internal/dataplane"
 	"ropeway.dev/ropeway/internal/ipam/journal"
+	"ropeway.dev/ropeway/internal/ipam/share"
 	"ropeway.dev/ropeway/internal/kube"
 )
 
@@ -157,15 +158,30 @@ func (n *node) work(ctx context.Context, p parts) error {
 	return err
 }
 
+// restedApart is how far apart requests are woken because addresses have rested.
+const restedApart = 50 * time.Millisecond
+
 // followBook looks ahead for addresses, and wakes requests that wait for one,
-// whenever one is given or freed; a pod that may reach the metadata service is
-// let through.
+// whenever one is given or freed, and when what was freed has rested; a pod that
+// may reach the metadata service is let through.
 func (n *node) followBook(ctx context.Context) {
+	var rested []time.Time // when to wake requests
 	for {
+		wake := n.config.timing.resync
+		if len(rested) > 0 {
+			wake = time.Until(rested[0])
+		}
 		select {
 		case <-ctx.Done():
 			return
+		case <-time.After(wake):
+			rested = rested[min(1, len(rested)):]
+			n.board.poke()
 		case <-n.book.Changed():
+			at := time.Now().Add(share.Rest).Truncate(restedApart).Add(restedApart)
+			if len(rested) == 0 || at.After(rested[len(rested)-1]) {
+				rested = append(rested, at)
+			}
 			n.leaser.more()
 			n.sharer.more()
 			n.board.poke()

@@ -300,15 +300,26 @@ func (c *fakeClient) LiveLeases(ctx context.Context) ([]kube.Lease, error) {
 	return slices.Clone(c.api.leases), nil
 }
 
-func (c *fakeClient) ShareBlock(ctx context.Context, p netip.Prefix) error {
-	l, err := c.makeLease(ctx, kube.Lease{Prefix: p, Generation: 1, Sharing: share.Declared})
-	if kube.IsTaken(err) {
-		return nil
+func (c *fakeClient) ShareBlocks(ctx context.Context, blocks []netip.Prefix) error {
+	var errs []error
+	for _, p := range blocks {
+		l, err := c.makeLease(ctx, kube.Lease{Prefix: p, Generation: 1, Sharing: share.Declared})
+		if !kube.IsTaken(err) {
+			errs = append(errs, err, c.confirm(ctx, l))
+		}
 	}
-	return errors.Join(err, c.ConfirmShared(ctx, l))
+	return errors.Join(errs...)
 }
 
-func (c *fakeClient) ConfirmShared(ctx context.Context, l kube.Lease) error {
+func (c *fakeClient) ConfirmShared(ctx context.Context, declared []kube.Lease) error {
+	var errs []error
+	for _, l := range declared {
+		errs = append(errs, c.confirm(ctx, l))
+	}
+	return errors.Join(errs...)
+}
+
+func (c *fakeClient) confirm(ctx context.Context, l kube.Lease) error {
 	c.api.mu.Lock()
 	for _, n := range c.api.nodes {
 		for _, p := range n.NodeCIDRs {
@@ -330,9 +341,13 @@ func (c *fakeClient) Unshare(ctx context.Context, l kube.Lease) error {
 	return err
 }
 
-func (c *fakeClient) ClaimAddress(ctx context.Context, claim share.Claim) (kube.Lease, error) {
-	claim.NodeUID = "uid-" + c.node
-	return c.makeLease(ctx, claim.Lease)
+func (c *fakeClient) ClaimAddresses(ctx context.Context, claims []share.Claim) (out []kube.Claimed) {
+	for _, claim := range claims {
+		claim.NodeUID = "uid-" + c.node
+		l, err := c.makeLease(ctx, claim.Lease)
+		out = append(out, kube.Claimed{Lease: l, Err: err})
+	}
+	return out
 }
 
 func (c *fakeClient) TakeAddress(ctx context.Context, l kube.Lease) (kube.Lease, error) {

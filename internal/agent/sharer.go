@@ -24,14 +24,14 @@ import (
 type blockShareAPI interface {
 	// LiveLeases returns all leases as the API server itself has them now.
 	LiveLeases(ctx context.Context) ([]kube.Lease, error)
-	ShareBlock(ctx context.Context, block netip.Prefix) error
-	ConfirmShared(ctx context.Context, l kube.Lease) error
+	ShareBlocks(ctx context.Context, blocks []netip.Prefix) error
+	ConfirmShared(ctx context.Context, declared []kube.Lease) error
 	Unshare(ctx context.Context, l kube.Lease) error
 }
 
 // addressAPI is where single addresses are leased (kube.NodeClient).
 type addressAPI interface {
-	ClaimAddress(ctx context.Context, c share.Claim) (kube.Lease, error)
+	ClaimAddresses(ctx context.Context, claims []share.Claim) []kube.Claimed
 	TakeAddress(ctx context.Context, l kube.Lease) (kube.Lease, error)
 	ReleaseAddress(ctx context.Context, l kube.Lease) error
 	AnswerAddress(ctx context.Context, a share.Answer) error
@@ -282,24 +282,16 @@ func (s *sharer) do(ctx context.Context, d share.Decision) (acted bool, err erro
 			call("answer", func(ctx context.Context) error { return s.api.AnswerAddress(ctx, a) })
 		}
 	}
-	for _, l := range d.LetGo {
-		gone, err := s.book.WithdrawAddress(l.Prefix)
-		if errs = append(errs, err); gone {
-			s.leave(l)
-			call("release address", func(ctx context.Context) error { return s.api.ReleaseAddress(ctx, l) })
-		}
-	}
-	for _, l := range d.Drop {
-		call("release address", func(ctx context.Context) error { return s.api.ReleaseAddress(ctx, l) })
-	}
+	released, err := s.release(ctx, d)
+	acted, errs = acted || released, append(errs, err)
 	for _, l := range d.Unshare {
 		call("unshare", func(ctx context.Context) error { return s.api.Unshare(ctx, l) })
 	}
-	for _, l := range d.Confirm {
-		call("share", func(ctx context.Context) error { return s.api.ConfirmShared(ctx, l) })
+	if len(d.Confirm) > 0 {
+		call("share", func(ctx context.Context) error { return s.api.ConfirmShared(ctx, d.Confirm) })
 	}
-	for _, p := range d.Share {
-		call("share", func(ctx context.Context) error { return s.api.ShareBlock(ctx, p) })
+	if len(d.Share) > 0 {
+		call("share", func(ctx context.Context) error { return s.api.ShareBlocks(ctx, d.Share) })
 	}
 	claimed, err := s.claim(ctx, d)
 	return acted || claimed, errors.Join(errors.Join(errs...), err)
@@ -312,52 +304,122 @@ func (s *sharer) hold(l kube.Lease) {
 	s.memory.Hold(l)
 }
 
-func (s *sharer) leave(l kube.Lease) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.memory.Leave(l, time.Now())
+const (
+	// callsAtOnce bounds the calls about single addresses that are under way at
+	// the same time, of batches of claims as well.
+	callsAtOnce = 8
+	// claimsInBatch are the claims that are made before any of them is used.
+	claimsInBatch = 32
+)
+
+// calls are several calls at the same time, and what came of them.
+type calls struct {
+	group errgroup.Group
+	mu    sync.Mutex
+	acted bool
+	errs  []error
 }
 
-// claimsAtOnce bounds the calls that lease addresses at the same time.
-const claimsAtOnce = 8
+func newCalls(atOnce int) *calls {
+	c := &calls{}
+	c.group.SetLimit(atOnce)
+	return c
+}
 
-// claim leases addresses. That another node is faster is no error: another
-// address is looked for at once.
-func (s *sharer) claim(ctx context.Context, d share.Decision) (acted bool, err error) {
-	var group errgroup.Group
-	group.SetLimit(claimsAtOnce)
-	var mu sync.Mutex
-	one := func(a netip.Addr, do func(context.Context) (kube.Lease, error)) {
-		group.Go(func() error {
+// note says what came of one of them; it may be called by each.
+func (c *calls) note(err error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.acted = c.acted || err == nil
+	c.errs = append(c.errs, err)
+}
+
+// wait reports whether one of them did something, and what failed.
+func (c *calls) wait() (acted bool, err error) {
+	_ = c.group.Wait()
+	return c.acted, errors.Join(c.errs...)
+}
+
+// release gives back addresses that no pod has, once no pod can get them any more.
+func (s *sharer) release(ctx context.Context, d share.Decision) (acted bool, err error) {
+	if len(d.LetGo)+len(d.Drop) == 0 {
+		return false, nil
+	}
+	singles := make([]netip.Addr, len(d.LetGo))
+	for i, l := range d.LetGo {
+		singles[i] = l.Address()
+	}
+	gone, err := s.book.WithdrawAddresses(singles)
+	leaving := slices.DeleteFunc(slices.Clone(d.LetGo), func(l kube.Lease) bool { return !slices.Contains(gone, l.Address()) })
+	s.leave(leaving)
+	c := newCalls(callsAtOnce)
+	c.errs = append(c.errs, err)
+	for _, l := range slices.Concat(leaving, d.Drop) {
+		c.group.Go(func() error {
 			ctx, cancel := context.WithTimeout(ctx, s.config.timing.call)
 			defer cancel()
-			l, err := do(ctx)
-			s.metrics.lease("claim address", err)
-			s.mu.Lock()
-			defer s.mu.Unlock()
-			switch {
-			case err == nil:
-				s.memory.Hold(l)
-				mu.Lock()
-				acted = true
-				mu.Unlock()
-				return nil
-			case kube.IsTaken(err):
-				s.memory.Lose(a, time.Now())
-				s.more()
-				return nil
-			}
-			return err
+			err := s.api.ReleaseAddress(ctx, l)
+			s.metrics.lease("release address", err)
+			c.note(err)
+			return nil
 		})
 	}
+	return c.wait()
+}
+
+func (s *sharer) leave(leases []kube.Lease) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, l := range leases {
+		s.memory.Leave(l, time.Now())
+	}
+}
+
+// claim leases addresses.
+func (s *sharer) claim(ctx context.Context, d share.Decision) (acted bool, err error) {
+	c := newCalls(callsAtOnce)
 	for _, l := range d.Take {
-		one(l.Address(), func(ctx context.Context) (kube.Lease, error) { return s.api.TakeAddress(ctx, l) })
+		c.group.Go(func() error {
+			ctx, cancel := context.WithTimeout(ctx, s.config.timing.call)
+			defer cancel()
+			made, err := s.api.TakeAddress(ctx, l)
+			s.claimed(c, l.Address(), kube.Claimed{Lease: made, Err: err})
+			return nil
+		})
 	}
-	for _, c := range d.Claim {
-		one(c.Address(), func(ctx context.Context) (kube.Lease, error) { return s.api.ClaimAddress(ctx, c) })
+	acted, err = c.wait()
+	for batch := range slices.Chunk(d.Claim, claimsInBatch) {
+		c := newCalls(1)
+		s.claimBatch(ctx, c, batch)
+		more, failed := c.wait()
+		acted, err = acted || more, errors.Join(err, failed)
 	}
-	err = group.Wait()
 	return acted, err
+}
+
+func (s *sharer) claimBatch(ctx context.Context, c *calls, batch []share.Claim) {
+	ctx, cancel := context.WithTimeout(ctx, s.config.timing.call)
+	defer cancel()
+	for i, got := range s.api.ClaimAddresses(ctx, batch) {
+		s.claimed(c, batch[i].Address(), got)
+	}
+}
+
+// claimed notes what came of a claim. That another node is faster is no error:
+// another address is looked for at once.
+func (s *sharer) claimed(c *calls, a netip.Addr, got kube.Claimed) {
+	s.metrics.lease("claim address", got.Err)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	switch {
+	case got.Err == nil:
+		s.memory.Hold(got.Lease)
+	case kube.IsTaken(got.Err):
+		s.memory.Lose(a, time.Now())
+		s.more()
+		return
+	}
+	c.note(got.Err)
 }
 
 // shareInput says what a decision about single addresses depends on.

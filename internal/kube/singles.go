@@ -5,7 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 
+	"golang.org/x/sync/errgroup"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/types"
@@ -33,57 +35,88 @@ func (c *NodeClient) LiveLeases(ctx context.Context) ([]Lease, error) {
 	return o.Leases(), nil
 }
 
-// ShareBlock declares a block shared, and confirms it once the API server's own
-// Nodes and leases are found to have no part of it; if they have, it is taken
-// back (ErrNotShareable). That another node has declared it is success: that
-// node goes on with it.
-func (c *NodeClient) ShareBlock(ctx context.Context, p netip.Prefix) error {
-	block := blockOf(Lease{Prefix: p, Generation: 1, Sharing: share.Declared})
-	block.Labels = map[string]string{v1alpha1.SharedLabel: ""}
-	switch err := c.api.Create(ctx, block); {
-	case apierrors.IsAlreadyExists(err):
+// ShareBlocks declares blocks shared, and confirms those that the API server's own
+// Nodes and leases, read after all are declared, are found to have no part of; the
+// others are taken back (ErrNotShareable). That another node has declared one is
+// success: that node goes on with it.
+func (c *NodeClient) ShareBlocks(ctx context.Context, blocks []netip.Prefix) error {
+	errs, declared := make([]error, len(blocks)), make([]*v1alpha1.AddressBlock, len(blocks))
+	var calls errgroup.Group
+	calls.SetLimit(callsAtOnce)
+	for i, p := range blocks {
+		declared[i] = blockOf(Lease{Prefix: p, Generation: 1, Sharing: share.Declared})
+		declared[i].Labels = map[string]string{v1alpha1.SharedLabel: ""}
+		calls.Go(func() error { errs[i] = c.api.Create(ctx, declared[i]); return nil })
+	}
+	_ = calls.Wait()
+	var mine []Lease
+	for i, p := range blocks {
+		switch err := errs[i]; {
+		case apierrors.IsAlreadyExists(err):
+			errs[i] = nil
+		case err != nil:
+			errs[i] = fmt.Errorf("share block %s: %w", p, err)
+		default:
+			l, _ := leaseOf(declared[i])
+			mine = append(mine, l)
+		}
+	}
+	return errors.Join(errors.Join(errs...), c.ConfirmShared(ctx, mine))
+}
+
+// ConfirmShared is the second half of ShareBlocks.
+func (c *NodeClient) ConfirmShared(ctx context.Context, declared []Lease) error {
+	if len(declared) == 0 {
 		return nil
-	case err != nil:
-		return fmt.Errorf("share block %s: %w", p, err)
 	}
-	l, _ := leaseOf(block)
-	return c.ConfirmShared(ctx, l)
-}
-
-// ConfirmShared is the second half of ShareBlock.
-func (c *NodeClient) ConfirmShared(ctx context.Context, l Lease) error {
-	owner, err := c.ownerIn(ctx, l.Prefix)
+	owned, err := c.owned(ctx)
 	if err != nil {
-		return fmt.Errorf("share block %s: %w", l.Prefix, err)
+		return fmt.Errorf("share block %s: %w", declared[0].Prefix, err)
 	}
-	if owner != "" {
-		return errors.Join(fmt.Errorf("share block %s: %w: %s", l.Prefix, ErrNotShareable, owner), c.Unshare(ctx, l))
+	errs := make([]error, len(declared))
+	var calls errgroup.Group
+	calls.SetLimit(callsAtOnce)
+	for i, l := range declared {
+		calls.Go(func() error {
+			at := slices.IndexFunc(owned, func(o ownedRange) bool { return o.prefix.Overlaps(l.Prefix) })
+			if at >= 0 {
+				errs[i] = errors.Join(fmt.Errorf("share block %s: %w: %s", l.Prefix, ErrNotShareable, owned[at].how), c.Unshare(ctx, l))
+				return nil
+			}
+			l.Sharing = share.Confirmed
+			errs[i] = c.change(ctx, "share block", l)
+			return nil
+		})
 	}
-	l.Sharing = share.Confirmed
-	return c.change(ctx, "share block", l)
+	_ = calls.Wait()
+	return errors.Join(errs...)
 }
 
-// ownerIn says which node owns a part of a range, "" if none does.
-func (c *NodeClient) ownerIn(ctx context.Context, p netip.Prefix) (string, error) {
+// ownedRange is a podCIDR or a lease of a node's, and how that is said.
+type ownedRange struct {
+	prefix netip.Prefix
+	how    string
+}
+
+// owned reads what nodes own from the API server itself.
+func (c *NodeClient) owned(ctx context.Context) (out []ownedRange, err error) {
 	var nodes corev1.NodeList
 	if err := c.api.List(ctx, &nodes); err != nil {
-		return "", fmt.Errorf("read the nodes: %w", err)
+		return nil, fmt.Errorf("read the nodes: %w", err)
 	}
 	for i := range nodes.Items {
 		n := planNode(&nodes.Items[i])
-		for _, own := range n.NodeCIDRs {
-			if own.Overlaps(p) {
-				return fmt.Sprintf("%s is the podCIDR of node %s", own, n.Name), nil
-			}
+		for _, p := range n.NodeCIDRs {
+			out = append(out, ownedRange{p, fmt.Sprintf("%s is the podCIDR of node %s", p, n.Name)})
 		}
 	}
 	leases, err := c.LiveLeases(ctx)
 	for _, l := range leases {
-		if l.Sharing == "" && !l.IsSingle() && l.Prefix.Overlaps(p) {
-			return fmt.Sprintf("%s is leased to node %s", l.Prefix, l.Node), nil
+		if l.Sharing == "" && !l.IsSingle() {
+			out = append(out, ownedRange{l.Prefix, fmt.Sprintf("%s is leased to node %s", l.Prefix, l.Node)})
 		}
 	}
-	return "", err
+	return out, err
 }
 
 // Unshare takes a declaration back.
@@ -91,34 +124,64 @@ func (c *NodeClient) Unshare(ctx context.Context, l Lease) error {
 	return c.remove(ctx, "take back shared block", l)
 }
 
-// ClaimAddress leases a single address. If it is of a shared block, the lease
-// holds only if the block is shared still once it is made. IsTaken tells that
-// another node was first. After any other error it is not this node's, whatever
-// the API server then shows.
-func (c *NodeClient) ClaimAddress(ctx context.Context, claim share.Claim) (Lease, error) {
+// Claimed is what came of a claim: the lease, or why there is none.
+type Claimed struct {
+	Lease Lease
+	Err   error
+}
+
+// callsAtOnce bounds the calls of one batch that are under way together.
+const callsAtOnce = 8
+
+// ClaimAddresses leases single addresses, and says of each claim, in their order,
+// what came of it. Those of a shared block hold only if the block is shared still
+// once they are made, which is asked once for all of them. IsTaken tells that
+// another node was first. After any other error an address is not this node's,
+// whatever the API server then shows.
+func (c *NodeClient) ClaimAddresses(ctx context.Context, claims []share.Claim) []Claimed {
+	out, blocks := make([]Claimed, len(claims)), make([]*v1alpha1.AddressBlock, len(claims))
 	uid, err := c.nodeUID()
-	if err != nil {
-		return Lease{}, fmt.Errorf("lease address %s: %w", claim.Address(), err)
-	}
-	claim.Node, claim.NodeUID = c.node, uid
-	block := blockOf(claim.Lease)
-	switch err := c.api.Create(ctx, block); {
-	case apierrors.IsAlreadyExists(err):
-		return Lease{}, &TakenError{Prefix: claim.Prefix, Node: "another"}
-	case err != nil:
-		return Lease{}, fmt.Errorf("lease address %s: %w", claim.Address(), err)
-	}
-	if claim.From == "" {
-		var within v1alpha1.AddressBlock
-		err := c.api.Get(ctx, client.ObjectKey{Name: v1alpha1.BlockName(claim.Within)}, &within)
-		if err == nil && within.Spec.Sharing != v1alpha1.SharingConfirmed {
-			err = fmt.Errorf("block %s is shared no more", claim.Within)
+	var calls errgroup.Group
+	calls.SetLimit(callsAtOnce)
+	for i, claim := range claims {
+		if out[i].Err = err; err != nil {
+			continue
 		}
-		if err != nil {
-			return Lease{}, errors.Join(fmt.Errorf("lease address %s: %w", claim.Address(), err), client.IgnoreNotFound(c.api.Delete(ctx, block, client.Preconditions{UID: &block.UID})))
+		claim.Node, claim.NodeUID = c.node, uid
+		blocks[i] = blockOf(claim.Lease)
+		calls.Go(func() error { out[i].Err = c.api.Create(ctx, blocks[i]); return nil })
+	}
+	_ = calls.Wait()
+	shared := map[netip.Prefix]error{}
+	for i, claim := range claims {
+		if _, asked := shared[claim.Within]; !asked && out[i].Err == nil && claim.From == "" {
+			shared[claim.Within] = c.stillShared(ctx, claim.Within)
 		}
 	}
-	return c.hold(block), nil
+	for i, claim := range claims {
+		if out[i].Err == nil && claim.From == "" && shared[claim.Within] != nil {
+			out[i].Err = errors.Join(shared[claim.Within], client.IgnoreNotFound(c.api.Delete(ctx, blocks[i], client.Preconditions{UID: &blocks[i].UID})))
+		}
+		switch err := out[i].Err; {
+		case err == nil:
+			out[i].Lease = c.hold(blocks[i])
+		case apierrors.IsAlreadyExists(err):
+			out[i].Err = &TakenError{Prefix: claim.Prefix, Node: "another"}
+		default:
+			out[i].Err = fmt.Errorf("lease address %s: %w", claim.Address(), err)
+		}
+	}
+	return out
+}
+
+// stillShared fails if the API server does not say that a block is shared.
+func (c *NodeClient) stillShared(ctx context.Context, block netip.Prefix) error {
+	var within v1alpha1.AddressBlock
+	err := c.api.Get(ctx, client.ObjectKey{Name: v1alpha1.BlockName(block)}, &within)
+	if err == nil && within.Spec.Sharing != v1alpha1.SharingConfirmed {
+		err = fmt.Errorf("block %s is shared no more", block)
+	}
+	return err
 }
 
 // TakeAddress makes an address that is kept for a pod, and that no node holds,

@@ -44,6 +44,12 @@ func leaseIn(t *testing.T, c *NodeClient, p netip.Prefix, fits func(Lease) bool)
 	return found
 }
 
+func claimOne(t *testing.T, c *NodeClient, claim share.Claim) (Lease, error) {
+	t.Helper()
+	got := c.ClaimAddresses(t.Context(), []share.Claim{claim})
+	return got[0].Lease, got[0].Err
+}
+
 func remains(t *testing.T, c client.Client, p netip.Prefix) bool {
 	t.Helper()
 	err := c.Get(t.Context(), client.ObjectKey{Name: v1alpha1.BlockName(p)}, &v1alpha1.AddressBlock{})
@@ -66,11 +72,11 @@ func TestSingleAddressesAtTheAPIServer(t *testing.T) {
 	}()
 	claim := share.Claim{Lease: Lease{Prefix: address, Generation: 1, Pool: "AddressPool/p",
 		KeptFor: share.Kept{Namespace: "d", Pod: "web-0", StatefulSet: "web", UID: "u"}}, Within: block}
-	if _, err := a.ClaimAddress(t.Context(), claim); err == nil || remains(t, c, address) {
+	if _, err := claimOne(t, a, claim); err == nil || remains(t, c, address) {
 		t.Errorf("of a block that is not shared: %v", err)
 	}
 	for _, n := range []*NodeClient{a, b} {
-		if err := n.ShareBlock(t.Context(), block); err != nil {
+		if err := n.ShareBlocks(t.Context(), []netip.Prefix{block}); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -83,10 +89,10 @@ func TestSingleAddressesAtTheAPIServer(t *testing.T) {
 	if remains(t, c, netip.MustParsePrefix("10.61.0.0/25")) {
 		t.Error("a lease around a shared block stays")
 	}
-	if _, err := a.ClaimAddress(t.Context(), claim); err != nil {
+	if _, err := claimOne(t, a, claim); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := b.ClaimAddress(t.Context(), claim); !IsTaken(err) {
+	if _, err := claimOne(t, b, claim); !IsTaken(err) {
 		t.Errorf("two nodes lease one address: %v", err)
 	}
 	held := leaseIn(t, b, address, func(l Lease) bool { return l.Node == "single-a" })
@@ -114,6 +120,35 @@ func TestSingleAddressesAtTheAPIServer(t *testing.T) {
 	}
 }
 
+// TestManyClaimsAtOnce: each claim of a batch stands for itself: one of a block that
+// is not shared, or of an address that another node has, takes none of the others
+// with it, and what is no lease remains none.
+func TestManyClaimsAtOnce(t *testing.T) {
+	c := admin(t)
+	a, b := twoNodes(t, "batch-a", "batch-b")
+	shared, not := netip.MustParsePrefix("10.64.0.0/26"), netip.MustParsePrefix("10.64.1.0/26")
+	if err := a.ShareBlocks(t.Context(), []netip.Prefix{shared}); err != nil {
+		t.Fatal(err)
+	}
+	var claims []share.Claim
+	for i, block := range []netip.Prefix{shared, not, shared, shared} {
+		p := netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 64, block.Addr().As4()[2], byte(i)}), 32)
+		claims = append(claims, share.Claim{Lease: Lease{Prefix: p, Generation: 1, Pool: "AddressPool/p"}, Within: block})
+	}
+	if _, err := claimOne(t, b, claims[2]); err != nil {
+		t.Fatal(err)
+	}
+	for i, got := range a.ClaimAddresses(t.Context(), claims) {
+		fine := map[int]bool{0: got.Err == nil, 1: got.Err != nil && !IsTaken(got.Err), 2: IsTaken(got.Err), 3: got.Err == nil}[i]
+		if !fine || got.Err == nil && (got.Lease.Prefix != claims[i].Prefix || got.Lease.Node != "batch-a") {
+			t.Errorf("claim %d: %+v", i, got)
+		}
+		if there := remains(t, c, claims[i].Prefix); there != (i != 1) {
+			t.Errorf("claim %d is there: %v", i, there)
+		}
+	}
+}
+
 // TestBlocksOfNodesAreNotShared: what a podCIDR or a lease has a part of.
 func TestBlocksOfNodesAreNotShared(t *testing.T) {
 	c := admin(t)
@@ -126,7 +161,7 @@ func TestBlocksOfNodesAreNotShared(t *testing.T) {
 	}
 	for _, p := range []string{"10.62.0.0/26", "10.62.1.64/26"} {
 		block := netip.MustParsePrefix(p)
-		if err := a.ShareBlock(t.Context(), block); !errors.Is(err, ErrNotShareable) || remains(t, c, block) {
+		if err := a.ShareBlocks(t.Context(), []netip.Prefix{block}); !errors.Is(err, ErrNotShareable) || remains(t, c, block) {
 			t.Errorf("%s is shared: %v", p, err)
 		}
 	}
@@ -140,7 +175,7 @@ func TestAskedAddress(t *testing.T) {
 	c := admin(t)
 	a, b := twoNodes(t, "asked-a", "asked-b")
 	address := netip.MustParsePrefix("10.63.0.5/32")
-	if _, err := a.ClaimAddress(t.Context(), share.Claim{Lease: Lease{Prefix: address, Generation: 1, From: "asked-b"}}); err != nil {
+	if _, err := claimOne(t, a, share.Claim{Lease: Lease{Prefix: address, Generation: 1, From: "asked-b"}}); err != nil {
 		t.Fatal(err)
 	}
 	asked := leaseIn(t, b, address, func(l Lease) bool { return l.From == "asked-b" && !l.Usable() })

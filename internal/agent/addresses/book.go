@@ -260,15 +260,23 @@ func (b *Book) Withdraw(block netip.Prefix) (gone, news bool) {
 	return gone, gone && news
 }
 
-// WithdrawAddress is Withdraw for a single address, which another node may give
-// at once: nothing of its last pod is left here then.
-func (b *Book) WithdrawAddress(single netip.Prefix) (bool, error) {
+// WithdrawAddresses is Withdraw for single addresses, which other nodes may give
+// at once: nothing of their last pods is left here then. It returns those that no
+// pod holds.
+func (b *Book) WithdrawAddresses(singles []netip.Addr) (gone []netip.Addr, err error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if err := b.reapedFirst([]netip.Addr{single.Addr()}); err != nil {
-		return false, err
+	if err := b.reapedFirst(singles); err != nil {
+		return nil, err
 	}
-	return b.withdraw(single), nil
+	for _, a := range singles {
+		if _, held := b.allocator.Lookup(a); !held {
+			b.withdrawn[netip.PrefixFrom(a, a.BitLen())] = true
+			gone = append(gone, a)
+		}
+	}
+	b.useRanges()
+	return gone, nil
 }
 
 func (b *Book) withdraw(block netip.Prefix) bool {

@@ -287,7 +287,7 @@ func TestFree(t *testing.T) {
 		barred := cidr.Aggregate([]netip.Prefix{netip.MustParsePrefix("10.244.0.16/29")})
 		taken := map[netip.Addr]bool{}
 		for n := range 70 {
-			a, ok := pool.Free(ranges, func(a netip.Addr) bool { return taken[a] }, barred, rapid.StringN(0, 3, 3).Draw(t, "seed"))
+			a, ok := pool.Free(ranges, func(a netip.Addr) bool { return taken[a] }, barred, netip.AddrFrom4([4]byte{10, 244, 0, rapid.ByteRange(0, 70).Draw(t, "begin")}))
 			if !ok {
 				want := 0
 				for _, r := range cidr.Subtract(ranges, barred) {
@@ -317,7 +317,32 @@ func TestHugeRanges(t *testing.T) {
 	if p.Size() != ^uint64(0) {
 		t.Errorf("its size is %d", p.Size())
 	}
-	if a, ok := pool.Free(p.Ranges, func(netip.Addr) bool { return false }, nil, "node"); !ok || !p.Contains(a) {
+	for part := range 7 {
+		if a := pool.Place(p.Ranges, part, 7); !p.Contains(a) {
+			t.Errorf("part %d begins at %s", part, a)
+		}
+	}
+	if a, ok := pool.Free(p.Ranges, func(netip.Addr) bool { return false }, nil, pool.Place(p.Ranges, 3, 7)); !ok || !p.Contains(a) {
 		t.Errorf("%s, %t", a, ok)
+	}
+}
+
+// TestPlace: the parts of ranges are even, whatever prefixes the ranges are, and
+// what is looked for in one begins there.
+func TestPlace(t *testing.T) {
+	ranges := cidr.FromRange(netip.MustParseAddr("10.0.0.1"), netip.MustParseAddr("10.0.1.44")) // 300
+	nobody := func(netip.Addr) bool { return false }
+	for part, want := range []string{"10.0.0.1", "10.0.0.61", "10.0.0.121", "10.0.0.181", "10.0.0.241"} {
+		place := pool.Place(ranges, part, 5)
+		if a, ok := pool.Free(ranges, nobody, nil, place); place.String() != want || a != place || !ok {
+			t.Errorf("part %d begins at %s, and free is %s; want %s", part, place, a, want)
+		}
+	}
+	last, _ := pool.Free(ranges, func(a netip.Addr) bool { return a != netip.MustParseAddr("10.0.0.60") }, nil, netip.MustParseAddr("10.0.0.61"))
+	if last.String() != "10.0.0.60" {
+		t.Errorf("the only free one is found as %s", last)
+	}
+	if a := pool.Place(nil, 0, 1); a.IsValid() {
+		t.Errorf("of no range: %s", a)
 	}
 }

@@ -14,7 +14,7 @@ import (
 
 // Decide compares what the node holds with what its pods wait for.
 func Decide(in Input) Decision {
-	d := &decider{Input: in, singles: map[netip.Addr]Lease{}, kept: map[Kept][]Lease{}, matched: map[netip.Addr]bool{}}
+	d := &decider{Input: in, singles: map[netip.Addr]Lease{}, kept: map[Kept][]Lease{}, matched: map[netip.Addr]bool{}, coming: map[netip.Prefix]uint64{}}
 	d.Wait = map[string]string{}
 	d.sort()
 	d.answer()
@@ -39,6 +39,10 @@ type decider struct {
 	// taken is what single addresses cannot be made shared of: blocks, podCIDRs.
 	taken   []netip.Prefix
 	matched map[netip.Addr]bool // own addresses that a need will have
+	// coming maps a block that is being shared -> how many needs count on it.
+	coming map[netip.Prefix]uint64
+	part   int // which part of a pool this node begins in, of parts; see place
+	parts  int // 0 while that is not known
 }
 
 // sort brings the leases into order.
@@ -214,8 +218,8 @@ func (d *decider) pick(n Need) string {
 	}
 	for _, avoid := range []bool{true, false} {
 		for _, p := range n.Pools {
-			free := both(ofFamily(d.Pools[p], n.Family), d.confirmed)
-			if a, ok := pool.Free(free, func(a netip.Addr) bool { return taken(a) || avoid && d.Avoid(a) }, d.Reserved, d.Node); ok {
+			ranges := ofFamily(d.Pools[p], n.Family)
+			if a, ok := pool.Free(both(ranges, d.confirmed), func(a netip.Addr) bool { return taken(a) || avoid && d.Avoid(a) }, d.Reserved, d.place(ranges)); ok {
 				d.claim(n, a, p, "")
 				return ""
 			}
@@ -248,20 +252,84 @@ func (d *decider) claim(n Need, a netip.Addr, p, from string) {
 	d.matched[a] = true
 }
 
-// shareOf shares a block of the ranges, if one is left that is nobody's.
+// place is where this node begins to look in ranges that all nodes share. Each
+// node has a part of its own, so that nodes whose pods start at the same time
+// neither share the same blocks nor lease the same addresses; who needs more goes
+// on into the next part. Nodes that know of different nodes get in each other's
+// way, and no more than that.
+func (d *decider) place(ranges []netip.Prefix) netip.Addr {
+	if d.parts == 0 {
+		nodes := map[string]bool{d.Node: true}
+		for _, r := range d.Ranges {
+			nodes[r.Node] = true
+		}
+		for node := range nodes {
+			if d.parts++; node < d.Node {
+				d.part++
+			}
+		}
+	}
+	return pool.Place(ranges, d.part, d.parts)
+}
+
+// sharedAtOnce bounds the blocks that one decision shares.
+const sharedAtOnce = 16
+
+// shareOf shares as many blocks of the ranges as the needs until now take, if
+// some are left that are nobody's.
 func (d *decider) shareOf(ranges []netip.Prefix) bool {
 	for _, l := range d.Leases {
-		if l.Sharing == Declared && slices.ContainsFunc(ranges, l.Prefix.Overlaps) {
+		if l.Sharing == Declared && d.countOn(l.Prefix, ranges) {
 			d.goOn(l)
 			return true
 		}
 	}
-	for _, p := range cidr.Subtract(ranges, slices.Concat(d.taken, d.Reserved)) {
-		if d.share(p.Addr()) == "" {
+	for _, p := range d.Share {
+		if d.countOn(p, ranges) {
+			return true
+		}
+	}
+	left := cidr.Subtract(ranges, slices.Concat(d.taken, d.Reserved, d.Share))
+	if len(left) == 0 || len(d.Share) >= sharedAtOnce {
+		return d.comes(ranges)
+	}
+	place := d.place(ranges)
+	first := pool.At(left, place)
+	for i := range left {
+		a := left[(first+i)%len(left)].Addr()
+		if i == 0 && left[first].Contains(place) {
+			a = place
+		}
+		if before := len(d.Share); d.share(a) == "" && len(d.Share) > before {
+			return d.countOn(d.Share[before], ranges)
+		}
+	}
+	return d.comes(ranges)
+}
+
+// comes reports whether some of the ranges are being shared: when that is done,
+// there is more to say.
+func (d *decider) comes(ranges []netip.Prefix) bool {
+	for block := range d.coming {
+		if slices.ContainsFunc(ranges, block.Overlaps) {
 			return true
 		}
 	}
 	return false
+}
+
+// countOn lets a need count on a block that is being shared, if it has an address
+// of the ranges for it.
+func (d *decider) countOn(block netip.Prefix, ranges []netip.Prefix) bool {
+	var size uint64
+	for _, p := range both(cidr.Subtract(ranges, d.Reserved), []netip.Prefix{block}) {
+		size += cidr.Size(p)
+	}
+	if d.coming[block] >= size {
+		return false
+	}
+	d.coming[block]++
+	return true
 }
 
 // goOn confirms a declaration that whoever made it seems to have left.

@@ -166,6 +166,9 @@ func (m *Memory) Track(node string, shown []Lease, held func(netip.Addr) bool, n
 	idle, declared := map[netip.Addr]Idle{}, map[netip.Prefix]time.Time{}
 	for _, l := range shown {
 		a := l.Address()
+		if l.IsSingle() && l.Node != node {
+			delete(m.lost, a) // it is seen whose it is, and will be seen when it is free
+		}
 		switch {
 		case l.Sharing == Declared:
 			declared[l.Prefix] = since(m.declared[l.Prefix], now)

@@ -1,0 +1,107 @@
+package share_test
+
+import (
+	"fmt"
+	"net/netip"
+	"testing"
+
+	"ropeway.dev/ropeway/internal/ipam"
+	"ropeway.dev/ropeway/internal/ipam/share"
+	"ropeway.dev/ropeway/internal/plan/cidr"
+)
+
+// crowd is a pool of 300 addresses, and five nodes each of which has pods that
+// wait for 60 of them.
+func crowd(node int, leases []share.Lease) share.Decision {
+	in := share.Input{Node: fmt.Sprintf("node-%d", node), PodCIDRs: []netip.Prefix{netip.MustParsePrefix("10.0.0.0/16")}, Bits: map[ipam.Family]int{ipam.IPv4: 26},
+		Pools:  map[string][]netip.Prefix{"P": cidr.FromRange(netip.MustParseAddr("10.0.0.1"), netip.MustParseAddr("10.0.1.44"))},
+		Leases: leases, Avoid: func(netip.Addr) bool { return false }, Lost: func(netip.Addr) (string, bool) { return "", false },
+		Holder: func(netip.Addr) string { return "" }}
+	for i := range 5 {
+		in.Ranges = append(in.Ranges, share.Range{Prefix: netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 0, byte(100 + i), 0}), 24), Node: fmt.Sprintf("node-%d", i), NodeCIDR: true})
+	}
+	for i := range 60 {
+		in.Needs = append(in.Needs, share.Need{ID: fmt.Sprint(i), Family: ipam.IPv4, Pools: []string{"P"}})
+	}
+	return share.Decide(in)
+}
+
+// TestManyNodesAtOnce: nodes whose pods start together are in nobody's way, though
+// none of them knows of the others' pods: they share the blocks of the pool
+// between them, and lease different addresses.
+func TestManyNodesAtOnce(t *testing.T) {
+	shared, claimed := map[netip.Prefix]int{}, map[netip.Addr]int{}
+	for node := range 5 {
+		d := crowd(node, nil)
+		for _, p := range d.Share {
+			shared[p]++
+		}
+		if len(d.Share) == 0 || len(d.Wait) > 0 {
+			t.Errorf("node %d shares %v; %v", node, d.Share, d.Wait)
+		}
+	}
+	if len(shared) < 4 { // two parts of 60 begin in one block of 64
+		t.Errorf("the nodes share %v", shared)
+	}
+	var all []share.Lease
+	for i := range 5 {
+		all = append(all, share.Lease{Prefix: netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 0, byte(i / 4), byte(i % 4 * 64)}), 26), Sharing: share.Confirmed})
+	}
+	for node := range 5 {
+		for _, c := range crowd(node, all).Claim {
+			if other, twice := claimed[c.Address()]; twice {
+				t.Errorf("nodes %d and %d both claim %s", other, node, c.Address())
+			}
+			claimed[c.Address()] = node
+		}
+	}
+	if len(claimed) != 300 {
+		t.Errorf("%d addresses are claimed, want all", len(claimed))
+	}
+}
+
+// TestAsManyBlocksAsNeeded: what pods wait for is shared in one step, and no more
+// than that; also what is being shared already counts.
+func TestAsManyBlocksAsNeeded(t *testing.T) {
+	d := crowd(0, []share.Lease{{Prefix: netip.MustParsePrefix("10.0.0.64/26"), Sharing: share.Declared}})
+	if len(d.Share) != 0 || len(d.Wait) > 0 {
+		t.Errorf("64 are being shared for 60, and %v more; %v", d.Share, d.Wait)
+	}
+	m := quiet(t, false)
+	for i := range 6 { // the pool has 4 in one block, and 1 in another
+		m.wants("a", fmt.Sprint(i), "P")
+	}
+	for range 3 {
+		m.passNow(m.peers["a"])
+	}
+	m.holds(t, "a", 5)
+}
+
+// TestLostUntilSeen: an address that another node was faster to lease is tried
+// again as soon as that node was seen to have given it back.
+func TestLostUntilSeen(t *testing.T) {
+	m := quiet(t, false)
+	m.shareP()
+	for _, pod := range []string{"1", "2", "3", "4"} { // with first's, all of P
+		m.wants("a", pod, "P")
+	}
+	a, b := m.peers["a"], m.peers["b"]
+	m.passNow(b)
+	for range 6 {
+		m.passNow(a)
+	}
+	m.holds(t, "a", 5)
+	m.wants("b", "late", "P")
+	for range 5 {
+		m.pass(b) // by what it saw before, it loses all of them
+	}
+	m.passNow(b)
+	delete(a.pods, "2")
+	m.passNow(a)
+	m.now = m.now.Add(share.Rest)
+	m.passNow(a)
+	for range 2 {
+		m.passNow(b)
+	}
+	m.holds(t, "b", 1)
+}
