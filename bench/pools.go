@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
-	"os"
 	"path/filepath"
 	"runtime"
 	"time"
@@ -34,12 +33,11 @@ type poolNode struct {
 
 // pools measures what the number and the size of pools cost: the choice of a pool,
 // an address of it, and the line in the journal, by the agent's own code.
-func (b *bench) pools(ctx context.Context) (err error) {
-	dir, err := os.MkdirTemp("", "rwbench-pools-")
-	if err != nil {
-		return fmt.Errorf("make a directory: %w", err)
-	}
-	defer os.RemoveAll(dir)
+func (b *bench) pools(ctx context.Context) error {
+	return inDirectory("pools", func(dir string) error { return b.poolsIn(ctx, dir) })
+}
+
+func (b *bench) poolsIn(ctx context.Context, dir string) (err error) {
 	names := []string{"few", "many", "small", "large", "ipv6"}
 	nodes := map[string]*poolNode{}
 	defer func() {

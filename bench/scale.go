@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"maps"
-	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -18,7 +17,6 @@ import (
 	"ropeway.dev/ropeway/bench/scale"
 	"ropeway.dev/ropeway/internal/controller/routes"
 	"ropeway.dev/ropeway/internal/plan"
-	"ropeway.dev/ropeway/test/apiserver"
 )
 
 // The two sizes of cluster that the claims are about.
@@ -91,26 +89,19 @@ func chooseReal(small int) realNodes {
 }
 
 // scale measures controller and agents in clusters of thousands of nodes.
-func (b *bench) scale(ctx context.Context) (err error) {
-	dir, err := os.MkdirTemp("", "rwbench-scale-")
-	if err != nil {
-		return fmt.Errorf("make a directory: %w", err)
-	}
-	defer os.RemoveAll(dir)
-	s := &scaleRun{bench: b, small: b.nodes[0], large: b.nodes[1], real: chooseReal(b.nodes[0])}
-	if s.hosts, err = scale.LayHosts(ctx, b.name+"-scale", s.real.all()); err != nil {
+func (b *bench) scale(ctx context.Context) error {
+	real := chooseReal(b.nodes[0])
+	return b.onBed(ctx, "scale", real.all(), func(on bed) error {
+		s := &scaleRun{bench: b, small: b.nodes[0], large: b.nodes[1], real: real, hosts: on.hosts}
+		return s.playAll(ctx, on)
+	})
+}
+
+func (s *scaleRun) playAll(ctx context.Context, on bed) (err error) {
+	if s.cfg, err = on.server.Config(); err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, s.hosts.Down()) }()
-	server, err := apiserver.Start(ctx)
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, server.Stop()) }()
-	if s.cfg, err = server.Config(); err != nil {
-		return err
-	}
-	if s.access, err = scale.NewAccess(s.cfg, filepath.Join(s.programs, "ropeway"), dir); err != nil {
+	if s.access, err = scale.NewAccess(s.cfg, filepath.Join(s.programs, "ropeway"), on.dir); err != nil {
 		return err
 	}
 	if s.cluster, err = scale.NewCluster(s.cfg); err != nil {

@@ -5,13 +5,13 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
-	"os"
 	"path/filepath"
 	"time"
 
 	"golang.org/x/sync/errgroup"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/rest"
 
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
@@ -40,6 +40,7 @@ const (
 type sharedRun struct {
 	*bench
 	api     client.Client
+	config  *rest.Config
 	hosts   *scale.Hosts
 	cluster *scale.Cluster
 	access  scale.Access
@@ -58,37 +59,25 @@ type sharedPod struct {
 }
 
 // shared measures how fast pods get addresses that any node may give.
-func (b *bench) shared(ctx context.Context) (err error) {
-	dir, err := os.MkdirTemp("", "rwbench-shared-")
-	if err != nil {
-		return fmt.Errorf("make a directory: %w", err)
-	}
-	defer os.RemoveAll(dir)
+func (b *bench) shared(ctx context.Context) error {
 	numbers := make([]int, b.sharedNodes)
 	for i := range numbers {
 		numbers[i] = i
 	}
-	s := &sharedRun{bench: b}
-	if s.hosts, err = scale.LayHosts(ctx, b.name+"-shared", numbers); err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, s.hosts.Down()) }()
-	server, err := apiserver.Start(ctx)
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, server.Stop()) }()
-	defer func() { err = errors.Join(err, s.stop()) }()
-	if err := s.start(ctx, server, dir); err != nil {
-		return err
-	}
-	for _, name := range []string{exactPool, sparePool} {
-		load := loadAverage()
-		if err := s.measure(ctx, name, load > 1.5); err != nil {
-			return fmt.Errorf("pool %s: %w", name, err)
+	return b.onBed(ctx, "shared", numbers, func(on bed) (err error) {
+		s := &sharedRun{bench: b, hosts: on.hosts}
+		defer func() { err = errors.Join(err, s.stop()) }()
+		if err := s.start(ctx, on.server, on.dir); err != nil {
+			return err
 		}
-	}
-	return nil
+		for _, name := range []string{exactPool, sparePool} {
+			load := loadAverage()
+			if err := s.measure(ctx, name, load > 1.5); err != nil {
+				return fmt.Errorf("pool %s: %w", name, err)
+			}
+		}
+		return nil
+	})
 }
 
 // start makes the cluster's objects and starts controller and agents.
@@ -97,6 +86,7 @@ func (s *sharedRun) start(ctx context.Context, server *apiserver.Server, dir str
 	if err != nil {
 		return err
 	}
+	s.config = cfg
 	cfg.QPS, cfg.Burst = 5000, 5000
 	if s.access, err = scale.NewAccess(cfg, filepath.Join(s.programs, "ropeway"), dir); err != nil {
 		return err
@@ -180,11 +170,17 @@ func (s *sharedRun) stop() error {
 func (s *sharedRun) measure(ctx context.Context, name string, loaded bool) error {
 	ctx, cancel := context.WithTimeout(ctx, sharedPatient)
 	defer cancel()
-	rates := map[string][]float64{}
-	note := func(phase string, took time.Duration) {
-		rate := float64(s.sharedPods) / took.Seconds()
-		rates[phase] = append(rates[phase], rate)
-		s.say("shared: pool %s, %d pods on %d nodes: %s: %s addresses/s", name, s.sharedPods, s.sharedNodes, phase, number(rate))
+	rates, calls := map[string][]float64{}, map[string][]float64{}
+	before, err := scale.LeaseCalls(ctx, s.config)
+	if err != nil {
+		return err
+	}
+	note := func(phase string, took time.Duration) error {
+		now, err := scale.LeaseCalls(ctx, s.config)
+		rate, each := float64(s.sharedPods)/took.Seconds(), (now-before)/float64(s.sharedPods)
+		rates[phase], calls[phase], before = append(rates[phase], rate), append(calls[phase], each), now
+		s.say("shared: pool %s, %d pods on %d nodes: %s: %s addresses/s, %s calls about leases for each", name, s.sharedPods, s.sharedNodes, phase, number(rate), number(each))
+		return err
 	}
 	pods, err := s.makePods(ctx, name, 0)
 	if err != nil {
@@ -194,7 +190,9 @@ func (s *sharedRun) measure(ctx context.Context, name string, loaded bool) error
 	if err != nil {
 		return err
 	}
-	note("create", took)
+	if err := note("create", took); err != nil {
+		return err
+	}
 	for turn := range sharedTurns {
 		next, err := s.makePods(ctx, name, turn+1)
 		if err != nil {
@@ -203,7 +201,9 @@ func (s *sharedRun) measure(ctx context.Context, name string, loaded bool) error
 		if took, err = s.play(ctx, pods, next); err != nil {
 			return err
 		}
-		note("again", took)
+		if err := note("again", took); err != nil {
+			return err
+		}
 		pods = next
 	}
 	began := time.Now()
@@ -213,10 +213,12 @@ func (s *sharedRun) measure(ctx context.Context, name string, loaded bool) error
 	if err != nil {
 		return err
 	}
-	note("delete", time.Since(began))
+	if err := note("delete", time.Since(began)); err != nil {
+		return err
+	}
 	for phase, values := range rates {
 		s.samples["shared."+phase+"."+name] = sample{values: values, loaded: loaded,
-			detail: fmt.Sprintf("%d pods on %d nodes, agents that are asked as the plugin asks them", s.sharedPods, s.sharedNodes)}
+			detail: fmt.Sprintf("%d pods on %d nodes, agents that are asked as the plugin asks them; %s calls of the API server about leases for each", s.sharedPods, s.sharedNodes, number(median(calls[phase])))}
 	}
 	return nil
 }

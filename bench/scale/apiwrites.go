@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"slices"
 	"strings"
 
 	"k8s.io/client-go/kubernetes/scheme"
@@ -14,6 +15,23 @@ import (
 // the kinds that Ropeway has to do with (not Leases, which say who leads):
 // "VERB resource" -> how often.
 func Writes(ctx context.Context, cfg *rest.Config) (map[string]float64, error) {
+	return requests(ctx, cfg, "POST PUT PATCH DELETE APPLY DELETECOLLECTION", "nodes nodenetworks clusternetworks addressblocks events secrets")
+}
+
+// LeaseCalls reads from the same place how often leases of addresses were asked
+// for one by one, made, changed and deleted.
+func LeaseCalls(ctx context.Context, cfg *rest.Config) (float64, error) {
+	all, err := requests(ctx, cfg, "GET POST PUT PATCH DELETE", "addressblocks")
+	total := 0.0
+	for _, n := range all {
+		total += n
+	}
+	return total, err
+}
+
+// requests counts those of the verbs about the resources, both listed with blanks
+// between them.
+func requests(ctx context.Context, cfg *rest.Config, verbs, resources string) (map[string]float64, error) {
 	plain := rest.CopyConfig(cfg)
 	plain.NegotiatedSerializer = scheme.Codecs.WithoutConversion()
 	plain.GroupVersion = &scheme.Scheme.PrioritizedVersionsAllGroups()[0]
@@ -30,10 +48,7 @@ func Writes(ctx context.Context, cfg *rest.Config) (map[string]float64, error) {
 	for key, n := range all {
 		labels, ok := strings.CutPrefix(key, "apiserver_request_total{")
 		verb, resource := label(labels, "verb"), label(labels, "resource")
-		if !ok || !strings.Contains(" POST PUT PATCH DELETE APPLY DELETECOLLECTION ", " "+verb+" ") {
-			continue
-		}
-		if strings.Contains(" nodes nodenetworks clusternetworks addressblocks events secrets ", " "+resource+" ") {
+		if ok && slices.Contains(strings.Fields(verbs), verb) && slices.Contains(strings.Fields(resources), resource) {
 			out[verb+" "+resource] += n
 		}
 	}
