@@ -24,6 +24,9 @@ CGO_ENABLED=1 go test -race -timeout 15m ./...
 step "the same files as a release after this one leaves and finds them"
 CGO_ENABLED=0 go test -tags ropeway_next ./internal/agent/laststate ./internal/cniwire ./internal/ipam/journal
 
+step "the crash schedule, from another random start"
+CGO_ENABLED=1 go test -race -count=1 -timeout 15m -v ./test/crash -crash.operations=75 -crash.most=30s
+
 step "the programs and the image"
 make --no-print-directory build
 make --no-print-directory image

@@ -38,7 +38,7 @@ var (
 // happens to a cluster at once.
 func TestCrashSchedule(t *testing.T) {
 	if *operations == 0 {
-		t.Skip("no operations: give -crash.operations (docs/development.md)")
+		t.Skip("no operations: give -crash.operations, as test/all.sh does (docs/development.md)")
 	}
 	netnstest.NeedRoot(t)
 	seed := *seedFlag
