@@ -112,7 +112,7 @@ func (n *node) run(ctx context.Context, changes <-chan struct{}) {
 		if next := n.moves.Next(); !next.IsZero() {
 			wait = min(wait, max(time.Until(next), 0))
 		}
-		if !n.sleep(ctx, wait, time.Since(now), changes) {
+		if !n.sleep(ctx, wait, changes) {
 			return
 		}
 	}
@@ -137,34 +137,20 @@ func (n *node) resume(ctx context.Context) {
 	n.last.Sources = observed.Sources
 }
 
-// mostPatience is how long a change in the cluster waits at most.
-const mostPatience = time.Second
-
 // sleep waits for a reason to look again, and then a moment more, so that many
-// changes cause one pass. In a large cluster something changes all the time, and a
-// pass takes long: what changes elsewhere waits for as long as the last one took,
-// and the agent leaves others half a CPU at least. What changes on the node itself,
-// a path that fails above all, does not wait for that. It returns false when ctx is
-// done.
-func (n *node) sleep(ctx context.Context, wait, took time.Duration, changes <-chan struct{}) bool {
+// changes cause one pass. It returns false when ctx is done.
+func (n *node) sleep(ctx context.Context, wait time.Duration, changes <-chan struct{}) bool {
 	timer := time.NewTimer(wait)
 	defer timer.Stop()
-	elsewhere := n.cluster.Changed()
-	for {
-		select {
-		case <-ctx.Done():
-			return false
-		case <-elsewhere:
-			elsewhere = nil
-			timer.Reset(min(wait, took, mostPatience))
-			continue
-		case <-changes:
-			n.kernelDirty = true
-		case <-n.prober.Changed():
-		case <-n.again:
-		case <-timer.C:
-		}
-		break
+	select {
+	case <-ctx.Done():
+		return false
+	case <-n.cluster.Changed():
+	case <-changes:
+		n.kernelDirty = true
+	case <-n.prober.Changed():
+	case <-n.again:
+	case <-timer.C:
 	}
 	select {
 	case <-ctx.Done():
