@@ -13,17 +13,23 @@ import (
 // proof counts anew, from the words of the design, whether anybody who counts
 // has reached the peer by direct.
 func proof(s plan.Snapshot, peer string) bool {
-	uid, silent := "", map[string]bool{}
+	silent, uids := map[string]bool{}, map[string]string{}
 	for _, n := range s.Nodes {
-		silent[n.Name] = n.Silent
-		if n.Name == peer {
-			uid = n.UID
+		silent[n.Name], uids[n.Name] = n.Silent, n.UID
+	}
+	said := func(p plan.Probe) bool {
+		return p.From != p.To && uids[p.From] != "" && p.ToUID == uids[p.To] && p.Transport == plan.Direct
+	}
+	reached := map[string]bool{} // others' packets do not come back to the rest
+	for _, p := range s.Probes {
+		if said(p) && p.Reachable {
+			reached[p.To] = true
 		}
 	}
 	var selfGood, selfBad bool
 	var good, live, bad int
 	for _, p := range s.Probes {
-		if p.To != peer || p.From == peer || p.ToUID != uid || p.Transport != plan.Direct {
+		if p.To != peer || !said(p) || p.From != s.Self && !p.Reachable && reached[peer] && !reached[p.From] {
 			continue
 		}
 		switch own := p.From == s.Self; {

@@ -144,7 +144,7 @@ func firstProbe(a, b *Probe) *Probe {
 			return a
 		}
 		return b
-	case cmp.Or(strings.Compare(a.From, b.From), strings.Compare(a.Reason, b.Reason)) <= 0:
+	case cmp.Or(strings.Compare(a.From, b.From), strings.Compare(a.Reason, b.Reason), cmp.Compare(a.PathMTU, b.PathMTU)) <= 0:
 		return a
 	default:
 		return b
