@@ -176,3 +176,26 @@ func (s *stage) setReady(name string, status corev1.ConditionStatus) {
 	s.nodes[name].Status.Conditions = []corev1.NodeCondition{{Type: corev1.NodeReady, Status: status}}
 	(&tender{instances: s.in}).handler().OnUpdate(before, s.nodes[name])
 }
+
+// TestLateVerdict: a question about a silent node that is answered after the node
+// has spoken again leaves no doubt behind.
+func TestLateVerdict(t *testing.T) {
+	s := newStage(t)
+	s.add("a")
+	s.add("b")
+	s.setReady("b", corev1.ConditionUnknown)
+	s.cloud.Hide("i-a", "i-b")
+	asked := s.nodes["b"].DeepCopy()
+	if _, err := s.in.look(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	s.setReady("b", corev1.ConditionTrue)
+	if _, err := s.in.InstanceExists(t.Context(), asked); err == nil || len(s.in.doubts()) != 1 {
+		t.Fatalf("the late answer is %v, and leaves %v", err, s.in.doubts())
+	}
+	cfg := Config{Log: quiet(), Metrics: NewMetrics()}
+	cfg.Defaults()
+	if got := (&tender{cfg: cfg, instances: s.in}).status(); len(got.Problems) > 0 {
+		t.Errorf("node b speaks, and it is said: %v", got.Problems)
+	}
+}

@@ -138,15 +138,15 @@ func (i *instances) sort(nodes []*corev1.Node) (suspects, witnesses []party) {
 	return suspects, witnesses
 }
 
-// forget drops what is known of Nodes that are gone.
+// forget drops what is known of Nodes that are gone, or that speak again: whoever
+// judged one when it was silent may have come to an end after it was acquitted.
 func (i *instances) forget(nodes []*corev1.Node) {
-	there := make(map[types.UID]bool, len(nodes))
+	open := make(map[types.UID]bool, len(nodes))
 	for _, n := range nodes {
-		there[n.UID] = true
+		open[n.UID] = silent(n)
 	}
 	i.mu.Lock()
 	defer i.mu.Unlock()
-	gone := func(uid types.UID) bool { return !there[uid] }
-	maps.DeleteFunc(i.suspects, func(uid types.UID, _ *suspicion) bool { return gone(uid) })
-	maps.DeleteFunc(i.verdicts, func(uid types.UID, _ verdict) bool { return gone(uid) })
+	maps.DeleteFunc(i.suspects, func(uid types.UID, _ *suspicion) bool { return !open[uid] })
+	maps.DeleteFunc(i.verdicts, func(uid types.UID, _ verdict) bool { return !open[uid] })
 }

@@ -146,8 +146,11 @@ func summed(lost []Problem, nodes int) []Problem {
 
 // status puts together what is known now.
 func (t *tender) status() *Status {
-	s := &Status{On: true, Problems: slices.Concat(t.urgent, t.instances.doubts(), t.lost)}
 	nodes, err := t.instances.nodes()
+	if err == nil {
+		t.instances.forget(nodes)
+	}
+	s := &Status{On: true, Problems: slices.Concat(t.urgent, t.instances.doubts(), t.lost)}
 	if err != nil {
 		return s
 	}
