@@ -39,8 +39,10 @@ type nftables struct {
 
 // nftMemory is what was written last, as hashes.
 type nftMemory struct {
-	Chains  string            `json:"chains"`
-	Sets    map[string]string `json:"sets"` // name of a set -> its elements
+	// Shape is what changes by a new table only: names, types and hooks.
+	Shape   string            `json:"shape"`
+	Rules   map[string]string `json:"rules"` // name of a chain -> its rules
+	Sets    map[string]string `json:"sets"`  // name of a set -> its elements
 	Listing string            `json:"listing"`
 }
 
@@ -120,7 +122,7 @@ func (n *nftables) save() error {
 // each of many Sets that are about routes only.
 func (n *nftables) set(ctx context.Context, want ruleset) (changed bool, err error) {
 	now := want.memory()
-	same := now.Chains == n.last.Chains && mapsEqual(now.Sets, n.last.Sets)
+	same := now.Shape == n.last.Shape && mapsEqual(now.Rules, n.last.Rules) && mapsEqual(now.Sets, n.last.Sets)
 	generation, told := n.generation()
 	if same && told && generation == n.seen {
 		return false, nil
@@ -136,8 +138,8 @@ func (n *nftables) set(ctx context.Context, want ruleset) (changed bool, err err
 		return false, nil
 	}
 	tx := n.run.NewTransaction()
-	if intact && now.Chains == n.last.Chains {
-		want.writeElements(tx, n.last.Sets)
+	if intact && now.Shape == n.last.Shape {
+		want.writeChanged(tx, n.last)
 	} else {
 		want.write(tx)
 	}
@@ -190,22 +192,24 @@ func mapsEqual(a, b map[string]string) bool {
 	return true
 }
 
-// memory returns the hashes of a ruleset. The names and types of the sets count
-// as chains: they change by a new table only.
+// memory returns the hashes of a ruleset.
 func (r ruleset) memory() nftMemory {
 	var shape []string
+	rules := make(map[string]string, len(r.Chains))
 	for _, c := range r.Chains {
 		shape = append(shape, c.Name, c.Type, c.Hook, strconv.Itoa(c.Priority), c.Comment)
+		var texts []string
 		for _, rule := range c.Rules {
-			shape = append(shape, rule.Text, rule.Comment)
+			texts = append(texts, rule.Text, rule.Comment)
 		}
+		rules[c.Name] = hash(texts...)
 	}
 	sets := make(map[string]string, len(r.Sets))
 	for _, s := range r.Sets {
 		shape = append(shape, s.Name, s.Type, strconv.FormatBool(s.CIDRs))
 		sets[s.Name] = hash(s.Elements...)
 	}
-	return nftMemory{Chains: hash(shape...), Sets: sets}
+	return nftMemory{Shape: hash(shape...), Rules: rules, Sets: sets}
 }
 
 // write replaces the whole table, in one transaction: no packet sees a half.
@@ -233,24 +237,38 @@ func (r ruleset) write(tx *knftables.Transaction) {
 			chain.Comment = knftables.PtrTo(c.Comment)
 		}
 		tx.Add(chain)
-		for _, rule := range c.Rules {
-			added := &knftables.Rule{Chain: c.Name, Rule: rule.Text}
-			if rule.Comment != "" {
-				added.Comment = knftables.PtrTo(rule.Comment)
-			}
-			tx.Add(added)
-		}
+		c.add(tx)
 	}
 }
 
-// writeElements replaces the elements of the sets that are not as they were.
-func (r ruleset) writeElements(tx *knftables.Transaction, was map[string]string) {
-	for _, s := range r.Sets {
-		if was[s.Name] == hash(s.Elements...) {
-			continue
+// add adds the rules.
+func (c ruleChain) add(tx *knftables.Transaction) {
+	for _, rule := range c.Rules {
+		added := &knftables.Rule{Chain: c.Name, Rule: rule.Text}
+		if rule.Comment != "" {
+			added.Comment = knftables.PtrTo(rule.Comment)
 		}
-		tx.Flush(&knftables.Set{Name: s.Name})
-		s.add(tx)
+		tx.Add(added)
+	}
+}
+
+// writeChanged replaces the rules of the chains, and the elements of the sets, that
+// are not as they were, and leaves the rest alone: the guards and their sets, say,
+// when a change of transport changes the size of segments. While a whole table is
+// replaced, packets that are under way meet the hooks of both.
+func (r ruleset) writeChanged(tx *knftables.Transaction, was nftMemory) {
+	now := r.memory()
+	for _, s := range r.Sets {
+		if was.Sets[s.Name] != now.Sets[s.Name] {
+			tx.Flush(&knftables.Set{Name: s.Name})
+			s.add(tx)
+		}
+	}
+	for _, c := range r.Chains {
+		if was.Rules[c.Name] != now.Rules[c.Name] {
+			tx.Flush(&knftables.Chain{Name: c.Name})
+			c.add(tx)
+		}
 	}
 }
 

@@ -98,11 +98,11 @@ func TestNFTablesTransactions(t *testing.T) {
 	restarted := func() *nftables {
 		return &nftables{run: n.run, list: n.list, memory: n.memory, generation: n.generation}
 	}
-	state := goldenState()
+	state, segment := goldenState(), 1410
 	set := func(want string, changes bool) {
 		t.Helper()
 		counter.written = ""
-		changed, err := n.set(context.Background(), rulesFor(state, clamps{ipv4: 1410}))
+		changed, err := n.set(context.Background(), rulesFor(state, clamps{ipv4: segment}))
 		if err != nil || changed != changes {
 			t.Errorf("set: changed %v, %v", changed, err)
 		}
@@ -121,6 +121,16 @@ func TestNFTablesTransactions(t *testing.T) {
 	set("flush set inet ropeway nodes4", true)
 	if strings.Contains(counter.written, "chain") || strings.Contains(counter.written, "nodes6") {
 		t.Errorf("one node went, and all of this was written:\n%s", counter.written)
+	}
+	set("", false)
+	// Only the rules of the chains that know the size of segments.
+	segment = 1400
+	set("size set 1400", true)
+	if strings.Contains(counter.written, "table inet ropeway {") || strings.Contains(counter.written, "add chain") || strings.Contains(counter.written, "element") || strings.Contains(counter.written, "chain inet ropeway nat") {
+		t.Errorf("the size of segments changed, and all of this was written:\n%s", counter.written)
+	}
+	if dump := fake.Dump(); strings.Contains(dump, "size set 1410") || !strings.Contains(dump, "size set 1400") {
+		t.Errorf("the table is:\n%s", dump)
 	}
 	set("", false)
 	// A process that knows nothing but the file.
