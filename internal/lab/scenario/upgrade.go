@@ -14,8 +14,6 @@ import (
 // journal, saved state and messages are of other versions.
 const nextRelease = "ropeway_next"
 
-const workloads = "ds/ropeway-agent deploy/ropeway-controller"
-
 // upgrade changes the release that runs for the next one, and back, under traffic.
 func (s *stage) upgrade(ctx context.Context) error {
 	now, err := s.quiet(ctx, "-n", "kube-system", "get", "ds", "ropeway-agent", "-o", "jsonpath={.spec.template.spec.containers[0].image}")
@@ -46,8 +44,12 @@ func (s *stage) upgrade(ctx context.Context) error {
 		return errors.Join(err, s.release(context.WithoutCancel(ctx), now))
 	}
 	return s.r.Step(ctx, "API server, journals and kernels agree about every address, and every layout is as before", func(ctx context.Context) error {
-		if after, err := s.layouts(ctx); err != nil || after != before {
-			return fmt.Errorf("the layouts are %s, were %s (%w)", after, before, err)
+		after, err := s.layouts(ctx)
+		if err != nil {
+			return err
+		}
+		if after != before {
+			return fmt.Errorf("the layouts are %s, were %s", after, before)
 		}
 		return s.ropeway(ctx, "ipam", "check")
 	})
@@ -65,12 +67,13 @@ func (s *stage) importNext(ctx context.Context, version string) error {
 
 // release changes the image of agents and controllers, and returns once all run it.
 func (s *stage) release(ctx context.Context, image string) error {
-	for workload := range strings.FieldsSeq(workloads) {
+	workloads := []string{"ds/ropeway-agent", "deploy/ropeway-controller"}
+	for _, workload := range workloads {
 		if _, err := s.kubectl(ctx, "-n", "kube-system", "set", "image", workload, "*="+image); err != nil {
 			return err
 		}
 	}
-	for workload := range strings.FieldsSeq(workloads) {
+	for _, workload := range workloads {
 		if _, err := s.quiet(ctx, "-n", "kube-system", "rollout", "status", workload, "--timeout=3m"); err != nil {
 			return err
 		}

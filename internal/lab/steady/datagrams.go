@@ -47,8 +47,8 @@ func (s *stream) sendEvery(ctx context.Context, every time.Duration) {
 	for ctx.Err() == nil && s.interval() == every {
 		due := first + uint32(time.Since(began)/every)
 		for n := 0; n < burst && s.sent.Load() < due; n++ {
-			_, _ = s.c.Write(binary.BigEndian.AppendUint32(nil, s.sent.Load()))
-			s.sent.Add(1)
+			// Counted first: what has arrived somewhere is of the span that ends then.
+			_, _ = s.c.Write(binary.BigEndian.AppendUint32(nil, s.sent.Add(1)-1))
 		}
 		<-tick.C
 	}
