@@ -1,6 +1,7 @@
 package main
 
 import (
+	"encoding/json"
 	"fmt"
 	"log/slog"
 	"net/netip"
@@ -68,6 +69,16 @@ func hidden() []*cobra.Command {
 					return fmt.Errorf("watch: %w", err)
 				}
 				return steady.Watch(cmd.Context(), server, steady.Shared(5), os.Stdin, os.Stdout)
+			},
+		},
+		{
+			Use: steady.CountersCommand, Hidden: true, Args: cobra.NoArgs,
+			RunE: func(*cobra.Command, []string) error {
+				counters, err := steady.ReadCounters()
+				if err != nil {
+					return err
+				}
+				return json.NewEncoder(os.Stdout).Encode(counters)
 			},
 		},
 	}

@@ -287,10 +287,17 @@ func (b *boot) controlPlane(ctx context.Context) error {
 	return nil
 }
 
-// nodes lets the nodes join, one after the other where the controller-manager
-// gives them podCIDRs: so the first node has the first podCIDR, as in the
-// scenario, whose address pools say so by name.
+// nodes lets the nodes join. Where the controller-manager gives them podCIDRs, they
+// are created with them before their kubelets start: the first node has the first
+// podCIDR, as in the scenario, whose address pools say so by name. The
+// controller-manager alone does not keep the order: it may allocate twice for a
+// node that it has just seen, and does not give what it then releases to the next.
 func (b *boot) nodes(ctx context.Context) error {
+	if b.options.AllocateNodeCIDRs {
+		if err := b.createNodes(ctx); err != nil {
+			return err
+		}
+	}
 	for _, h := range b.manifest().Hosts {
 		if h.Role != ledger.Node {
 			continue
@@ -298,35 +305,36 @@ func (b *boot) nodes(ctx context.Context) error {
 		if err := os.WriteFile(gatePath(h), nil, 0o644); err != nil {
 			return fmt.Errorf("let the kubelet of %s start: %w", h.Name, err)
 		}
-		if b.options.AllocateNodeCIDRs {
-			if err := b.joined(ctx, h.Name); err != nil {
-				return err
-			}
-		}
 	}
-	if !b.options.AllocateNodeCIDRs {
-		for _, n := range b.lab.Nodes() {
-			if err := b.joined(ctx, n.Name); err != nil {
-				return err
-			}
+	for _, n := range b.lab.Nodes() {
+		if err := b.joined(ctx, n.Name); err != nil {
+			return err
 		}
 	}
 	b.say("nodes have joined: %s", strings.Join(nodeNames(b.lab.Nodes()), ", "))
 	return b.settled(ctx)
 }
 
-// joined waits until a node has registered and has its podCIDR. It asks for
+// createNodes creates the Node objects.
+func (b *boot) createNodes(ctx context.Context) error {
+	var manifests []string
+	for i, n := range b.lab.Nodes() {
+		manifests = append(manifests, config.Node(clusterOf(b.manifest()), n.Name, i, b.options.CloudProvider == External))
+	}
+	if _, err := b.lab.KubectlInput(ctx, strings.NewReader(strings.Join(manifests, "---\n")), "create", "-f", "-"); err != nil {
+		return fmt.Errorf("create the nodes with their podCIDRs: %w", err)
+	}
+	return nil
+}
+
+// joined waits until a node has registered: then it says what it has. It asks for
 // one node at a time: `kubectl wait --for=create` of several goes on when the
 // first is there, and then fails on the others.
 func (b *boot) joined(ctx context.Context, node string) error {
-	if _, err := b.lab.Kubectl(ctx, "wait", "--for=create", "--timeout=90s", "node/"+node); err != nil {
-		return errors.Join(fmt.Errorf("wait for node %s to register: %w", node, err), b.lab.complaints())
-	}
-	if !b.options.AllocateNodeCIDRs {
-		return nil
-	}
-	if _, err := b.lab.Kubectl(ctx, "wait", "--for=jsonpath={.spec.podCIDR}", "--timeout=90s", "node/"+node); err != nil {
-		return fmt.Errorf("wait for the podCIDR of node %s: %w; see %s", node, err, b.manifest().Hosts[0].Logs())
+	for _, condition := range []string{"create", "jsonpath={.status.capacity.cpu}"} {
+		if _, err := b.lab.Kubectl(ctx, "wait", "--for="+condition, "--timeout=90s", "node/"+node); err != nil {
+			return errors.Join(fmt.Errorf("wait for node %s to register: %w", node, err), b.lab.complaints())
+		}
 	}
 	return nil
 }

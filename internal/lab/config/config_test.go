@@ -46,9 +46,30 @@ func render(c Cluster) string {
 	command(KubeletCommand("node-a", c.Addresses, false))
 	command(KubeletCommand("node-a", c.Addresses, true))
 	section("kube-proxy", KubeProxy(c, "node-a"))
+	section("node", Node(c, "node-a", 0, false))
+	section("node of a cloud", Node(c, "node-b", 1, true))
 	section("dns", DNS(c, "lab.ropeway.dev/coredns:1.2.3"))
 	section("server", c.Server())
 	return b.String()
+}
+
+func TestNodeCIDR(t *testing.T) {
+	for _, tt := range []struct {
+		pods string
+		node int
+		want string
+	}{
+		{"10.244.0.0/16", 0, "10.244.0.0/24"},
+		{"10.244.0.0/16", 255, "10.244.255.0/24"},
+		{"10.0.0.0/8", 257, "10.1.1.0/24"},
+		{"10.244.255.0/24", 0, "10.244.255.0/24"},
+		{"fd00:10:244::/48", 1, "fd00:10:244:1::/64"},
+		{"fd00::/32", 1 << 16, "fd00:0:1::/64"},
+	} {
+		if got := NodeCIDR(netip.MustParsePrefix(tt.pods), tt.node); got.String() != tt.want {
+			t.Errorf("node %d of %s has %s, want %s", tt.node, tt.pods, got, tt.want)
+		}
+	}
 }
 
 func TestRendered(t *testing.T) {

@@ -3,6 +3,7 @@ package config
 import (
 	"fmt"
 	"net/netip"
+	"strings"
 )
 
 // Containerd is the configuration file of containerd.
@@ -76,6 +77,27 @@ localStorageCapacityIsolation: false
 nodeStatusUpdateFrequency: 5s
 syncFrequency: 10s
 `, node, Certificate(CAName), Certificate(KubeletName), Key(KubeletName), ContainerdSocket, c.DNSAddress())
+}
+
+// Node is the i-th node's object, from 0, with what its kubelet does not add to a
+// Node that is there when it registers: its podCIDRs, and with externalCloud the
+// taint that keeps pods away until a cloud controller has made the node known.
+func Node(c Cluster, name string, i int, externalCloud bool) string {
+	var cidrs []string
+	for _, cidr := range c.PodCIDRs {
+		cidrs = append(cidrs, fmt.Sprintf("%q", NodeCIDR(cidr, i)))
+	}
+	taints := ""
+	if externalCloud {
+		taints = "  taints: [{key: node.cloudprovider.kubernetes.io/uninitialized, value: \"true\", effect: NoSchedule}]\n"
+	}
+	return fmt.Sprintf(`apiVersion: v1
+kind: Node
+metadata: {name: %q}
+spec:
+  podCIDR: %s
+  podCIDRs: [%s]
+%s`, name, cidrs[0], strings.Join(cidrs, ", "), taints)
 }
 
 // KubeletCommand is the command line of the kubelet of a node; with externalCloud

@@ -119,3 +119,14 @@ func join[T fmt.Stringer](values []T) string {
 	}
 	return text
 }
+
+// NodeCIDR is the podCIDR of the i-th node, from 0: the i-th part of a cluster's.
+func NodeCIDR(podCIDR netip.Prefix, i int) netip.Prefix {
+	mask, address := NodeMask(podCIDR), podCIDR.Masked().Addr().AsSlice()
+	for at := mask/8 - 1; i > 0 && at >= 0; at-- { // a node's mask ends with a byte
+		i += int(address[at])
+		address[at], i = byte(i), i>>8
+	}
+	addr, _ := netip.AddrFromSlice(address) // it was an address's slice
+	return netip.PrefixFrom(addr, mask)
+}

@@ -18,7 +18,13 @@ type Report struct {
 	now    func() time.Time
 	began  time.Time
 	passed int
-	failed []string
+	failed []failure
+}
+
+// failure is a failed step, and why.
+type failure struct {
+	name string
+	err  error
 }
 
 // NewReport makes a report that prints to out.
@@ -40,7 +46,7 @@ func (r *Report) Step(ctx context.Context, name string, step func(context.Contex
 		fmt.Fprintf(r.out, "PASS  %s  %.1fs\n", name, took.Seconds())
 		return nil
 	}
-	r.failed = append(r.failed, name)
+	r.failed = append(r.failed, failure{name, err})
 	fmt.Fprintf(r.out, "FAIL  %s  %.1fs\n%s", name, took.Seconds(), indent(err.Error()))
 	return fmt.Errorf("%s: %w", name, err)
 }
@@ -61,15 +67,18 @@ func (r *Report) Command(line string, answer []byte) {
 // ErrFailed means that at least one step failed.
 var ErrFailed = errors.New("some steps failed")
 
-// Summary prints the counts, the names of the failed steps and the whole time,
-// and returns ErrFailed if there are any, or if nothing ran at all.
+// Summary prints the counts, the failed steps with their errors, which may be far
+// above, and the whole time. It returns ErrFailed if there are any, or if nothing
+// ran at all.
 func (r *Report) Summary() error {
 	fmt.Fprintf(r.out, "\n%d passed, %d failed in %.1fs\n", r.passed, len(r.failed), r.now().Sub(r.began).Seconds())
-	for _, name := range r.failed {
-		fmt.Fprintf(r.out, "  FAIL  %s\n", name)
+	var names []string
+	for _, f := range r.failed {
+		fmt.Fprintf(r.out, "  FAIL  %s\n%s", f.name, indent(f.err.Error()))
+		names = append(names, f.name)
 	}
-	if len(r.failed) > 0 {
-		return fmt.Errorf("%w: %s", ErrFailed, strings.Join(r.failed, "; "))
+	if len(names) > 0 {
+		return fmt.Errorf("%w: %s", ErrFailed, strings.Join(names, "; "))
 	}
 	if r.passed == 0 {
 		return fmt.Errorf("%w: no step ran", ErrFailed)

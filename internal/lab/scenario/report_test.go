@@ -45,6 +45,8 @@ FAIL  pod reaches the outside  0.4s
 
 1 passed, 1 failed in 2.0s
   FAIL  pod reaches the outside
+      first line
+      second line
 `
 	if out.String() != want {
 		t.Errorf("report is\n%s\nwant\n%s", out.String(), want)

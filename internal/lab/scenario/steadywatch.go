@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"os/exec"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -28,6 +29,10 @@ func (s *stage) unnoticed(ctx context.Context, w *watches, e event) error {
 				return err
 			}
 		}
+		counted, err := s.count(ctx)
+		if err != nil {
+			return err
+		}
 		if _, err := w.cut(); err != nil {
 			return err
 		}
@@ -40,7 +45,11 @@ func (s *stage) unnoticed(ctx context.Context, w *watches, e event) error {
 		}
 		ways, control := results[:len(results)-1], results[len(results)-1]
 		noticed, busy := s.judge(w.each, ways), tooBusy(ways, control)
-		if noticed == nil || busy == "" {
+		if noticed == nil {
+			return nil
+		}
+		noticed = errors.Join(noticed, s.whereLost(ctx, counted))
+		if busy == "" {
 			return noticed
 		}
 		noticed = fmt.Errorf("the machine is too busy to tell: %s\n%w", busy, noticed)
@@ -53,11 +62,17 @@ func (s *stage) unnoticed(ctx context.Context, w *watches, e event) error {
 }
 
 // tooBusy says why what was noticed tells nothing of Ropeway, or "": the control,
-// which nothing of Ropeway's is part of, has noticed something too, or all that is
-// lost has arrived where a program that did not run left no room for it.
+// which nothing of Ropeway's is part of, has noticed something too, the watchers
+// themselves stood still, or all that is lost has arrived where a program that did
+// not run left no room for it.
 func tooBusy(ways []steady.Result, control steady.Result) string {
 	if !control.Clean() {
 		return fmt.Sprintf("between the nodes themselves, %s", control)
+	}
+	for _, r := range append(slices.Clone(ways), control) {
+		if r.Stall >= steady.Standstill {
+			return fmt.Sprintf("the programs that watch stood still for %s", r.Stall.Round(time.Millisecond))
+		}
 	}
 	lost, atServer, unread := 0, 0, 0
 	for _, r := range ways {

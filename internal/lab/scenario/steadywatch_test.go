@@ -3,6 +3,7 @@ package scenario
 import (
 	"strings"
 	"testing"
+	"time"
 
 	"ropeway.dev/ropeway/internal/lab/steady"
 )
@@ -24,6 +25,9 @@ func TestTooBusy(t *testing.T) {
 		"a loss on one way": {[]steady.Result{clean, with(func(r *steady.Result) { r.Lost = 1 })}, clean, ""},
 		"the control loses too": {[]steady.Result{with(func(r *steady.Result) { r.Lost = 1 })},
 			with(func(r *steady.Result) { r.Lost = 1 }), "between the nodes"},
+		"a machine that stood still": {[]steady.Result{with(func(r *steady.Result) { r.Again = 1 }),
+			with(func(r *steady.Result) { r.Stall = 1200 * time.Millisecond })}, clean, "stood still for 1.2s"},
+		"a machine that was a little late": {[]steady.Result{with(func(r *steady.Result) { r.Again, r.Stall = 1, 40*time.Millisecond })}, clean, ""},
 		"the server did not run": {[]steady.Result{with(func(r *steady.Result) { r.Lost, r.Overrun = 3, 5 }),
 			with(func(r *steady.Result) { r.Lost, r.Overrun = 2, 5 })}, clean, "5 datagrams"},
 		"the server's count is not each way's": {[]steady.Result{with(func(r *steady.Result) { r.Lost, r.Overrun = 3, 5 }),

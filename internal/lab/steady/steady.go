@@ -58,11 +58,14 @@ type Result struct {
 	// They are among those that are lost, and nothing on the way is to blame.
 	Overrun int `json:"overrun"`
 	Unread  int `json:"unread"`
-	Held    int `json:"held"`    // connections from beginning to end
-	Broken  int `json:"broken"`  // of them
-	New     int `json:"new"`     // connections that were tried
-	Refused int `json:"refused"` // of them: no answer, or a reset
-	Again   int `json:"again"`   // of them: a packet had to be sent again
+	// Stall is the longest time that the watcher was late by: it was due to run, and
+	// the machine ran something else, or nothing.
+	Stall   time.Duration `json:"stall"`
+	Held    int           `json:"held"`    // connections from beginning to end
+	Broken  int           `json:"broken"`  // of them
+	New     int           `json:"new"`     // connections that were tried
+	Refused int           `json:"refused"` // of them: no answer, or a reset
+	Again   int           `json:"again"`   // of them: a packet had to be sent again
 	// Why is the first thing that went wrong with a connection.
 	Why string `json:"why,omitempty"`
 }
@@ -79,11 +82,22 @@ func (r Result) String() string {
 	if r.Overrun+r.Unread > 0 {
 		s += fmt.Sprintf("; %d found no room at the server, %d at the watcher", r.Overrun, r.Unread)
 	}
+	if r.Stall >= Standstill {
+		s += fmt.Sprintf("; the watcher stood still for %s", r.Stall.Round(time.Millisecond))
+	}
 	if r.Why != "" {
 		s += ": " + r.Why
 	}
 	return s
 }
+
+// Standstill is a Stall that tells something: the kernel sends again what has not
+// been answered within 200 ms (TCP_RTO_MIN), and on a machine that stands still for
+// half of that nothing has to be lost for it.
+const Standstill = 100 * time.Millisecond
+
+// beat is how often a watcher looks whether it is late.
+const beat = 10 * time.Millisecond
 
 // The lines that a watcher and a server write when they begin.
 const (
@@ -126,6 +140,7 @@ func Watch(ctx context.Context, server netip.AddrPort, load Load, in io.Reader, 
 	work.Go(func() { w.stream.send(ctx) })
 	work.Go(w.stream.read)
 	work.Go(func() { w.dial(ctx) })
+	work.Go(func() { w.beat(ctx) })
 	return w.report(in, out)
 }
 
@@ -185,6 +200,16 @@ func (w *watcher) cut(every time.Duration) Result {
 	r.Overrun, r.Unread = there-s.before[0], here-s.before[1]
 	r.Datagrams, r.Lost, r.Gap = int(end-s.first), lost, time.Duration(stretch)*was
 	return r
+}
+
+// beat notes how late it is each time that it is due.
+func (w *watcher) beat(ctx context.Context) {
+	for ctx.Err() == nil {
+		due := time.Now().Add(beat)
+		time.Sleep(beat)
+		late := time.Since(due)
+		w.note(w.now(false), func(r *Result) { r.Stall = max(r.Stall, late) }, nil)
+	}
 }
 
 // note changes a span's result.

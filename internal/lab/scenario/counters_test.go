@@ -1,0 +1,23 @@
+package scenario
+
+import (
+	"maps"
+	"testing"
+
+	"ropeway.dev/ropeway/internal/lab/steady"
+)
+
+func TestRuleCounters(t *testing.T) {
+	got := ruleCounters(`table inet ropeway {
+	chain forwarded {
+		udp dport 4789 ip daddr @nodes4 counter packets 3 bytes 90 drop comment "vxlan to a node"
+		udp dport 4789 ip6 daddr @nodes6 counter packets 4 bytes 90 drop comment "vxlan to a node"
+		ip daddr @denied4 counter packets 1 bytes 60 reject with icmpx admin-prohibited comment "the cloud's metadata"
+		counter packets 5 bytes 60 accept comment "passes"
+	}
+}`)
+	want := steady.Counters{`dropped by the rule "vxlan to a node"`: 7, `dropped by the rule "the cloud's metadata"`: 1}
+	if !maps.Equal(got, want) {
+		t.Errorf("got %v, want %v", got, want)
+	}
+}
