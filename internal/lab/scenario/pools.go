@@ -70,7 +70,7 @@ func (s *stage) toPools(ctx context.Context, ways []way) error {
 	if err != nil {
 		return err
 	}
-	err = s.unnoticed(ctx, watched, event{once: true, happen: func(ctx context.Context) error {
+	err = s.unnoticed(ctx, watched, event{undo: s.leavePools, happen: func(ctx context.Context) error {
 		if err := s.installDocument(ctx, spiderpoolConfig, nonTunnel); err != nil {
 			return err
 		}
@@ -95,6 +95,22 @@ func (s *stage) toPools(ctx context.Context, ways []way) error {
 	if err == nil && !slices.Equal(before, after) {
 		err = fmt.Errorf("the pods were %v and are %v", before, after)
 	}
+	return err
+}
+
+// leavePools goes back to host-local.
+func (s *stage) leavePools(ctx context.Context) error {
+	if err := s.installHostLocal(ctx); err != nil {
+		return err
+	}
+	if err := s.until(ctx, 2*time.Minute, func() error { return s.conflistsSay(ctx, `"host-local"`) }); err != nil {
+		return err
+	}
+	pools, err := document(spiderIPPools)
+	if err != nil {
+		return err
+	}
+	_, err = s.quiet(ctx, "delete", "-f", pools, "--ignore-not-found")
 	return err
 }
 

@@ -31,13 +31,13 @@ func All() []Scenario {
 	return []Scenario{
 		bare(),
 		{Name: "install", Doc: "every network component is Running 1/1", Run: on((*stage).install)},
-		{Name: "tunnel-ipip", Doc: "the document's tunnel mode, IP in IP", Run: on(func(s *stage, ctx context.Context) error { return s.tunnel(ctx, "ipip") })},
-		{Name: "tunnel-vxlan", Doc: "the document's tunnel mode, VXLAN", Run: on(func(s *stage, ctx context.Context) error { return s.tunnel(ctx, "vxlan") })},
+		{Name: "tunnel-ipip", Doc: "the reference scenario's tunnel mode, IP in IP", Run: on(func(s *stage, ctx context.Context) error { return s.tunnel(ctx, "ipip") })},
+		{Name: "tunnel-vxlan", Doc: "the reference scenario's tunnel mode, VXLAN", Run: on(func(s *stage, ctx context.Context) error { return s.tunnel(ctx, "vxlan") })},
 		{Name: "routed", Doc: "no tunnel: routes that Ropeway publishes in the VPC", Run: on((*stage).routed)},
 		{Name: "layer2", Doc: "no tunnel and no cloud: host routes on a switch (a lab of --fabric switch)", Run: on((*stage).layer2)},
 		{Name: "cloud-nodes", Doc: "nodes made known, tainted and removed as the cloud says (a lab of --cloud-provider external; takes its last node away)", Run: on((*stage).cloudNodes)},
-		{Name: "routed-host-local", Doc: "the document's non-tunnel mode, host-local: its own ConfigMap and environment", Run: on((*stage).routedHostLocal)},
-		{Name: "routed-pools", Doc: "the document's non-tunnel mode, pools: from host-local to its SpiderIPPools on a live cluster", Run: on((*stage).routedPools)},
+		{Name: "routed-host-local", Doc: "the reference scenario's non-tunnel mode, host-local: its own ConfigMap and environment", Run: on((*stage).routedHostLocal)},
+		{Name: "routed-pools", Doc: "the reference scenario's non-tunnel mode, pools: from host-local to its SpiderIPPools on a live cluster", Run: on((*stage).routedPools)},
 		{Name: "steady", Doc: "agents restarted, killed and absent, and every change of transport, under traffic: nothing is noticed", Run: on(func(s *stage, ctx context.Context) error {
 			return s.steady(ctx, s.publish, append(s.absences(), s.changes()...))
 		})},

@@ -134,7 +134,7 @@ type event struct {
 	name    string
 	prepare func(context.Context) error // what has to be so before; may be nil
 	happen  func(context.Context) error
-	once    bool // it cannot happen a second time
+	undo    func(context.Context) error // makes it possible once more; may be nil
 }
 
 // absence is how long the agents are away.

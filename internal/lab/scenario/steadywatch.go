@@ -24,41 +24,54 @@ const attempts = 3
 // was too busy to tell, it happens again, with less to do.
 func (s *stage) unnoticed(ctx context.Context, w *watches, e event) error {
 	for attempt := 1; ; attempt++ {
-		if e.prepare != nil {
-			if err := e.prepare(ctx); err != nil {
-				return err
-			}
-		}
-		counted, err := s.count(ctx)
-		if err != nil {
+		noticed, busy, err := s.play(ctx, w, e)
+		switch {
+		case err != nil:
 			return err
-		}
-		if _, err := w.cut(); err != nil {
-			return err
-		}
-		if err := e.happen(ctx); err != nil {
-			return err
-		}
-		results, err := w.cut()
-		if err != nil {
-			return err
-		}
-		ways, control := results[:len(results)-1], results[len(results)-1]
-		noticed, busy := s.judge(w.each, ways), tooBusy(ways, control)
-		if noticed == nil {
-			return nil
-		}
-		noticed = errors.Join(noticed, s.whereLost(ctx, counted))
-		if busy == "" {
+		case noticed == nil || busy == "":
 			return noticed
 		}
 		noticed = fmt.Errorf("the machine is too busy to tell: %s\n%w", busy, noticed)
-		if e.once || attempt == attempts {
+		if attempt == attempts {
 			return noticed
 		}
 		s.note("%s", strings.ReplaceAll(noticed.Error(), "\n", "\n      "))
 		w.slower()
+		if e.undo != nil {
+			if err := e.undo(ctx); err != nil {
+				return err
+			}
+		}
 	}
+}
+
+// play lets it happen once. It returns what was noticed of it, and why that tells
+// nothing of Ropeway, if so.
+func (s *stage) play(ctx context.Context, w *watches, e event) (noticed error, busy string, err error) {
+	if e.prepare != nil {
+		if err := e.prepare(ctx); err != nil {
+			return nil, "", err
+		}
+	}
+	counted, err := s.count(ctx)
+	if err != nil {
+		return nil, "", err
+	}
+	if _, err := w.cut(); err != nil {
+		return nil, "", err
+	}
+	if err := e.happen(ctx); err != nil {
+		return nil, "", err
+	}
+	results, err := w.cut()
+	if err != nil {
+		return nil, "", err
+	}
+	ways, control := results[:len(results)-1], results[len(results)-1]
+	if noticed = s.judge(w.each, ways); noticed == nil {
+		return nil, "", nil
+	}
+	return errors.Join(noticed, s.whereLost(ctx, counted)), tooBusy(ways, control), nil
 }
 
 // tooBusy says why what was noticed tells nothing of Ropeway, or "": the control,

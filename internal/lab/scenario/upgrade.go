@@ -34,10 +34,12 @@ func (s *stage) upgrade(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	up := func(ctx context.Context) error { return s.release(ctx, next) }
+	down := func(ctx context.Context) error { return s.release(ctx, now) }
 	err = s.steady(ctx, s.publish, []event{
-		{name: "upgrade to a release with other layouts", once: true, happen: func(ctx context.Context) error { return s.release(ctx, next) }},
-		{name: "downgrade to what was there", once: true, happen: func(ctx context.Context) error {
-			return errors.Join(s.differs(ctx, before), s.release(ctx, now))
+		{name: "upgrade to a release with other layouts", happen: up, undo: down},
+		{name: "downgrade to what was there", undo: up, happen: func(ctx context.Context) error {
+			return errors.Join(s.differs(ctx, before), down(ctx))
 		}},
 	})
 	if err != nil {

@@ -48,10 +48,10 @@ const vendorPeriod = 5 * time.Second
 func (s *stage) vendor(ctx context.Context) error {
 	defer s.endVendor(context.WithoutCancel(ctx))
 	return s.steady(ctx, s.besideVendor, []event{
-		{name: "the routes are released, and become the vendor's", happen: s.routesToVendor, once: true},
-		{name: "the routes are adopted, and become Ropeway's again", happen: s.routesFromVendor, once: true},
-		{name: "the vendor's route controller is switched on beside Ropeway's", happen: s.bothWrite, once: true},
-		{name: "the vendor's controller goes", happen: s.vendorGoes, once: true},
+		{name: "the routes are released, and become the vendor's", happen: s.routesToVendor, undo: s.routesFromVendor},
+		{name: "the routes are adopted, and become Ropeway's again", happen: s.routesFromVendor, undo: s.routesToVendor},
+		{name: "the vendor's route controller is switched on beside Ropeway's", happen: s.bothWrite, undo: s.vendorGoes},
+		{name: "the vendor's controller goes", happen: s.vendorGoes, undo: s.bothWrite},
 	})
 }
 
