@@ -65,8 +65,9 @@ type routeTable struct {
 	foreign map[netip.Prefix]netlink.RouteProtocol // destination -> who made the route
 }
 
-// readRoutes reads the main tables. Routes to pods of this node are neither:
-// the plugin makes them.
+// readRoutes reads the main tables. Routes to pods of this node are neither: the
+// plugin makes them. A device that is newer than the list of devices is such a
+// pod's, which is being wired just now.
 func (k *kernel) readRoutes(devices map[int]netlink.Link) (routeTable, error) {
 	t := routeTable{ours: map[netip.Prefix]route{}, foreign: map[netip.Prefix]netlink.RouteProtocol{}}
 	for _, family := range []int{unix.AF_INET, unix.AF_INET6} {
@@ -75,7 +76,7 @@ func (k *kernel) readRoutes(devices map[int]netlink.Link) (routeTable, error) {
 			return t, fmt.Errorf("list routes: %w", err)
 		}
 		for _, r := range list {
-			if d := devices[r.LinkIndex]; d != nil && isPodLink(d.Attrs().Name) {
+			if d := devices[r.LinkIndex]; r.LinkIndex != 0 && (d == nil || isPodLink(d.Attrs().Name)) {
 				continue
 			}
 			if own, ok := routeOf(r); ok {

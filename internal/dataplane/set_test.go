@@ -2,6 +2,7 @@ package dataplane
 
 import (
 	"context"
+	"log/slog"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -162,6 +163,42 @@ func TestNodesComeAndGo(t *testing.T) {
 	d, err := f.nodes[0].dataplane.tunnel.Destinations()
 	if err != nil || len(d) != 1 {
 		t.Errorf("eBPF destinations %v, %v: want the second node's only", d, err)
+	}
+}
+
+// TestRoutesOfAPodThatIsBeingWired: its link is newer than the list of devices that a
+// Set has gone by for a while, and its routes are not Set's to delete.
+func TestRoutesOfAPodThatIsBeingWired(t *testing.T) {
+	f := newFabric(t, 1, plan.IPIP)
+	n := f.nodes[0]
+	f.setAll()
+	err := n.ns.Do(func() error {
+		k, err := openKernel(slog.New(slog.DiscardHandler))
+		if err != nil {
+			return err
+		}
+		defer k.close()
+		devices, err := k.links()
+		if err != nil {
+			return err
+		}
+		pod := n.addPod(1500)
+		table, err := k.readRoutes(devices)
+		if err != nil {
+			return err
+		}
+		if len(table.ours) == 0 {
+			t.Error("no route of Set's was found")
+		}
+		for dst := range table.ours {
+			if dst.IsSingleIP() && (dst.Addr() == pod.v4 || dst.Addr() == pod.v6) {
+				t.Errorf("the route to the pod's %s is taken for one of Set's", dst)
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
 	}
 }
 
