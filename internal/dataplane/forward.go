@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"regexp"
 	"strings"
 	"time"
 
@@ -15,11 +16,12 @@ import (
 )
 
 // A packet is forwarded only if every forward chain of the machine accepts it:
-// an accept in our table cannot override the drop policy of another's (docker,
-// ufw and firewalld set one). Where there is such a policy, and only there, two
-// rules marked as ours go in front of that chain. Nothing else of another's
-// table is touched, Options.KeepForward keeps even this from happening, and
-// Clean takes them away.
+// an accept in our table cannot override the drop policy of another's (docker and
+// ufw set one), nor a last rule that drops or rejects the rest (firewalld's, and
+// that of many hand-made rule sets). Where there is such a chain, and only there,
+// two rules marked as ours go in front of it. Nothing else of another's table is
+// touched, Options.KeepForward keeps even this from happening, and Clean takes them
+// away.
 const (
 	forwardMark = "ropeway: pods are forwarded"
 	// forwardEvery is how often other programs' chains are looked at: they are
@@ -51,12 +53,12 @@ func (p *pass) acceptForward(ctx context.Context) error {
 	}
 	var errs []error
 	for _, c := range chains {
-		if c.Policy != "drop" {
+		rules, err := c.rules(ctx)
+		if err != nil {
+			errs = append(errs, err)
 			continue
 		}
-		handles, err := ownForwardRules(ctx, c)
-		if err != nil || len(handles) > 0 {
-			errs = append(errs, err)
+		if c.Policy != "drop" && !endsClosed(rules) || len(ownForwardRules(rules)) > 0 {
 			continue
 		}
 		if err := c.insertAccept(ctx); err != nil {
@@ -66,9 +68,14 @@ func (p *pass) acceptForward(ctx context.Context) error {
 		p.k.wrote("rules inserted", "chain", c.path())
 		l.log.Info("another program's chain drops what is forwarded: pods are accepted there", "chain", c.path())
 	}
-	inserted, err := acceptLegacy(ctx)
+	inserted, missing, err := acceptLegacy(ctx)
 	if inserted {
 		p.k.wrote("rules inserted", "chain", "iptables-legacy FORWARD")
+	}
+	if len(missing) > 0 && !l.legacyTold {
+		l.legacyTold = true
+		l.log.Warn("the node has rules that only a tool shows which is not here: where they drop what is forwarded, accept the pods' links in front of them",
+			"tools", missing, "links", podlink.Prefix+"+")
 	}
 	if err = errors.Join(append(errs, err)...); err == nil {
 		l.forwardChecked = time.Now()
@@ -101,20 +108,41 @@ func listForwardChains(ctx context.Context) ([]forwardChain, error) {
 	return chains, nil
 }
 
-// ownForwardRules returns the handles of our rules in a chain.
-func ownForwardRules(ctx context.Context, c forwardChain) ([]string, error) {
-	out, err := runNFT(ctx, "", "--handle", "list", "chain", c.Family, c.Table, c.Name)
+// rules returns a chain's rules as nft writes them, each with its handle.
+func (c forwardChain) rules(ctx context.Context) ([]string, error) {
+	out, err := runNFT(ctx, "", "--terse", "--handle", "list", "chain", c.Family, c.Table, c.Name)
 	if err != nil {
 		return nil, err
 	}
-	var handles []string
-	for _, line := range strings.Split(out, "\n") {
-		_, handle, found := strings.Cut(line, "# handle ")
-		if found && strings.Contains(line, `comment "`+forwardMark+`"`) {
-			handles = append(handles, strings.TrimSpace(handle))
+	var rules []string
+	for line := range strings.Lines(out) {
+		// The table's and the chain's own lines have one too, behind a brace.
+		if text, _, found := strings.Cut(line, " # handle "); found && !strings.HasSuffix(text, "{") {
+			rules = append(rules, strings.TrimSpace(line))
 		}
 	}
-	return handles, nil
+	return rules, nil
+}
+
+// ownForwardRules returns the handles of our rules among a chain's.
+func ownForwardRules(rules []string) []string {
+	var handles []string
+	for _, rule := range rules {
+		if strings.Contains(rule, `comment "`+forwardMark+`"`) {
+			_, handle, _ := strings.Cut(rule, "# handle ")
+			handles = append(handles, handle)
+		}
+	}
+	return handles
+}
+
+// closing is a rule without a condition that drops or rejects: nft's own, or one of
+// iptables-nft, which writes some targets as its own.
+var closing = regexp.MustCompile(`^(counter packets \d+ bytes \d+ |log (prefix "[^"]*" )?((level|flags) [a-z ]+ )?)*(drop|reject|xt target "REJECT")( |$)`)
+
+// endsClosed reports whether the last of the rules lets nothing more through.
+func endsClosed(rules []string) bool {
+	return len(rules) > 0 && closing.MatchString(rules[len(rules)-1])
 }
 
 func (c forwardChain) insertAccept(ctx context.Context) error {
@@ -135,9 +163,9 @@ func cleanForward(ctx context.Context) error {
 	}
 	errs := []error{cleanLegacy(ctx)}
 	for _, c := range chains {
-		handles, err := ownForwardRules(ctx, c)
+		rules, err := c.rules(ctx)
 		errs = append(errs, err)
-		for _, h := range handles {
+		for _, h := range ownForwardRules(rules) {
 			_, err := runNFT(ctx, "", "delete", "rule", c.Family, c.Table, c.Name, "handle", h)
 			errs = append(errs, err)
 		}
@@ -154,11 +182,17 @@ func legacyTools() map[string]string {
 	}
 }
 
+// legacyClosing is a last rule without a condition that drops or rejects.
+var legacyClosing = regexp.MustCompile(`\n-A FORWARD -j (DROP|REJECT)[^\n]*\n$`)
+
 func legacyRule(verb, direction string) []string {
 	return []string{"--wait", verb, "FORWARD", direction, podlink.Prefix + "+", "-m", "comment", "--comment", forwardMark, "-j", "ACCEPT"}
 }
 
-func eachLegacy(do func(tool string) error) error {
+// eachLegacy does something with each tool whose rules are in use. Those that this
+// machine, or the agent's image, does not have are missing: their rules cannot even
+// be seen.
+func eachLegacy(do func(tool string) error) (missing []string, err error) {
 	var errs []error
 	for tool, names := range legacyTools() {
 		b, err := os.ReadFile(names)
@@ -166,17 +200,18 @@ func eachLegacy(do func(tool string) error) error {
 			continue
 		}
 		if _, err := exec.LookPath(tool); err != nil {
-			continue // the rules cannot be seen either: doctor asks the kernel by a packet
+			missing = append(missing, tool)
+			continue
 		}
 		errs = append(errs, do(tool))
 	}
-	return errors.Join(errs...)
+	return missing, errors.Join(errs...)
 }
 
-func acceptLegacy(ctx context.Context) (inserted bool, err error) {
-	err = eachLegacy(func(tool string) error {
+func acceptLegacy(ctx context.Context) (inserted bool, missing []string, err error) {
+	missing, err = eachLegacy(func(tool string) error {
 		rules, err := runTool(ctx, "", tool, "--wait", "-S", "FORWARD")
-		if err != nil || !strings.Contains(rules, "-P FORWARD DROP") || strings.Contains(rules, forwardMark) {
+		if err != nil || !strings.Contains(rules, "-P FORWARD DROP") && !legacyClosing.MatchString(rules) || strings.Contains(rules, forwardMark) {
 			return err
 		}
 		for _, direction := range []string{"-i", "-o"} {
@@ -187,11 +222,11 @@ func acceptLegacy(ctx context.Context) (inserted bool, err error) {
 		inserted = true
 		return nil
 	})
-	return inserted, err
+	return inserted, missing, err
 }
 
 func cleanLegacy(ctx context.Context) error {
-	return eachLegacy(func(tool string) error {
+	_, err := eachLegacy(func(tool string) error {
 		rules, err := runTool(ctx, "", tool, "--wait", "-S", "FORWARD")
 		if err != nil || !strings.Contains(rules, forwardMark) {
 			return err
@@ -203,6 +238,7 @@ func cleanLegacy(ctx context.Context) error {
 		}
 		return errors.Join(errs...)
 	})
+	return err
 }
 
 func runNFT(ctx context.Context, stdin string, args ...string) (string, error) {

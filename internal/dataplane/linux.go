@@ -67,6 +67,7 @@ type Linux struct {
 	nft    *nftables   // nil until it could be opened
 
 	forwardChecked time.Time                 // when other programs' chains were looked at
+	legacyTold     bool                      // that some of them cannot be
 	refused        map[plan.Transport]string // why transports could not be used in the last Set
 	loose          map[string]bool           // uplink -> its rp_filter was not strict after the last Set
 	strict         map[string]time.Time      // uplink -> when somebody's strict rp_filter was last undone
