@@ -149,6 +149,12 @@ func (c *fakeClient) Pods() ([]kube.Pod, bool) {
 	return slices.Clone(c.api.pods), !c.api.unread
 }
 
+func (c *fakeClient) PodsRead() bool {
+	c.api.mu.Lock()
+	defer c.api.mu.Unlock()
+	return !c.api.down && !c.api.unread
+}
+
 func (c *fakeClient) AllPodWords() (map[string]kube.PodWords, bool) {
 	c.api.mu.Lock()
 	defer c.api.mu.Unlock()

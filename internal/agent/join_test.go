@@ -30,7 +30,7 @@ func one(t *testing.T, podCIDRs ...string) (*fakeAPI, *machine) {
 	return api, newMachine(t, api, probe.NewFakeFabric(), "a")
 }
 
-// TestConflistComesLast: invariant 3, design section 3. The kernel is set, the
+// TestConflistComesLast: invariant 3. The kernel is set, the
 // node says so, the controller has spoken, and only then the conflist is there.
 func TestConflistComesLast(t *testing.T) {
 	api, m := one(t)

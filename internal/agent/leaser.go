@@ -34,6 +34,9 @@ type leaser struct {
 	kick    chan struct{}
 	done    func()           // called after something changed
 	held    func(kube.Lease) // called with leases that were made
+	// releasing are blocks whose release was asked for, and not answered well. It
+	// belongs to the goroutine of run.
+	releasing map[netip.Prefix]bool
 
 	mu      sync.Mutex
 	view    *kube.View // nil while there is none to decide on
@@ -47,7 +50,8 @@ type leaser struct {
 }
 
 func newLeaser(api leaseAPI, book *addresses.Book, cfg *Config, m *metrics, done func(), held func(kube.Lease)) *leaser {
-	return &leaser{api: api, book: book, config: cfg, metrics: m, log: cfg.Log, kick: make(chan struct{}, 1), done: done, held: held}
+	return &leaser{api: api, book: book, config: cfg, metrics: m, log: cfg.Log, kick: make(chan struct{}, 1), done: done, held: held,
+		releasing: map[netip.Prefix]bool{}}
 }
 
 // more asks the leaser to look at what is needed now.
@@ -143,9 +147,15 @@ func (l *leaser) step(ctx context.Context) error {
 	if view == nil || view.Problem != "" || view.NodeUID == "" {
 		return nil
 	}
-	decision := lease.Decide(l.input(*view, sources, stated))
+	in := l.input(*view, sources, stated)
+	decision := lease.Decide(in)
 	changed := l.setProblem(strings.Join(decision.Problems, "; "))
-	err := l.do(ctx, decision, &changed)
+	var err error
+	if l.keep(in, &decision) {
+		changed = true // with what is there again, less may be needed
+	} else {
+		err = l.do(ctx, decision, &changed)
+	}
 	if changed {
 		l.consume(view)
 		l.done()
@@ -163,6 +173,24 @@ func (l *leaser) consume(view *kube.View) {
 	}
 }
 
+// keep gives again from blocks that were withdrawn and are needed after all, and
+// says whether there are any. A block whose release was asked for is given back
+// whatever is decided now: nobody knows whether that was done.
+func (l *leaser) keep(in lease.Input, d *lease.Decision) (kept bool) {
+	for _, own := range in.Leases {
+		switch block := own.Prefix; {
+		case !own.Mine || own.Stale || slices.Contains(d.Release, block) || !l.book.IsWithdrawn(block):
+		case l.releasing[block]:
+			d.Release = append(d.Release, block)
+		default:
+			l.book.Restore(block)
+			l.log.Info("a block of addresses is needed after all", "block", block)
+			kept = true
+		}
+	}
+	return kept
+}
+
 func (l *leaser) do(ctx context.Context, d lease.Decision, changed *bool) error {
 	for _, b := range d.Adopt {
 		if err := l.call(ctx, "adopt", b, l.making(l.api.AdoptBlock)); err != nil {
@@ -175,6 +203,7 @@ func (l *leaser) do(ctx context.Context, d lease.Decision, changed *bool) error 
 			return err
 		}
 		l.log.Info("leased a block of addresses", "block", b)
+		delete(l.releasing, b)
 		*changed = true
 	}
 	for _, b := range d.Release {
@@ -186,9 +215,11 @@ func (l *leaser) do(ctx context.Context, d lease.Decision, changed *bool) error 
 		if !gone || !l.forgotten(b) {
 			continue
 		}
+		l.releasing[b] = true
 		if err := l.call(ctx, "release", b, l.api.ReleaseBlock); err != nil {
 			return err
 		}
+		delete(l.releasing, b)
 		l.log.Info("gave back an empty block of addresses", "block", b)
 		*changed = true
 	}

@@ -172,6 +172,50 @@ func TestLeaseRace(t *testing.T) {
 	})
 }
 
+// TestNeededAfterAll: a block that was withdrawn and not given back yet is given from
+// again when it is needed; one whose release was asked for, and may have been done,
+// is given back whatever is decided by then.
+func TestNeededAfterAll(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newLeaserBench(t)
+		defer b.book.Close()
+		block := netip.MustParsePrefix("10.244.0.0/26")
+		b.api.change(func(a *fakeAPI) { a.leases = []kube.Lease{{Prefix: block, Node: "a", NodeUID: "uid-a"}} })
+		b.book.SetRanges([]ipam.Range{ipam.RangeFor(block, ipam.Block)})
+		in := lease.Input{Leases: []lease.Lease{{Prefix: block, Mine: true}}}
+		release := func() error {
+			changed := false
+			return b.leaser.do(t.Context(), lease.Decision{Release: []netip.Prefix{block}}, &changed)
+		}
+		decided := func(d lease.Decision) (kept bool, release []netip.Prefix) {
+			return b.leaser.keep(in, &d), d.Release
+		}
+		// No state file was written since: the block waits for that.
+		if err := release(); err != nil || !b.book.IsWithdrawn(block) || len(b.api.leasesOf("a")) != 1 {
+			t.Fatalf("the first step of a release: %v, leases %v", err, b.api.leasesOf("a"))
+		}
+		if kept, _ := decided(lease.Decision{Release: []netip.Prefix{block}}); kept || !b.book.IsWithdrawn(block) {
+			t.Error("a block that is still to be released is given from again")
+		}
+		if kept, _ := decided(lease.Decision{}); !kept || b.book.IsWithdrawn(block) {
+			t.Error("a block that is needed after all is not given from")
+		}
+		b.leaser.wrote([]netip.Prefix{})
+		b.api.change(func(a *fakeAPI) { a.down = true })
+		if err := release(); err == nil {
+			t.Fatal("the API server was down")
+		}
+		b.api.change(func(a *fakeAPI) { a.down = false })
+		kept, again := decided(lease.Decision{})
+		if kept || !slices.Equal(again, []netip.Prefix{block}) || !b.book.IsWithdrawn(block) {
+			t.Errorf("a block that may have been given back: kept %t, to be released %v", kept, again)
+		}
+		if err := release(); err != nil || len(b.api.leasesOf("a")) != 0 {
+			t.Errorf("released in the end: %v, leases %v", err, b.api.leasesOf("a"))
+		}
+	})
+}
+
 // TestReleaseRace: a pod that comes between the decision and the release keeps
 // the block.
 func TestReleaseRace(t *testing.T) {

@@ -12,7 +12,7 @@ import (
 	"ropeway.dev/ropeway/internal/plan"
 )
 
-// TestMetadataExemptions: issue 3, section 2: pods do not reach the metadata
+// TestMetadataExemptions: pods do not reach the metadata
 // address, but those of allowed namespaces, whenever they were started.
 func TestMetadataExemptions(t *testing.T) {
 	api, m := one(t)

@@ -207,7 +207,7 @@ func (n *node) pass(ctx context.Context) error {
 	conflistErr := n.installer.step(n.programmed && n.mayJoin(view))
 	n.publisher.publish(n.status(snapshot, want))
 	saveErr := errors.Join(n.save(), n.words.keep())
-	if saveErr == nil {
+	if saveErr == nil && n.usable { // otherwise nothing was written: another agent would still give what was given away
 		n.sharer.see(n.shareInput(view, self(snapshot)))
 	}
 	return errors.Join(n.setErr, conflistErr, saveErr)

@@ -39,7 +39,7 @@ func (w *podWords) PodWords(namespace, name, uid string) (kube.PodWords, bool) {
 	if words, known := w.podAPI.PodWords(namespace, name, uid); known {
 		return words, true
 	}
-	if _, read := w.AllPodWords(); read {
+	if w.PodsRead() {
 		return kube.PodWords{}, false
 	}
 	w.mu.Lock()

@@ -18,6 +18,8 @@ import (
 type podAPI interface {
 	// PodWords is what a pod and its namespace say, and whether both are known.
 	PodWords(namespace, name, uid string) (kube.PodWords, bool)
+	// PodsRead reports whether the node's pods and the namespaces have been read.
+	PodsRead() bool
 	// Pods returns the node's pods, and whether they have been read.
 	Pods() ([]kube.Pod, bool)
 	// AllPodWords is PodWords for all pods of the node, by namespace/name; false

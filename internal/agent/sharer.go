@@ -216,6 +216,7 @@ func (s *sharer) step(ctx context.Context) (time.Duration, error) {
 func (s *sharer) readLeases(ctx context.Context) error {
 	s.mu.Lock()
 	read, after := s.read, s.unread
+	s.read = false // whoever asks from here on is not answered by this call
 	s.mu.Unlock()
 	if !read {
 		return nil
@@ -223,15 +224,17 @@ func (s *sharer) readLeases(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, s.config.timing.call)
 	defer cancel()
 	live, err := s.api.LiveLeases(ctx)
-	if err != nil {
-		return err
-	}
 	s.mu.Lock()
-	s.memory.Start(s.config.NodeName, live, time.Now())
-	s.vetted, s.read = after, false
+	if err == nil {
+		s.memory.Start(s.config.NodeName, live, time.Now())
+		s.vetted = after
+	}
+	s.read = s.read || err != nil
 	s.mu.Unlock()
-	s.done()
-	return nil
+	if err == nil {
+		s.done()
+	}
+	return err
 }
 
 func (s *sharer) decide() (*share.Input, share.Decision) {

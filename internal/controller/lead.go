@@ -110,7 +110,7 @@ func (c *controller) lead(ctx context.Context) {
 	m := newMemory()
 	defer c.inBackground(ctx)()
 	for ctx.Err() == nil {
-		wait := c.cfg.Resync
+		wait, wake := c.cfg.Resync, c.observer.Changed()
 		start := c.now()
 		err := c.pass(ctx, m)
 		c.metrics.passSeconds.Observe(c.now().Sub(start).Seconds())
@@ -123,12 +123,13 @@ func (c *controller) lead(ctx context.Context) {
 		if err != nil && ctx.Err() == nil {
 			wait = retryAfter
 			if !errors.Is(err, kube.ErrNotSynced) {
+				wake = nil // what is refused is not asked for at each change of something else
 				c.metrics.passErrors.Inc()
 				c.log.Error("not everything could be done; trying again", "error", err, "wait", wait)
 			}
 		}
 		pause(ctx, c.cfg.Interval, nil)
-		pause(ctx, wait, c.observer.Changed())
+		pause(ctx, wait, wake)
 	}
 }
 

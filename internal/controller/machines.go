@@ -56,10 +56,10 @@ func (c *controller) writeMachines(ctx context.Context, o *observed, m *memory) 
 			continue // the second: written already, and the cache is behind
 		}
 		g.Go(func() error {
-			err := c.writeMachine(ctx, node, have, want)
+			wrote, err := c.writeMachine(ctx, node, have, want)
 			mu.Lock()
 			defer mu.Unlock()
-			if err == nil {
+			if wrote {
 				m.machines[node.UID] = machine{want, now}
 			}
 			errs = append(errs, err)
@@ -70,16 +70,18 @@ func (c *controller) writeMachines(ctx context.Context, o *observed, m *memory) 
 	return errors.Join(errs...)
 }
 
-// writeMachine writes one; have is nil where there is no NodeNetwork yet. One that
-// was made, deleted or written meanwhile is success; the next pass sees it.
-func (c *controller) writeMachine(ctx context.Context, node *corev1.Node, have *v1alpha1.NodeNetwork, want v1alpha1.NodeNetworkSpec) error {
+// writeMachine writes one; have is nil where there is no NodeNetwork yet. That one was
+// made, deleted or written meanwhile is no error, and nothing was written then: the
+// next pass sees it.
+func (c *controller) writeMachine(ctx context.Context, node *corev1.Node, have *v1alpha1.NodeNetwork, want v1alpha1.NodeNetworkSpec) (wrote bool, err error) {
 	owners := kube.OwnedByNode(node.Name, string(node.UID))
 	if have == nil {
 		nn := &v1alpha1.NodeNetwork{ObjectMeta: metav1.ObjectMeta{Name: node.Name, OwnerReferences: owners}, Spec: want}
-		if err := c.api.Create(ctx, nn); err != nil && !apierrors.IsAlreadyExists(err) {
-			return fmt.Errorf("create NodeNetwork %s: %w", node.Name, err)
+		err := c.api.Create(ctx, nn)
+		if client.IgnoreAlreadyExists(err) != nil {
+			return false, fmt.Errorf("create NodeNetwork %s: %w", node.Name, err)
 		}
-		return nil
+		return err == nil, nil
 	}
 	// Null removes what is not there any more. The owner is the Node that this
 	// speaks of, or what it says would go with an earlier one.
@@ -89,12 +91,16 @@ func (c *controller) writeMachine(ctx context.Context, node *corev1.Node, have *
 	}
 	patch, err := json.Marshal(map[string]any{"metadata": map[string]any{"uid": have.UID, "ownerReferences": owners}, "spec": spec})
 	if err != nil {
-		return fmt.Errorf("write down the machine of node %s: %w", node.Name, err)
+		return false, fmt.Errorf("write down the machine of node %s: %w", node.Name, err)
 	}
 	target := &v1alpha1.NodeNetwork{ObjectMeta: metav1.ObjectMeta{Name: node.Name}}
 	err = c.api.Patch(ctx, target, client.RawPatch(types.MergePatchType, patch))
-	if err != nil && !apierrors.IsNotFound(err) && !apierrors.IsConflict(err) && !isAnotherObject(err) {
-		return fmt.Errorf("write the machine of node %s in its NodeNetwork: %w", node.Name, err)
+	switch {
+	case err == nil:
+		return true, nil
+	case apierrors.IsNotFound(err), apierrors.IsConflict(err), isAnotherObject(err):
+		return false, nil
+	default:
+		return false, fmt.Errorf("write the machine of node %s in its NodeNetwork: %w", node.Name, err)
 	}
-	return nil
 }

@@ -41,6 +41,7 @@ func (c *controller) tendShared(ctx context.Context, o *observed, m *memory) err
 		there[b.UID] = true
 		if p, err := netip.ParsePrefix(b.Spec.CIDR); err == nil && b.Spec.Sharing != "" && used(p) {
 			delete(m.unused, b.UID)
+			errs = append(errs, c.shareAgain(ctx, b))
 			continue
 		}
 		since, known := m.unused[b.UID]
@@ -95,6 +96,25 @@ func (c *controller) endSharing(ctx context.Context, b *v1alpha1.AddressBlock) e
 	}
 	if err != nil {
 		return fmt.Errorf("give back %s, which nobody uses: %w", b.Spec.CIDR, err)
+	}
+	return nil
+}
+
+// shareAgain lets nodes lease from a block that was being given back, and is needed
+// after all: who began with that may have stopped half-way.
+func (c *controller) shareAgain(ctx context.Context, b *v1alpha1.AddressBlock) error {
+	if b.Spec.Sharing != v1alpha1.SharingRetired {
+		return nil
+	}
+	next := b.DeepCopy()
+	next.Spec.Sharing = v1alpha1.SharingConfirmed
+	next.Labels = map[string]string{v1alpha1.SharedLabel: ""}
+	err := c.api.Update(ctx, next)
+	if apierrors.IsConflict(err) || apierrors.IsNotFound(err) {
+		return nil // somebody else changed it: the next pass sees how
+	}
+	if err != nil {
+		return fmt.Errorf("share block %s again, which a pool needs: %w", b.Spec.CIDR, err)
 	}
 	return nil
 }

@@ -24,7 +24,7 @@ func TestWhatNobodySharesAnyMore(t *testing.T) {
 	n, gone := register(t, api, "a", "192.0.2.1"), register(t, api, "gone", "192.0.2.2")
 	speak(t, api, n, "10.244.0.1")
 	create(t, api, &v1alpha1.AddressPool{ObjectMeta: metav1.ObjectMeta{Name: "p"}, Spec: v1alpha1.AddressPoolSpec{
-		Subnets: []string{"10.244.0.0/16"}, Ranges: []string{"10.244.20.1-10.244.20.9"}}})
+		Subnets: []string{"10.244.0.0/16"}, Ranges: []string{"10.244.20.1-10.244.20.9", "10.244.20.70"}}})
 	labels := map[string]string{"app": "web"}
 	set := &appsv1.StatefulSet{ObjectMeta: metav1.ObjectMeta{Name: "web", Namespace: "default"}, Spec: appsv1.StatefulSetSpec{
 		Selector: &metav1.LabelSelector{MatchLabels: labels},
@@ -54,6 +54,7 @@ func TestWhatNobodySharesAnyMore(t *testing.T) {
 	stay := map[string]*v1alpha1.AddressBlock{
 		"has a pool":                      made("10.244.20.0/26", sharing(v1alpha1.SharingConfirmed)),
 		"has an address in use":           made("10.244.21.0/26", sharing(v1alpha1.SharingConfirmed)),
+		"has a pool again, half way":      made("10.244.20.64/26", sharing(v1alpha1.SharingRetired)),
 		"is in use":                       made("10.244.21.5/32", held(n, func(*v1alpha1.AddressBlockSpec) {})),
 		"is kept for a pod":               made("10.244.20.5/32", kept("web-0", string(set.UID))),
 		"was held by a node that is gone": made("10.244.20.6/32", held(gone, kept("web-0", string(set.UID)))),
@@ -79,6 +80,10 @@ func TestWhatNobodySharesAnyMore(t *testing.T) {
 		b := stay["was held by a node that is gone"].DeepCopy()
 		if err := api.Get(t.Context(), client.ObjectKeyFromObject(b), b); err != nil || b.Spec.Node != "" {
 			left += fmt.Sprintf("%s has %q (%v)", b.Name, b.Spec.Node, err)
+		}
+		b = stay["has a pool again, half way"].DeepCopy()
+		if err := api.Get(t.Context(), client.ObjectKeyFromObject(b), b); err != nil || b.Spec.Sharing != v1alpha1.SharingConfirmed {
+			left += fmt.Sprintf("%s is %q (%v)", b.Name, b.Spec.Sharing, err)
 		}
 		return left
 	})

@@ -138,11 +138,17 @@ func (c *NodeClient) Pods() ([]Pod, bool) {
 	return pods, true
 }
 
+// PodsRead reports whether the node's pods and the namespaces have been read since
+// the start.
+func (c *NodeClient) PodsRead() bool {
+	return c.observer.syncedKind("pods") && c.observer.syncedKind("namespaces")
+}
+
 // PodWords returns what a pod of this node and its namespace say, and whether
 // both have been read. A pod of another UID than the given one is another pod of
 // that name; a static pod's UID is, to the runtime, its configuration's hash.
 func (c *NodeClient) PodWords(namespace, name, uid string) (PodWords, bool) {
-	if !c.observer.syncedKind("pods") || !c.observer.syncedKind("namespaces") {
+	if !c.PodsRead() {
 		return PodWords{}, false
 	}
 	pod, ns := metadataOf("v1", "Pod"), metadataOf("v1", "Namespace")
@@ -169,7 +175,7 @@ func wordsOf(pod, ns *metav1.PartialObjectMetadata) PodWords {
 // AllPodWords maps namespace/name of this node's pods -> what PodWords says of
 // them; false while they have not been read.
 func (c *NodeClient) AllPodWords() (map[string]PodWords, bool) {
-	if !c.observer.syncedKind("pods") || !c.observer.syncedKind("namespaces") {
+	if !c.PodsRead() {
 		return nil, false
 	}
 	pods := &metav1.PartialObjectMetadataList{TypeMeta: metav1.TypeMeta{APIVersion: "v1", Kind: "PodList"}}

@@ -249,8 +249,8 @@ func (b *Book) lasting(ranges []ipam.Range) []ipam.Range {
 	})
 }
 
-// Withdraw stops giving addresses of a block, for good, so that its lease can be
-// given back, and says whether that is news. gone is false, and nothing is done,
+// Withdraw stops giving addresses of a block, until Restore, so that its lease can
+// be given back, and says whether that is news. gone is false, and nothing is done,
 // if a pod holds one.
 func (b *Book) Withdraw(block netip.Prefix) (gone, news bool) {
 	b.mu.Lock()
@@ -258,6 +258,22 @@ func (b *Book) Withdraw(block netip.Prefix) (gone, news bool) {
 	news = !b.withdrawn[block]
 	gone = b.withdraw(block)
 	return gone, gone && news
+}
+
+// IsWithdrawn reports whether a block is being given back.
+func (b *Book) IsWithdrawn(block netip.Prefix) bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.withdrawn[block]
+}
+
+// Restore gives addresses of a block again that was withdrawn. Its lease must be the
+// node's: nobody may have asked for it to be given back.
+func (b *Book) Restore(block netip.Prefix) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	delete(b.withdrawn, block)
+	b.useRanges()
 }
 
 // WithdrawAddresses is Withdraw for single addresses, which other nodes may give

@@ -234,6 +234,23 @@ func TestTrueHolderOfAForeignAddress(t *testing.T) {
 	}
 }
 
+// TestRestore: a block that was withdrawn and not given back is given from again.
+func TestRestore(t *testing.T) {
+	b := newBench(t, t.TempDir()).open()
+	defer b.Close()
+	block := testRange().Prefix
+	if gone, _ := b.Withdraw(block); !gone || !b.IsWithdrawn(block) {
+		t.Fatal("an empty block was not withdrawn")
+	}
+	b.Restore(block)
+	if got := allocate(t, b, "p1", ""); !block.Contains(got) || b.IsWithdrawn(block) {
+		t.Errorf("got %v, want one of the block", got)
+	}
+	if got := b.Lasting([]ipam.Range{testRange()}); len(got) != 1 {
+		t.Errorf("what lasts is %v, want the block", got)
+	}
+}
+
 func TestWithdraw(t *testing.T) {
 	b := newBench(t, t.TempDir()).open()
 	defer b.Close()

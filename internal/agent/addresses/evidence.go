@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"slices"
 	"sync"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -158,7 +159,7 @@ func (w *witness) link(key ipam.Key, addrs []netip.Addr) string {
 // it.
 func (w *witness) sandbox(key ipam.Key) life {
 	text, err := os.ReadFile(w.book.sandboxFile(key))
-	path, noted := string(text), err == nil
+	path, noted := string(text), err == nil && len(text) > 0 // it may have been cut off before it was written
 	if !noted || path == byLink {
 		if results, _ := w.results(); results[key].netns != "" {
 			path, noted = results[key].netns, true
@@ -197,7 +198,7 @@ func removeHostLocal(dir string, key ipam.Key, a netip.Addr) error {
 		return err
 	}
 	defer lock.Close()
-	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX); err != nil {
+	if err := lockFor(lock, hostLocalPatience); err != nil {
 		return fmt.Errorf("lock %s: %w", lock.Name(), err)
 	}
 	r, err := readHostLocalFile(filepath.Base(dir), path)
@@ -208,6 +209,22 @@ func removeHostLocal(dir string, key ipam.Key, a netip.Addr) error {
 		return err
 	}
 	return os.Remove(path)
+}
+
+// hostLocalPatience is how long host-local's lock is waited for: host-local has it
+// for milliseconds, and every ADD and DEL of the node waits meanwhile.
+const hostLocalPatience = time.Second
+
+// lockFor takes a file's lock, which goes with the file; the error is
+// unix.EWOULDBLOCK if another process keeps it for longer than the patience.
+func lockFor(f *os.File, patience time.Duration) error {
+	for deadline := time.Now().Add(patience); ; {
+		err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+		if !errors.Is(err, unix.EWOULDBLOCK) || time.Now().After(deadline) {
+			return err
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
 }
 
 // hasFile returns whether host-local has a file of this sandbox.

@@ -53,6 +53,9 @@ func (b *Book) openJournal() error {
 	if err != nil {
 		return err
 	}
+	if torn := j.Torn(); torn > 0 {
+		b.log.Warn("the journal's last record was cut off, as by a crash: what it said was not answered to anybody", "bytes", torn)
+	}
 	b.journal = j
 	b.allocator, err = ipam.New(j, ipam.Options{})
 	if err != nil {

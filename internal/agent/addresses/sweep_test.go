@@ -99,6 +99,31 @@ func TestSweepOfWhatWasFoundByItsLink(t *testing.T) {
 	}
 }
 
+// TestSweepByACutOffNote: a note that was cut off before it was written is none: the
+// runtime's word counts.
+func TestSweepByACutOffNote(t *testing.T) {
+	be := newBench(t, t.TempDir())
+	b := be.open()
+	defer b.Close()
+	be.write("netns/alive", "")
+	gone, lives := allocate(t, b, "gone", be.dir+"/netns/alive"), allocate(t, b, "lives", be.dir+"/netns/alive")
+	for _, name := range []string{"gone", "lives"} {
+		if err := os.WriteFile(b.sandboxFile(key(name)), nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	be.note("gone", gone.String(), be.dir+"/netns/gone")
+	be.note("lives", lives.String(), be.dir+"/netns/alive")
+	for range 3 {
+		if err := b.Sweep(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if got := held(b); got != "lives["+lives.String()+"]" {
+		t.Errorf("holds %s", got)
+	}
+}
+
 // TestSweepOfHostLocal: a reservation is over when its file is, unless a route
 // still leads to the address.
 func TestSweepOfHostLocal(t *testing.T) {

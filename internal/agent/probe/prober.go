@@ -49,8 +49,7 @@ type pace struct {
 }
 
 // paceOf returns a transport's pace. Direct's is what it takes to be off a route
-// that is gone within 3 s, and on one that appears within 1 s (design, section
-// 9, invariant 4): 1.1 s until the next probe, and three that are not answered.
+// that is gone within 3 s, and on one that appears within 1 s: 1.1 s until the next probe, and three that are not answered.
 func paceOf(t plan.Transport) pace {
 	if t == plan.Direct {
 		return pace{unproven: 400 * time.Millisecond, proven: time.Second, timeout: 300 * time.Millisecond}

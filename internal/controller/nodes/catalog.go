@@ -20,6 +20,7 @@ type catalog struct {
 
 	mu     sync.Mutex
 	listed time.Time // when the last list was asked for; zero: never
+	ended  time.Time // when it was there
 	byID   map[string]cloud.Instance
 	byAddr map[netip.Addr]string
 	failed time.Time // when a list failed last
@@ -44,6 +45,11 @@ func (c *catalog) list(ctx context.Context, maxAge time.Duration) error {
 	if !c.listed.IsZero() && now.Sub(c.listed) <= maxAge {
 		return nil
 	}
+	// Many that find nothing come one after the other: a list that takes long is
+	// not made anew for each.
+	if maxAge == again && !c.listed.IsZero() && now.Sub(c.ended) <= again {
+		return nil
+	}
 	if c.err != nil && now.Sub(c.failed) < again {
 		return c.err
 	}
@@ -54,7 +60,7 @@ func (c *catalog) list(ctx context.Context, maxAge time.Duration) error {
 		c.failed, c.err = c.now(), fmt.Errorf("list the instances of the VPC: %w", err)
 		return c.err
 	}
-	c.listed, c.err = now, nil
+	c.listed, c.ended, c.err = now, c.now(), nil
 	c.byID = make(map[string]cloud.Instance, len(found))
 	c.byAddr = make(map[netip.Addr]string, len(found))
 	for _, in := range found {

@@ -16,6 +16,9 @@ import (
 func Decide(in Input) Decision {
 	d := &decider{Input: in, singles: map[netip.Addr]Lease{}, kept: map[Kept][]Lease{}, matched: map[netip.Addr]bool{}, coming: map[netip.Prefix]uint64{}}
 	d.Wait = map[string]string{}
+	if !d.concerned() {
+		return d.Decision
+	}
 	d.sort()
 	d.answer()
 	d.unshare()
@@ -43,6 +46,21 @@ type decider struct {
 	coming map[netip.Prefix]uint64
 	part   int // which part of a pool this node begins in, of parts; see place
 	parts  int // 0 while that is not known
+}
+
+// concerned reports whether there is anything to decide. On most nodes, most of the
+// time, there is not, and each ADD and DEL asks.
+func (d *decider) concerned() bool {
+	if len(d.Needs) > 0 {
+		return true
+	}
+	for i := range d.Leases {
+		l := &d.Leases[i]
+		if l.Sharing == Declared || l.IsSingle() && (l.Node == d.Node || l.From == d.Node) {
+			return true
+		}
+	}
+	return false
 }
 
 // sort brings the leases into order.

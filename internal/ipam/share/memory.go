@@ -6,6 +6,8 @@ import (
 	"net/netip"
 	"slices"
 	"time"
+
+	"ropeway.dev/ropeway/internal/plan/cidr"
 )
 
 // Memory is what a node's agent remembers of leases beside what the API server
@@ -52,10 +54,11 @@ func (m *Memory) Started() bool { return m.started }
 // block is shared in the same answer (see Claim.Within).
 func (m *Memory) Start(node string, live []Lease, now time.Time) {
 	m.started = true
-	m.floor, m.until = binding(node, live), now.Add(floorFor)
+	shared := confirmed(live)
+	m.floor, m.until = binding(node, live, shared), now.Add(floorFor)
 	sure := map[string]int64{}
 	for _, l := range live {
-		if l.Node == node && (!l.IsSingle() || l.From != "" || isShared(live, l.Address())) {
+		if l.Node == node && (!l.IsSingle() || l.From != "" || cidr.CoveredByAny(shared, l.Prefix)) {
 			sure[l.ObjectUID] = l.Generation
 		}
 	}
@@ -71,10 +74,10 @@ func (m *Memory) Start(node string, live []Lease, now time.Time) {
 // older: which blocks are shared, which of its own addresses it has ceded, what is
 // kept for pods. Not whose the addresses of shared blocks are: who leases one
 // finds out, and its holder may have let go of it a moment later.
-func binding(node string, live []Lease) []Lease {
+func binding(node string, live []Lease, shared []netip.Prefix) []Lease {
 	var out []Lease
 	for _, l := range live {
-		single := l.IsSingle() && (l.From != "" || l.KeptFor != Kept{} || !isShared(live, l.Address()))
+		single := l.IsSingle() && (l.From != "" || l.KeptFor != Kept{} || !cidr.CoveredByAny(shared, l.Prefix))
 		if l.Node != node && (l.Sharing != "" || single) {
 			out = append(out, l)
 		}
@@ -82,8 +85,15 @@ func binding(node string, live []Lease) []Lease {
 	return out
 }
 
-func isShared(leases []Lease, a netip.Addr) bool {
-	return slices.ContainsFunc(leases, func(l Lease) bool { return l.Sharing == Confirmed && l.Prefix.Contains(a) })
+// confirmed are the blocks that nodes share.
+func confirmed(leases []Lease) []netip.Prefix {
+	var out []netip.Prefix
+	for i := range leases {
+		if l := &leases[i]; l.Sharing == Confirmed {
+			out = append(out, l.Prefix)
+		}
+	}
+	return out
 }
 
 // Hold notes that this process made a lease its own, and that it is.
