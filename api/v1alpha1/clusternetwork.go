@@ -227,7 +227,7 @@ type CloudSpec struct {
 	VPCID string `json:"vpcID,omitempty"`
 
 	// RouteTableIDs are the route tables that pods' ranges are published in;
-	// the VPC's system route table when absent.
+	// the VPC's only one when absent. Where it has several, they must be named.
 	//
 	// +kubebuilder:validation:MaxItems=16
 	// +kubebuilder:validation:items:MinLength=1
@@ -284,8 +284,8 @@ type CloudSpec struct {
 	LoadBalancers CloudDuty `json:"loadBalancers,omitempty"`
 
 	// CredentialsSecret names the Secret, in Ropeway's namespace, that holds
-	// accessKeyID and accessKeySecret; when absent, the RAM role of the
-	// controller's instance is used.
+	// accessKeyID and accessKeySecret; when absent, the AccessKey in the
+	// controller's environment is used, or else the RAM role of its instance.
 	//
 	// +kubebuilder:validation:MaxLength=253
 	// +kubebuilder:validation:Pattern=`^([a-z0-9]([-a-z0-9.]*[a-z0-9])?)?$`

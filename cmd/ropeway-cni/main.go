@@ -8,9 +8,9 @@
 //	ropeway, calico (and any other)          a main plugin: makes the pod's interface
 //	ropeway-ipam, calico-ipam, spiderpool    an IPAM plugin under another main plugin
 //
-// As a main plugin it serves ipam.type ropeway-ipam, calico-ipam and none by
-// the agent's allocator; any other type is delegated to the plugin of that name
-// on CNI_PATH, as section 4 of the specification says.
+// As a main plugin it serves ipam.type ropeway-ipam, calico-ipam, spiderpool and
+// none by the agent's allocator; any other type is delegated to the plugin of that
+// name on CNI_PATH, as section 4 of the specification says.
 //
 // It logs nothing: failures go to standard output as the specification wants,
 // what a person may want to know beside them goes to standard error.

@@ -42,7 +42,7 @@ ClusterNetwork, so that running install again changes only what it is told to.`
 const installExample = `  ropeway install --pod-cidr 10.244.0.0/16 --apply
   ropeway install --calico-manifest calico.yaml            # what would become of it
   ropeway install --transports direct,ipip,vxlan --address-source NodeCIDR --cloud alibaba --cloud-region cn-chengdu --cloud-vpc vpc-2vc --apply
-  ropeway install --registry docker.m.daocloud.io --apply  # through a mirror`
+  ropeway install --registry registry.example.com --apply  # through a mirror`
 
 func newInstall(env environment, g *global) *cobra.Command {
 	c := &installCommand{env: env, g: g}
@@ -62,7 +62,7 @@ func newInstall(env environment, g *global) *cobra.Command {
 	o, f := &c.options, cmd.Flags()
 	f.StringVar(&o.Image, "image", "", "the image's reference (default "+install.DefaultImage+")")
 	f.StringVar(&o.Version, "version", o.Version, "the image's tag, where --image has none")
-	f.StringVar(&o.Registry, "registry", "", "a registry or mirror in place of docker.io, like docker.m.daocloud.io")
+	f.StringVar(&o.Registry, "registry", "", "a registry or mirror in place of docker.io, like registry.example.com")
 	f.StringVar(&o.APIServer, "api-server", "", "host:port at which nodes reach the API server (default: the kubeconfig's server)")
 	f.StringArrayVar(&o.TakeOver, "take-over", nil, "answer to this name of another product's plugin too: calico, calico-ipam, spiderpool")
 	f.StringVar(&o.CNIBinDir, "cni-bin-dir", "", "the nodes' directory of plugins (default /opt/cni/bin)")
@@ -96,13 +96,13 @@ func (c *installCommand) cloudFlags(cmd *cobra.Command) {
 	f.StringVar((*string)(&cloud.Provider), "cloud", "", "the cloud whose routes and instances Ropeway deals with: alibaba (default none)")
 	f.StringVar(&cloud.RegionID, "cloud-region", "", "the cloud's region, like cn-chengdu")
 	f.StringVar(&cloud.VPCID, "cloud-vpc", "", "the id of the VPC that the nodes are in")
-	f.StringSliceVar(&cloud.RouteTableIDs, "cloud-route-table", nil, "route table to publish pods' ranges in; can be repeated (default the VPC's system route table)")
+	f.StringSliceVar(&cloud.RouteTableIDs, "cloud-route-table", nil, "route table to publish pods' ranges in; can be repeated (default the VPC's only one; with several, name them)")
 	f.StringSliceVar(&cloud.VPCCIDRs, "cloud-vpc-cidr", nil, "range towards which pods keep their addresses once the VPC leads to them; can be repeated (default none)")
 	f.StringVar((*string)(&cloud.Routes), "cloud-routes", "", "who publishes routes: ropeway, external, off (default ropeway)")
 	f.StringVar((*string)(&cloud.Nodes), "cloud-nodes", "", "who tells Kubernetes about the nodes' instances: ropeway, external, off (default external)")
 	f.StringVar((*string)(&cloud.LoadBalancers), "cloud-load-balancers", "", "who makes load balancers: external, off (default external)")
 	f.StringVar(&cloud.Endpoint, "cloud-endpoint", "", "host of the cloud's API, where it is not the region's public one")
-	f.StringVar(&cloud.CredentialsSecret, "cloud-secret", "", "Secret in "+install.Namespace+" with accessKeyID and accessKeySecret (default: the instance's RAM role)")
+	f.StringVar(&cloud.CredentialsSecret, "cloud-secret", "", "Secret in "+install.Namespace+" with accessKeyID and accessKeySecret (default: the controller's environment, else the RAM role of its instance)")
 }
 
 func (c *installCommand) run(ctx context.Context) error {

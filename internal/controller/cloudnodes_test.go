@@ -27,6 +27,7 @@ import (
 	"ropeway.dev/ropeway/internal/cloud"
 	"ropeway.dev/ropeway/internal/cloud/alibaba"
 	"ropeway.dev/ropeway/internal/controller/nodes"
+	"ropeway.dev/ropeway/internal/kube"
 	"ropeway.dev/ropeway/internal/lab/openapi"
 )
 
@@ -234,7 +235,7 @@ func settled(id, providerID string, address string) func(*corev1.Node) bool {
 		labels := maps.Clone(n.Labels)
 		maps.DeleteFunc(labels, func(k, _ string) bool { return want[k] == "" })
 		return n.Spec.ProviderID == providerID && maps.Equal(labels, want) && !tainted(n, cloudproviderapi.TaintExternalCloudProvider) &&
-			n.Annotations[nodes.SeenAnnotation] == id && strings.Contains(fmt.Sprint(n.Status.Addresses), "InternalIP "+address) &&
+			n.Annotations[kube.SeenAnnotation] == id && strings.Contains(fmt.Sprint(n.Status.Addresses), "InternalIP "+address) &&
 			strings.Contains(fmt.Sprint(n.Status.Addresses), "ExternalIP 203.0.113.") && strings.Contains(fmt.Sprint(n.Status.Addresses), "Hostname "+n.Name)
 	}
 }
@@ -254,7 +255,7 @@ func TestNodesOfACloud(t *testing.T) {
 		"c":              settled("i-c", "cn-chengdu.i-c", "192.0.2.3"),
 		"cn-chengdu.i-d": settled("i-d", "cn-chengdu.i-d", "192.0.2.4"),
 		"e": func(n *corev1.Node) bool {
-			return n.Spec.ProviderID == "cn-chengdu.i-e" && n.Labels["topology.kubernetes.io/zone"] == "cn-chengdu-a" && n.Annotations[nodes.SeenAnnotation] == "i-e" &&
+			return n.Spec.ProviderID == "cn-chengdu.i-e" && n.Labels["topology.kubernetes.io/zone"] == "cn-chengdu-a" && n.Annotations[kube.SeenAnnotation] == "i-e" &&
 				!strings.Contains(fmt.Sprint(n.Status.Addresses), "External") // the kubelet would undo it
 		},
 	} {

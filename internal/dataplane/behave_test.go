@@ -138,7 +138,7 @@ func echo(t *testing.T, a, b net.Conn) {
 	}
 }
 
-// TestSources says as whom packets arrive (design, section 6, SNAT).
+// TestSources says as whom packets arrive (SNAT).
 func TestSources(t *testing.T) {
 	f := newFabric(t, 2, plan.IPIP)
 	f.setAll()

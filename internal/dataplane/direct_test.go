@@ -338,7 +338,7 @@ func TestObserveDirect(t *testing.T) {
 	}
 }
 
-// TestDirectOnASwitch: issue 3, section 3: the same plan serves a layer-2 network
+// TestDirectOnASwitch: the same plan serves a layer-2 network
 // by host routes, of both families, without anybody's route table; where a
 // neighbour is not proven, the tunnel carries.
 func TestDirectOnASwitch(t *testing.T) {

@@ -31,7 +31,7 @@ func neighbourAdvertisement(from, a netip.Addr, mac net.HardwareAddr) []byte {
 	return p
 }
 
-// TestNeighboursCannotBeForged: invariant 10, issue 4, section 3: neither ARP nor
+// TestNeighboursCannotBeForged: invariant 10: neither ARP nor
 // neighbour discovery moves another pod's address, or the node's, to a pod; nor
 // is another's IPv6 source taken.
 func TestNeighboursCannotBeForged(t *testing.T) {

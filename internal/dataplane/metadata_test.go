@@ -8,9 +8,8 @@ import (
 	"ropeway.dev/ropeway/internal/plan"
 )
 
-// TestMetadataAccess holds issue 3, section 2, and the design's section 6: pods
-// do not reach the cloud's metadata service, by any port, family or Service;
-// those of allowed namespaces do, and so does the node; a change works at once
+// TestMetadataAccess: pods do not reach the cloud's metadata service, by any port,
+// family or Service; those of allowed namespaces do, and so does the node; a change works at once
 // for pods and flows that are there already.
 func TestMetadataAccess(t *testing.T) {
 	f := newFabric(t, 1, plan.IPIP)

@@ -32,7 +32,7 @@ func TestTunnelInPods(t *testing.T) {
 	}
 }
 
-// TestNestedProtocol4: issue 4, section 3: a pod's own protocol-4 packet to
+// TestNestedProtocol4: a pod's own protocol-4 packet to
 // another pod arrives as it was sent (RFC 2003, section 3.1), by each transport.
 func TestNestedProtocol4(t *testing.T) {
 	f := newFabric(t, 2, plan.IPIP, plan.VXLAN)
@@ -54,7 +54,7 @@ func TestNestedProtocol4(t *testing.T) {
 	}
 }
 
-// TestSuperPackets: issue 4, section 3: where the uplink takes packets of up to
+// TestSuperPackets: where the uplink takes packets of up to
 // 64 KiB and segments them itself, they are encapsulated whole.
 func TestSuperPackets(t *testing.T) {
 	f := newFabric(t, 2, plan.IPIP, plan.VXLAN)

@@ -212,7 +212,7 @@ func imageReference(image, version, registry string) (string, error) {
 	}
 	registry = strings.TrimSuffix(registry, "/")
 	if strings.ContainsAny(registry, " \t\n@") || strings.Contains(registry, "://") || registry == "" {
-		return "", fmt.Errorf("--registry: want a host, with a path or without, like docker.m.daocloud.io, not %q", registry)
+		return "", fmt.Errorf("--registry: want a host, with a path or without, like registry.example.com, not %q", registry)
 	}
 	if host, rest, found := strings.Cut(image, "/"); found && isRegistryHost(host) {
 		image = rest

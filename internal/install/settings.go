@@ -174,9 +174,6 @@ func directNotes(spec v1alpha1.ClusterNetworkSpec) []string {
 	if !spec.Cloud.PublishesRoutes() {
 		notes = append(notes, "direct needs a fabric that leads to the nodes' pod ranges by itself, such as a common layer-2 network or routes that somebody else makes: --cloud alibaba lets Ropeway make those of a VPC")
 	}
-	if spec.AddressSource == v1alpha1.AddressesFromBlocks {
-		notes = append(notes, "with --address-source Blocks direct is used for each node's first block only, since that is what can be proven: NodeCIDR gives each node one range")
-	}
 	return notes
 }
 

@@ -258,7 +258,7 @@ func (r *Removal) notClean(pods []corev1.Pod) []string {
 	return out
 }
 
-// clearNodeObjects takes our condition and annotation off the Nodes. Another
+// clearNodeObjects takes our condition and annotations off the Nodes. Another
 // writer's condition is left alone.
 func (r *Removal) clearNodeObjects(ctx context.Context, c *Cluster, say Progress) error {
 	var nodes corev1.NodeList
@@ -275,10 +275,13 @@ func (r *Removal) clearNodeObjects(ctx context.Context, c *Cluster, say Progress
 			}
 			say("removed the condition NetworkUnavailable of node %s", n.Name)
 		}
-		if _, marked := n.Annotations[kube.WriterAnnotation]; marked {
-			patch := client.RawPatch(types.MergePatchType, []byte(`{"metadata":{"annotations":{"`+kube.WriterAnnotation+`":null}}}`))
+		for _, annotation := range []string{kube.WriterAnnotation, kube.SeenAnnotation} {
+			if _, marked := n.Annotations[annotation]; !marked {
+				continue
+			}
+			patch := client.RawPatch(types.MergePatchType, []byte(`{"metadata":{"annotations":{"`+annotation+`":null}}}`))
 			if err := c.Patch(ctx, n, patch); client.IgnoreNotFound(err) != nil {
-				return fmt.Errorf("take the annotation %s off node %s: %w", kube.WriterAnnotation, n.Name, err)
+				return fmt.Errorf("take the annotation %s off node %s: %w", annotation, n.Name, err)
 			}
 		}
 	}

@@ -193,6 +193,9 @@ const (
 	// condition gives. The controller sets it, once, and then leaves the
 	// condition to the other.
 	WriterAnnotation = "ropeway.dev/network-unavailable-written-by"
+	// SeenAnnotation on a Node names the instance that the cloud has shown for
+	// it. Only of an instance that was seen can it be said that it is gone.
+	SeenAnnotation = "ropeway.dev/instance-seen"
 )
 
 // NetworkUnavailable returns the node's condition of that type, nil if none.

@@ -10,8 +10,8 @@ import (
 	"ropeway.dev/ropeway/internal/plan"
 )
 
-// proof counts anew, from the words of the design, whether anybody who counts
-// has reached the peer by direct.
+// proof counts anew, by the words of docs/modes.md, whether anybody who counts has
+// reached the peer by direct.
 func proof(s plan.Snapshot, peer string) bool {
 	silent, uids := map[string]bool{}, map[string]string{}
 	for _, n := range s.Nodes {

@@ -29,7 +29,7 @@ var (
 // churnKills is how often an agent is killed in TestNothingLeaks, at least.
 const churnKills = 4
 
-// TestNothingLeaks: issue 4, section 2: after hundreds of pods that come and go in
+// TestNothingLeaks: after hundreds of pods that come and go in
 // every order, while an agent is killed every few seconds, the nodes and the API
 // hold what they held before. Most pods are sandboxes for which the installed
 // plugin is run as a runtime would; beside them a Deployment grows and shrinks, for

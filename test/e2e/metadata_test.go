@@ -8,7 +8,7 @@ import (
 	"time"
 )
 
-// TestMetadataIsClosedToPods: issue 3, section 2. The service answers the node
+// TestMetadataIsClosedToPods: the service answers the node
 // and not its pods, until their namespace is allowed.
 func TestMetadataIsClosedToPods(t *testing.T) {
 	n := cluster.Nodes()[0].Name

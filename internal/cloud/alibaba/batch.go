@@ -301,8 +301,8 @@ func gone(err error) bool {
 	return false
 }
 
-// notOurs refuses to touch an entry without a mark (design: a route that is not
-// ours is never changed), whoever asks for it.
+// notOurs refuses to touch an entry without a mark (a route that is not ours is
+// never changed), whoever asks for it.
 func notOurs(action string, key cloud.Key) error {
 	return &cloud.Error{Class: cloud.Permanent, Action: action, Code: "ropeway.NotOurs",
 		Message: fmt.Sprintf("the entry %s carries no mark of Ropeway and is left alone: adopt it first", key)}

@@ -18,6 +18,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 
 	"ropeway.dev/ropeway/internal/cloud"
+	"ropeway.dev/ropeway/internal/kube"
 )
 
 var rewrite = flag.Bool("rewrite", false, "write the scenarios' answers anew")
@@ -164,7 +165,7 @@ func (s *stage) add(name string) {
 	id := "i-" + name
 	s.cloud.AddInstances(cloud.Instance{ID: id, VPC: "vpc-1", Running: true})
 	s.nodes[name] = &corev1.Node{
-		ObjectMeta: metav1.ObjectMeta{Name: name, UID: types.UID("uid-" + name), Annotations: map[string]string{SeenAnnotation: id}},
+		ObjectMeta: metav1.ObjectMeta{Name: name, UID: types.UID("uid-" + name), Annotations: map[string]string{kube.SeenAnnotation: id}},
 		Spec:       corev1.NodeSpec{ProviderID: "cn-chengdu." + id},
 	}
 	s.setReady(name, corev1.ConditionTrue)

@@ -19,11 +19,8 @@ import (
 	cloudproviderapi "k8s.io/cloud-provider/api"
 
 	"ropeway.dev/ropeway/internal/cloud"
+	"ropeway.dev/ropeway/internal/kube"
 )
-
-// SeenAnnotation on a Node names the instance that the cloud has shown for it.
-// Only of an instance that was seen can it be said that it is gone.
-const SeenAnnotation = "ropeway.dev/instance-seen"
 
 // instances is a cloudprovider.InstancesV2.
 type instances struct {
@@ -100,7 +97,7 @@ func (i *instances) judge(r *round, node *corev1.Node, id string) (v verdict, lo
 	}
 	if !r.weighed[node.UID] {
 		r.weighed[node.UID] = true
-		v = s.add(l, node.Annotations[SeenAnnotation] == id, i.confirm)
+		v = s.add(l, node.Annotations[kube.SeenAnnotation] == id, i.confirm)
 		v.node = node.Name
 		i.verdicts[node.UID] = v
 	}

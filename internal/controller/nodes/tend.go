@@ -18,6 +18,7 @@ import (
 	toolscache "k8s.io/client-go/tools/cache"
 
 	"ropeway.dev/ropeway/internal/cloud"
+	"ropeway.dev/ropeway/internal/kube"
 )
 
 // tender does for all nodes what the controllers of k8s.io/cloud-provider do
@@ -91,7 +92,10 @@ func (t *tender) run(ctx context.Context, publish func(*Status)) {
 		case <-ctx.Done():
 		case <-timer.C:
 		case <-t.wake:
-			due = t.cfg.Now().Add(t.cfg.Retry / 4)
+			// At the latest: that more of them come does not put it off.
+			if soon := t.cfg.Now().Add(t.cfg.Retry / 4); soon.Before(due) {
+				due = soon
+			}
 		}
 		timer.Stop()
 	}
@@ -156,7 +160,7 @@ func (t *tender) status() *Status {
 	}
 	s.Total = len(nodes)
 	for _, n := range nodes {
-		if n.Annotations[SeenAnnotation] != "" && n.Spec.ProviderID != "" {
+		if n.Annotations[kube.SeenAnnotation] != "" && n.Spec.ProviderID != "" {
 			s.Known++
 		}
 	}
@@ -193,8 +197,8 @@ func (t *tender) patch(ctx context.Context, members []member) []Problem {
 // missing is the change of a Node; nil for none.
 func missing(m member, of cloud.Instances) map[string]any {
 	metadata, patch := map[string]any{}, map[string]any{}
-	if m.node.Annotations[SeenAnnotation] != m.in.ID {
-		metadata["annotations"] = map[string]string{SeenAnnotation: m.in.ID}
+	if m.node.Annotations[kube.SeenAnnotation] != m.in.ID {
+		metadata["annotations"] = map[string]string{kube.SeenAnnotation: m.in.ID}
 	}
 	if !waits(m.node) {
 		if m.node.Spec.ProviderID == "" {
