@@ -15,6 +15,7 @@ import (
 	"github.com/containernetworking/cni/libcni"
 	"github.com/containernetworking/plugins/pkg/ns"
 	"github.com/containernetworking/plugins/pkg/testutils"
+	"github.com/vishvananda/netlink"
 	"golang.org/x/sync/errgroup"
 
 	"ropeway.dev/ropeway/internal/cniwire"
@@ -86,6 +87,9 @@ func runPlugins(ctx context.Context, confDir, dir, podCIDR string) error {
 	for turn := range pluginTurns + 1 {
 		for i := range contenders {
 			c := contenders[(i+turn)%len(contenders)]
+			if err := d.awaitEmpty(ctx); err != nil {
+				return err
+			}
 			round, err := d.round(ctx, c, turn)
 			if err != nil {
 				return fmt.Errorf("%s: %w", c.name, err)
@@ -231,6 +235,31 @@ func (d *driver) makeSandboxes(n int) error {
 			return fmt.Errorf("make a sandbox: %w", err)
 		}
 		d.sandboxes = append(d.sandboxes, sandbox)
+	}
+	return nil
+}
+
+// awaitEmpty waits until no sandbox has an interface: the agent may take what a DEL
+// has retired down a moment later, where a runtime would remove the sandbox.
+func (d *driver) awaitEmpty(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
+	defer cancel()
+	for i, s := range d.sandboxes {
+		for {
+			err := s.Do(func(ns.NetNS) error {
+				_, err := netlink.LinkByName("eth0")
+				return err
+			})
+			if _, gone := errors.AsType[netlink.LinkNotFoundError](err); gone {
+				break
+			}
+			if err != nil {
+				return fmt.Errorf("look into sandbox %d: %w", i, err)
+			}
+			if err := sleep(ctx, 50*time.Millisecond); err != nil {
+				return fmt.Errorf("sandbox %d has its interface long after DEL: %w", i, err)
+			}
+		}
 	}
 	return nil
 }

@@ -11,6 +11,7 @@ import (
 	"flag"
 	"fmt"
 	"io"
+	"maps"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -197,16 +198,23 @@ func (b *bench) leftOut(claim string) bool {
 
 func (b *bench) wants(section string) bool { return slices.Contains(b.only, section) }
 
-// run runs the sections. One that fails does not keep the others from running;
-// its targets count as missed.
+// run runs the sections. One that fails does not keep the others from running; its
+// targets count as missed. Where the run is interrupted, the sections until then
+// count, and the others' rows stay as they are.
 func (b *bench) run(ctx context.Context) error {
 	for _, s := range sections() {
 		b.whyNot[s] = "left out by -only"
 	}
+	var ended []string
 	attempt := func(section string, do func(context.Context) error) {
 		if ctx.Err() != nil || !b.wants(section) {
 			return
 		}
+		defer func() {
+			if ctx.Err() == nil {
+				ended = append(ended, section)
+			}
+		}()
 		b.say("%s ...", section)
 		b.whyNot[section] = ""
 		if err := do(ctx); err != nil {
@@ -223,8 +231,10 @@ func (b *bench) run(ctx context.Context) error {
 			b.say("FAILED: %v", err)
 		}
 	}
-	if ctx.Err() != nil {
-		return fmt.Errorf("interrupted: %w", ctx.Err())
+	interrupted := ctx.Err()
+	if ctx = context.WithoutCancel(ctx); interrupted != nil {
+		b.only = ended
+		maps.DeleteFunc(b.samples, func(key string, _ sample) bool { return !b.wants(section(key)) })
 	}
 	rows := judge(targets(), b.samples, b.whyNot)
 	stamp(ctx, rows, b.root)
@@ -240,6 +250,9 @@ func (b *bench) run(ctx context.Context) error {
 		return err
 	}
 	b.say("the rows are in %s", b.results)
+	if interrupted != nil {
+		return fmt.Errorf("interrupted (%w): sections %s were not measured to the end", interrupted, strings.Join(slices.DeleteFunc(sections(), b.wants), ", "))
+	}
 	for _, r := range rows {
 		if r.Value == nil {
 			return fmt.Errorf("not everything could be measured: %s: %s", r.Claim, r.Detail)
