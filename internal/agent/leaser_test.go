@@ -172,16 +172,22 @@ func TestLeaseRace(t *testing.T) {
 	})
 }
 
+// newBlockBench has a node that holds one block.
+func newBlockBench(t *testing.T) (*leaserBench, netip.Prefix) {
+	b := newLeaserBench(t)
+	block := netip.MustParsePrefix("10.244.0.0/26")
+	b.api.change(func(a *fakeAPI) { a.leases = []kube.Lease{{Prefix: block, Node: "a", NodeUID: "uid-a"}} })
+	b.book.SetRanges([]ipam.Range{ipam.RangeFor(block, ipam.Block)})
+	return b, block
+}
+
 // TestNeededAfterAll: a block that was withdrawn and not given back yet is given from
 // again when it is needed; one whose release was asked for, and may have been done,
 // is given back whatever is decided by then.
 func TestNeededAfterAll(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		b := newLeaserBench(t)
+		b, block := newBlockBench(t)
 		defer b.book.Close()
-		block := netip.MustParsePrefix("10.244.0.0/26")
-		b.api.change(func(a *fakeAPI) { a.leases = []kube.Lease{{Prefix: block, Node: "a", NodeUID: "uid-a"}} })
-		b.book.SetRanges([]ipam.Range{ipam.RangeFor(block, ipam.Block)})
 		in := lease.Input{Leases: []lease.Lease{{Prefix: block, Mine: true}}}
 		release := func() error {
 			changed := false
@@ -220,11 +226,8 @@ func TestNeededAfterAll(t *testing.T) {
 // the block.
 func TestReleaseRace(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		b := newLeaserBench(t)
+		b, block := newBlockBench(t)
 		defer b.book.Close()
-		block := netip.MustParsePrefix("10.244.0.0/26")
-		b.api.change(func(a *fakeAPI) { a.leases = []kube.Lease{{Prefix: block, Node: "a", NodeUID: "uid-a"}} })
-		b.book.SetRanges([]ipam.Range{ipam.RangeFor(block, ipam.Block)})
 		if _, err := b.book.Allocate(ipam.Key{Network: "n", ContainerID: "p", IfName: "eth0"}, ipam.Owner{}, []ipam.Want{{Family: ipam.IPv4}}, ""); err != nil {
 			t.Fatal(err)
 		}

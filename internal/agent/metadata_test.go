@@ -12,8 +12,8 @@ import (
 	"ropeway.dev/ropeway/internal/plan"
 )
 
-// TestMetadataExemptions: pods do not reach the metadata
-// address, but those of allowed namespaces, whenever they were started.
+// TestMetadataExemptions: pods do not reach the metadata address, but those of
+// allowed namespaces, whenever they were started.
 func TestMetadataExemptions(t *testing.T) {
 	api, m := one(t)
 	a := m.start()

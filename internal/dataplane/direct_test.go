@@ -338,9 +338,9 @@ func TestObserveDirect(t *testing.T) {
 	}
 }
 
-// TestDirectOnASwitch: the same plan serves a layer-2 network
-// by host routes, of both families, without anybody's route table; where a
-// neighbour is not proven, the tunnel carries.
+// TestDirectOnASwitch: the same plan serves a layer-2 network by host routes, of
+// both families, without anybody's route table; where a neighbour is not proven,
+// the tunnel carries.
 func TestDirectOnASwitch(t *testing.T) {
 	f := newSwitchFabric(t, 2, plan.Direct, plan.IPIP)
 	f.prove(true)

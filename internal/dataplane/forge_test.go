@@ -31,9 +31,9 @@ func neighbourAdvertisement(from, a netip.Addr, mac net.HardwareAddr) []byte {
 	return p
 }
 
-// TestNeighboursCannotBeForged: invariant 10: neither ARP nor
-// neighbour discovery moves another pod's address, or the node's, to a pod; nor
-// is another's IPv6 source taken.
+// TestNeighboursCannotBeForged: invariant 10: neither ARP nor neighbour discovery
+// moves another pod's address, or the node's, to a pod; nor is another's IPv6
+// source taken.
 func TestNeighboursCannotBeForged(t *testing.T) {
 	b := newBench(t, Options{})
 	victim := b.node.addPod(1500)

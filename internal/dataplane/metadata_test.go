@@ -8,9 +8,9 @@ import (
 	"ropeway.dev/ropeway/internal/plan"
 )
 
-// TestMetadataAccess: pods do not reach the cloud's metadata service, by any port,
-// family or Service; those of allowed namespaces do, and so does the node; a change works at once
-// for pods and flows that are there already.
+// TestMetadataAccess: pods do not reach the cloud's metadata service, by any
+// port, family or Service; those of allowed namespaces do, and so does the node;
+// a change works at once for pods and flows that are there already.
 func TestMetadataAccess(t *testing.T) {
 	f := newFabric(t, 1, plan.IPIP)
 	f.sh(f.outside, "ip addr add 100.100.100.200/32 dev lo; ip addr add fd00:ec2::254/128 dev lo")

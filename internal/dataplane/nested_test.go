@@ -32,8 +32,8 @@ func TestTunnelInPods(t *testing.T) {
 	}
 }
 
-// TestNestedProtocol4: a pod's own protocol-4 packet to
-// another pod arrives as it was sent (RFC 2003, section 3.1), by each transport.
+// TestNestedProtocol4: a pod's own protocol-4 packet to another pod arrives as it
+// was sent (RFC 2003, section 3.1), by each transport.
 func TestNestedProtocol4(t *testing.T) {
 	f := newFabric(t, 2, plan.IPIP, plan.VXLAN)
 	f.setAll()
@@ -54,8 +54,8 @@ func TestNestedProtocol4(t *testing.T) {
 	}
 }
 
-// TestSuperPackets: where the uplink takes packets of up to
-// 64 KiB and segments them itself, they are encapsulated whole.
+// TestSuperPackets: where the uplink takes packets of up to 64 KiB and segments
+// them itself, they are encapsulated whole.
 func TestSuperPackets(t *testing.T) {
 	f := newFabric(t, 2, plan.IPIP, plan.VXLAN)
 	on := "ethtool -K eth0 tso on gso on gro on"

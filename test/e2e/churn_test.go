@@ -29,11 +29,11 @@ var (
 // churnKills is how often an agent is killed in TestNothingLeaks, at least.
 const churnKills = 4
 
-// TestNothingLeaks: after hundreds of pods that come and go in
-// every order, while an agent is killed every few seconds, the nodes and the API
-// hold what they held before. Most pods are sandboxes for which the installed
-// plugin is run as a runtime would; beside them a Deployment grows and shrinks, for
-// the real runtime's part and the chained plugins'.
+// TestNothingLeaks: after hundreds of pods that come and go in every order, while
+// an agent is killed every few seconds, the nodes and the API hold what they held
+// before. Most pods are sandboxes for which the installed plugin is run as a
+// runtime would; beside them a Deployment grows and shrinks, for the real
+// runtime's part and the chained plugins'.
 func TestNothingLeaks(t *testing.T) {
 	seed := *churnSeed
 	if seed == 0 {

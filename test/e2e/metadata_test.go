@@ -8,8 +8,8 @@ import (
 	"time"
 )
 
-// TestMetadataIsClosedToPods: the service answers the node
-// and not its pods, until their namespace is allowed.
+// TestMetadataIsClosedToPods: the service answers the node and not its pods,
+// until their namespace is allowed.
 func TestMetadataIsClosedToPods(t *testing.T) {
 	n := cluster.Nodes()[0].Name
 	apply(t, cluster, pod("curious", n, ""))

@@ -55,16 +55,22 @@ func TestSweepAfterRestart(t *testing.T) {
 	b.Close()
 	b = be.open()
 	defer b.Close()
-	for range 2 {
-		if err := b.Sweep(); err != nil {
-			t.Fatal(err)
-		}
-	}
+	sweep(t, b, 2)
 	if got := held(b); got != "" {
 		t.Errorf("still held, though the sandbox is gone: %s", got)
 	}
 	if files, err := os.ReadDir(be.options.SandboxDir); err != nil || len(files) != 0 {
 		t.Errorf("left behind: %v, %v", files, err)
+	}
+}
+
+// sweep sweeps so many times: what ended is freed at second sight.
+func sweep(t *testing.T, b *Book, times int) {
+	t.Helper()
+	for range times {
+		if err := b.Sweep(); err != nil {
+			t.Fatal(err)
+		}
 	}
 }
 
@@ -80,20 +86,14 @@ func TestSweepOfWhatWasFoundByItsLink(t *testing.T) {
 	}
 	b := be.open()
 	be.kernel.links = slices.DeleteFunc(be.kernel.links, func(l dataplane.PodLink) bool { return l.Addresses[0] != addrs("10.244.0.8")[0] })
-	if err := b.Sweep(); err != nil {
-		t.Fatal(err)
-	}
+	sweep(t, b, 1)
 	if got := held(b); !strings.Contains(got, "lost[") {
 		t.Errorf("freed at first sight: %s", got)
 	}
 	b.Close()
 	b = be.open()
 	defer b.Close()
-	for range 2 {
-		if err := b.Sweep(); err != nil {
-			t.Fatal(err)
-		}
-	}
+	sweep(t, b, 2)
 	if got := held(b); got != "noted[10.244.0.10] runs[10.244.0.8]" {
 		t.Errorf("holds %s", got)
 	}
@@ -114,11 +114,7 @@ func TestSweepByACutOffNote(t *testing.T) {
 	}
 	be.note("gone", gone.String(), be.dir+"/netns/gone")
 	be.note("lives", lives.String(), be.dir+"/netns/alive")
-	for range 3 {
-		if err := b.Sweep(); err != nil {
-			t.Fatal(err)
-		}
-	}
+	sweep(t, b, 3)
 	if got := held(b); got != "lives["+lives.String()+"]" {
 		t.Errorf("holds %s", got)
 	}
@@ -139,11 +135,7 @@ func TestSweepOfHostLocal(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	for range 3 {
-		if err := b.Sweep(); err != nil {
-			t.Fatal(err)
-		}
-	}
+	sweep(t, b, 3)
 	if got := held(b); got != "routed[10.244.0.8] stays[10.244.0.10]" {
 		t.Errorf("holds %s", got)
 	}

@@ -58,7 +58,7 @@ func (m *Memory) Start(node string, live []Lease, now time.Time) {
 	m.floor, m.until = binding(node, live, shared), now.Add(floorFor)
 	sure := map[string]int64{}
 	for _, l := range live {
-		if l.Node == node && (!l.IsSingle() || l.From != "" || cidr.CoveredByAny(shared, l.Prefix)) {
+		if l.Node == node && (!l.IsSingle() || l.From != "" || isOf(shared, l)) {
 			sure[l.ObjectUID] = l.Generation
 		}
 	}
@@ -77,7 +77,7 @@ func (m *Memory) Start(node string, live []Lease, now time.Time) {
 func binding(node string, live []Lease, shared []netip.Prefix) []Lease {
 	var out []Lease
 	for _, l := range live {
-		single := l.IsSingle() && (l.From != "" || l.KeptFor != Kept{} || !cidr.CoveredByAny(shared, l.Prefix))
+		single := l.IsSingle() && (l.From != "" || l.KeptFor != Kept{} || !isOf(shared, l))
 		if l.Node != node && (l.Sharing != "" || single) {
 			out = append(out, l)
 		}
@@ -85,7 +85,11 @@ func binding(node string, live []Lease, shared []netip.Prefix) []Lease {
 	return out
 }
 
-// confirmed are the blocks that nodes share.
+// isOf reports whether a single address is of one of the blocks, which are as
+// cidr.Aggregate returns them.
+func isOf(blocks []netip.Prefix, l Lease) bool { return len(cidr.Overlapping(blocks, l.Prefix)) > 0 }
+
+// confirmed are the blocks that nodes share, as cidr.Aggregate returns them.
 func confirmed(leases []Lease) []netip.Prefix {
 	var out []netip.Prefix
 	for i := range leases {
@@ -93,7 +97,7 @@ func confirmed(leases []Lease) []netip.Prefix {
 			out = append(out, l.Prefix)
 		}
 	}
-	return out
+	return cidr.Aggregate(out)
 }
 
 // Hold notes that this process made a lease its own, and that it is.
