@@ -260,3 +260,25 @@ func TestPodCIDRAfterSharing(t *testing.T) {
 		t.Errorf("leases: %+v", api.leases)
 	}
 }
+
+// TestRefusedAddressIsHadLater: a node that refused an address to another, since a pod
+// had it, lets it have the address once the pod is gone, though nothing else of what
+// the other gives changed in between.
+func TestRefusedAddressIsHadLater(t *testing.T) {
+	api, agents := twoNodes(t)
+	a, b := agents["a"], agents["b"]
+	const address = "10.244.0.2"
+	api.sayOf("fixed", kube.PodWords{Annotations: map[string]string{pool.AnnotationIPs: `["` + address + `"]`}})
+	a.insist("c1", podNamed("fixed"))
+	if got, err := b.try("c2", podNamed("fixed")); err == nil {
+		t.Fatalf("on b, while a pod on a has it: %v", got)
+	}
+	a.del("c1")
+	var err error
+	for range 2 { // the first may come while the refusal stands still
+		if _, err = b.try("c3", podNamed("fixed")); err == nil {
+			return
+		}
+	}
+	t.Errorf("on b, once it is free: %v", err)
+}

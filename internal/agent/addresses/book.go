@@ -9,6 +9,7 @@ package addresses
 import (
 	"errors"
 	"log/slog"
+	"maps"
 	"net/netip"
 	"reflect"
 	"slices"
@@ -217,15 +218,15 @@ func (b *Book) Free(f plan.Family) uint64 { return b.allocator.Free(ipam.Family(
 func (b *Book) SetRanges(ranges []ipam.Range) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	// What the ranges have not is given back; a new lease of it starts afresh. It may
+	// never have been among them: a lease that its owner refused.
+	maps.DeleteFunc(b.withdrawn, func(block netip.Prefix, _ bool) bool {
+		return !slices.ContainsFunc(ranges, func(r ipam.Range) bool { return cidr.Covers(block, r.Prefix) })
+	})
 	if reflect.DeepEqual(ranges, b.ranges) {
 		return
 	}
 	b.ranges = ranges
-	for block := range b.withdrawn {
-		if !slices.ContainsFunc(ranges, func(r ipam.Range) bool { return cidr.Covers(block, r.Prefix) }) {
-			delete(b.withdrawn, block) // it is given back; a new lease of it starts afresh
-		}
-	}
 	b.useRanges()
 }
 

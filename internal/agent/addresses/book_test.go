@@ -295,6 +295,25 @@ func TestWithdraw(t *testing.T) {
 	}
 }
 
+// TestWithdrawWhatWasNotGiven: an address whose lease was given back before it could be
+// used is given once a later lease of it can.
+func TestWithdrawWhatWasNotGiven(t *testing.T) {
+	b := newBench(t, t.TempDir()).open()
+	defer b.Close()
+	single := ipam.Range{Prefix: netip.MustParsePrefix("10.244.9.1/32"), Pool: "p", Single: true}
+	ranges := []ipam.Range{testRange()}
+	b.SetRanges(ranges)
+	if gone, err := b.WithdrawAddresses([]netip.Addr{single.Prefix.Addr()}); err != nil || len(gone) != 1 {
+		t.Fatalf("withdrawn: %v, %v; want one address", gone, err)
+	}
+	b.SetRanges(ranges) // what the node gives is as it was
+	b.SetRanges(append(ranges, single))
+	got, err := b.Allocate(key("p1"), ipam.Owner{}, []ipam.Want{{Family: ipam.IPv4, Pools: []string{"p"}}}, "")
+	if err != nil || got[0] != single.Prefix.Addr() {
+		t.Errorf("got %v, %v; want %s", got, err, single.Prefix.Addr())
+	}
+}
+
 func TestUsage(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newBench(t, t.TempDir()).open()

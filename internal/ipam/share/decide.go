@@ -173,7 +173,7 @@ func (d *decider) exactly(n Need) string {
 		return d.exactLease(n, l)
 	}
 	owner := d.owner(a)
-	why, lost := d.Lost(a)
+	why, lost := d.lost(a)
 	switch {
 	case lost:
 		return why
@@ -191,6 +191,17 @@ func (d *decider) exactly(n Need) string {
 		return d.share(a)
 	}
 	return ""
+}
+
+// lost reports whether an address is not tried now, and why. Nobody tells when that
+// has changed, so it is looked at again.
+func (d *decider) lost(a netip.Addr) (why string, is bool) {
+	why, until := d.Lost(a)
+	if until.IsZero() {
+		return "", false
+	}
+	d.again(until)
+	return why, true
 }
 
 // owner returns the node whose range an address lies in: of a block rather than
@@ -231,7 +242,7 @@ func (d *decider) exactLease(n Need, l Lease) string {
 func (d *decider) pick(n Need) string {
 	taken := func(a netip.Addr) bool {
 		_, leased := d.singles[a]
-		_, lost := d.Lost(a)
+		_, lost := d.lost(a)
 		return leased || lost
 	}
 	for _, avoid := range []bool{true, false} {

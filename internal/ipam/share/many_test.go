@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net/netip"
 	"testing"
+	"time"
 
 	"ropeway.dev/ropeway/internal/ipam"
 	"ropeway.dev/ropeway/internal/ipam/share"
@@ -15,7 +16,7 @@ import (
 func crowd(node int, leases []share.Lease) share.Decision {
 	in := share.Input{Node: fmt.Sprintf("node-%d", node), PodCIDRs: []netip.Prefix{netip.MustParsePrefix("10.0.0.0/16")}, Bits: map[ipam.Family]int{ipam.IPv4: 26},
 		Pools:  map[string][]netip.Prefix{"P": cidr.FromRange(netip.MustParseAddr("10.0.0.1"), netip.MustParseAddr("10.0.1.44"))},
-		Leases: leases, Avoid: func(netip.Addr) bool { return false }, Lost: func(netip.Addr) (string, bool) { return "", false },
+		Leases: leases, Avoid: func(netip.Addr) bool { return false }, Lost: func(netip.Addr) (string, time.Time) { return "", time.Time{} },
 		Holder: func(netip.Addr) string { return "" }}
 	for i := range 5 {
 		in.Ranges = append(in.Ranges, share.Range{Prefix: netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 0, byte(100 + i), 0}), 24), Node: fmt.Sprintf("node-%d", i), NodeCIDR: true})
@@ -104,4 +105,30 @@ func TestLostUntilSeen(t *testing.T) {
 		m.passNow(b)
 	}
 	m.holds(t, "b", 1)
+}
+
+// TestLostIsTriedAgain: who waits for an address that could not be had looks again when
+// it may be tried, though nothing happens until then.
+func TestLostIsTriedAgain(t *testing.T) {
+	now := time.Date(2026, 11, 26, 12, 0, 0, 0, time.UTC)
+	until, address := now.Add(3*time.Second), netip.MustParseAddr("10.0.0.1")
+	for name, need := range map[string]share.Need{
+		"the one address that will do": {ID: "pod", Family: ipam.IPv4, Exact: address},
+		"the pool's only address":      {ID: "pod", Family: ipam.IPv4, Pools: []string{"P"}},
+	} {
+		shared := netip.MustParsePrefix("10.0.0.0/29")
+		d := share.Decide(share.Input{Node: "a", PodCIDRs: []netip.Prefix{netip.MustParsePrefix("10.0.0.0/16")}, Now: now, Needs: []share.Need{need},
+			Pools:  map[string][]netip.Prefix{"P": {netip.PrefixFrom(address, 32)}},
+			Leases: []share.Lease{{Prefix: shared, Sharing: share.Confirmed}},
+			Avoid:  func(netip.Addr) bool { return false },
+			Lost: func(a netip.Addr) (string, time.Time) {
+				if a == address {
+					return "another node was faster", until
+				}
+				return "", time.Time{}
+			}})
+		if len(d.Claim) > 0 || d.Wait["pod"] == "" || !d.Again.Equal(until) {
+			t.Errorf("%s: claims %v, waits for %q, looks again at %v; want %v", name, d.Claim, d.Wait["pod"], d.Again, until)
+		}
+	}
 }

@@ -128,9 +128,9 @@ func (m *Memory) Lose(a netip.Addr, now time.Time) {
 func (m *Memory) Avoid(a netip.Addr) bool { _, is := m.avoid[a]; return is }
 
 // Lost is Input's.
-func (m *Memory) Lost(a netip.Addr) (why string, is bool) {
-	l, is := m.lost[a]
-	return l.why, is
+func (m *Memory) Lost(a netip.Addr) (why string, until time.Time) {
+	l := m.lost[a]
+	return l.why, l.until
 }
 
 // Idle is Input's.

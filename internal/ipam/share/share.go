@@ -150,9 +150,10 @@ type Input struct {
 	// Idle says of this node's single addresses since when nobody has them.
 	Idle map[netip.Addr]Idle
 	// Avoid are addresses that this node gave back a moment ago: others come
-	// first. Lost says of those that it just failed to have why that was.
+	// first. Lost says of those that it just failed to have why that was, and
+	// until when they are not tried again; until is zero for all others.
 	Avoid func(netip.Addr) bool
-	Lost  func(netip.Addr) (why string, is bool)
+	Lost  func(netip.Addr) (why string, until time.Time)
 	// Declared maps declared block -> since when this node knows it.
 	Declared map[netip.Prefix]time.Time
 	Now      time.Time
