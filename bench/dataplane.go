@@ -29,6 +29,7 @@ const (
 	fabricCommand = "__fabric" // all of it, in a mount namespace of its own
 	serverCommand = "__server"
 	clientCommand = "__client"
+	serverReady   = "ready" // what the server says once clients may come
 )
 
 const (
@@ -200,11 +201,9 @@ func runFabric(ctx context.Context, dir, flannel string, repetitions int) error 
 		return err
 	}
 	for _, w := range ways {
-		server := inside(ctx, w.Server, self, serverCommand, netip.AddrPortFrom(w.At, fabric.Port).String())
-		if err := server.Start(); err != nil {
+		if err := startServer(ctx, self, w); err != nil {
 			return fmt.Errorf("start the server of %s: %w", w.Name, err)
 		}
-		go server.Wait()
 	}
 	m := &measured{Peer: peer, Values: map[trial]map[string][]float64{}, Loaded: map[trial]bool{}}
 	r := &rounds{self: self, ways: ways, found: m, until: time.Now().Add(patience)}
@@ -217,6 +216,26 @@ func runFabric(ctx context.Context, dir, flannel string, repetitions int) error 
 		}
 	}
 	return json.NewEncoder(os.Stdout).Encode(m)
+}
+
+// startServer starts a way's server, which ends with this process, and waits until
+// clients may come.
+func startServer(ctx context.Context, self string, w fabric.Way) error {
+	server := inside(ctx, w.Server, self, serverCommand, netip.AddrPortFrom(w.At, fabric.Port).String())
+	said, err := server.StdoutPipe()
+	if err != nil {
+		return err
+	}
+	var wrong bytes.Buffer
+	server.Stderr = &wrong
+	if err := server.Start(); err != nil {
+		return err
+	}
+	if line, err := bufio.NewReader(said).ReadString('\n'); strings.TrimSpace(line) != serverReady {
+		return fmt.Errorf("it said %q and no more: %w: %s", line, errors.Join(err, server.Wait()), &wrong)
+	}
+	go server.Wait()
+	return nil
 }
 
 // takePrecedence has the scheduler prefer this session to all others, so that

@@ -47,7 +47,7 @@ func start(ctx context.Context, args []string) error {
 			if err != nil {
 				return err
 			}
-			return traffic.Serve(at)
+			return traffic.Serve(at, func() { fmt.Println(serverReady) })
 		case args[0] == clientCommand && len(rest) == 3:
 			return runClient(rest[0], rest[1], rest[2])
 		case args[0] == fabricCommand && len(rest) == 3:

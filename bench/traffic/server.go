@@ -22,8 +22,8 @@ const (
 )
 
 // Serve answers clients at a TCP and a UDP port of the same number until the
-// process ends.
-func Serve(at netip.AddrPort) error {
+// process ends. It calls ready once clients may come.
+func Serve(at netip.AddrPort, ready func()) error {
 	listener, err := open(unix.SOCK_STREAM, at, true)
 	if err != nil {
 		return err
@@ -37,6 +37,7 @@ func Serve(at netip.AddrPort) error {
 	}
 	s := &server{buffer: make([]byte, 256<<10)}
 	go s.count(datagrams)
+	ready()
 	for {
 		fd, _, err := unix.Accept4(listener, unix.SOCK_CLOEXEC)
 		if errors.Is(err, unix.EINTR) || errors.Is(err, unix.ECONNABORTED) {
