@@ -12,6 +12,8 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 
 	"ropeway.dev/ropeway/api/v1alpha1"
+	"ropeway.dev/ropeway/internal/controller/nodes"
+	"ropeway.dev/ropeway/internal/controller/routes"
 	"ropeway.dev/ropeway/internal/kube"
 	"ropeway.dev/ropeway/internal/plan"
 )
@@ -94,6 +96,9 @@ func (c *controller) inBackground(ctx context.Context) (stop func()) {
 	return func() {
 		cancel()
 		working.Wait()
+		// A pass that outlived them has said what is wanted once more.
+		c.planner.Set(routes.Input{})
+		c.nodes.Set(nodes.Input{})
 	}
 }
 

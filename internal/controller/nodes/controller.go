@@ -132,10 +132,10 @@ func (c *Controller) publish(s *Status) {
 }
 
 // Run works until the context ends; when it returns, nothing of it writes any
-// more. There must be one Run at a time, in all replicas together.
+// more, and what it was Set is forgotten. There must be one Run at a time, in all
+// replicas together.
 func (c *Controller) Run(ctx context.Context) {
-	defer c.publish(&Status{})
-	defer c.cfg.Metrics.resign()
+	defer c.resign()
 	retry := c.cfg.Retry
 	for ctx.Err() == nil {
 		in := c.wanted()
@@ -157,6 +157,16 @@ func (c *Controller) Run(ctx context.Context) {
 			retry = min(2*retry, c.cfg.longest())
 		}
 	}
+}
+
+// resign forgets what was wanted once this replica leads no more: the next term
+// must act on nothing but what it is Set.
+func (c *Controller) resign() {
+	c.mu.Lock()
+	c.input = Input{}
+	c.mu.Unlock()
+	c.cfg.Metrics.resign()
+	c.publish(&Status{})
 }
 
 // pause waits for a time (0: without end), for Set, or for the end.

@@ -185,12 +185,10 @@ func (p *Planner) wanted() Input {
 // empty until this term's Run has something to say.
 func (p *Planner) Status() *Status { return p.status.Load() }
 
-// Run works until the context ends. There must be one Run at a time, in all
-// replicas together.
+// Run works until the context ends, and then forgets what it was Set. There must
+// be one Run at a time, in all replicas together.
 func (p *Planner) Run(ctx context.Context) {
-	defer p.cfg.Metrics.resign()
-	p.reset() // another replica may have led meanwhile
-	p.status.Store(&Status{})
+	defer p.resign()
 	for ctx.Err() == nil {
 		wait := p.step(ctx)
 		timer := time.NewTimer(max(wait, 0))
@@ -201,6 +199,18 @@ func (p *Planner) Run(ctx context.Context) {
 		}
 		timer.Stop()
 	}
+}
+
+// resign forgets everything once this replica leads no more: another one may
+// lead meanwhile, and the next term must act on nothing but what it is Set. It
+// is done at the end of a term since Set may come before the next one's Run.
+func (p *Planner) resign() {
+	p.mu.Lock()
+	p.input, p.hint = Input{}, false
+	p.mu.Unlock()
+	p.reset()
+	p.status.Store(&Status{})
+	p.cfg.Metrics.resign()
 }
 
 // idleFor is how long a Planner sleeps that has nothing to wait for but Set.
