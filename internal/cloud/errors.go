@@ -3,6 +3,7 @@ package cloud
 import (
 	"errors"
 	"fmt"
+	"regexp"
 	"time"
 )
 
@@ -57,12 +58,17 @@ type Error struct {
 	Action  string        // of the cloud's API, such as CreateRouteEntries
 	Code    string        // the cloud's, such as TaskConflict; "" without an answer
 	Message string        // the cloud's words, without secrets
-	Request string        // the cloud's id of the request, for its support
+	Request string        // the cloud's id of the request, for its support; see RequestOf
 	After   time.Duration // how long the cloud asks to wait; 0 if it does not say
 	Err     error         // what was below, if anything
 }
 
-// Error says what, where, and the cloud's own code.
+// ownPort is this side of a connection in an error of package net.
+var ownPort = regexp.MustCompile(` \S+:\d+->`)
+
+// Error says what, where, and the cloud's own code. The same failure has the same
+// text each time, since conditions and events are written when theirs changes: it
+// has no request's id, and no port of this side.
 func (e *Error) Error() string {
 	text := "the cloud"
 	if e.Action != "" {
@@ -78,10 +84,7 @@ func (e *Error) Error() string {
 		text += ": " + e.Message
 	}
 	if e.Err != nil {
-		text += fmt.Sprintf(": %v", e.Err)
-	}
-	if e.Request != "" {
-		text += fmt.Sprintf(" (request %s)", e.Request)
+		text += ": " + ownPort.ReplaceAllString(e.Err.Error(), " ")
 	}
 	return text
 }
@@ -127,6 +130,16 @@ func ActionOf(err error) string {
 	var e *Error
 	if errors.As(err, &e) {
 		return e.Action
+	}
+	return ""
+}
+
+// RequestOf returns the cloud's id of the request that an error answers, "" if
+// there is none. It is for logs: no two errors have the same.
+func RequestOf(err error) string {
+	var e *Error
+	if errors.As(err, &e) {
+		return e.Request
 	}
 	return ""
 }

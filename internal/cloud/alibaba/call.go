@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"math/rand/v2"
 	"net"
+	"strings"
 	"sync"
 	"time"
 
@@ -132,7 +133,7 @@ func (c *caller) once(ctx context.Context, p product, action string, params map[
 		c.observe(action, c.now().Sub(start), err)
 	}
 	if err != nil {
-		c.log.Debug("cloud call failed", "action", action, "class", cloud.ClassOf(err).String(), "error", err)
+		c.log.Debug("cloud call failed", "action", action, "class", cloud.ClassOf(err).String(), "error", err, "request", cloud.RequestOf(err))
 	}
 	return err
 }
@@ -237,7 +238,7 @@ func refusal(p product, action string, a answered) error {
 		Request: dara.StringValue(a.GetRequestId()),
 	}
 	if text, ok := a.GetData()["Message"].(string); ok {
-		e.Message = text
+		e.Message = withoutRequest(text, e.Request)
 	}
 	switch e.Class {
 	case cloud.Forbidden:
@@ -250,4 +251,13 @@ func refusal(p product, action string, a answered) error {
 		e.After = time.Duration(dara.Int64Value(t.RetryAfter)) * time.Millisecond
 	}
 	return e
+}
+
+// withoutRequest takes the id of the request out of the cloud's words, where it
+// stands in its own field.
+func withoutRequest(text, request string) string {
+	if request == "" {
+		return text
+	}
+	return strings.ReplaceAll(text, request, "...")
 }

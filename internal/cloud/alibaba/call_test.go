@@ -239,6 +239,21 @@ func TestForbiddenNamesTheAction(t *testing.T) {
 	}
 }
 
+// TestARefusalIsTheSameEachTime: the ids of requests are kept, beside the text.
+func TestARefusalIsTheSameEachTime(t *testing.T) {
+	s := newStub(t)
+	s.on("DescribeInstances", refused(403, "Forbidden.RAM"))
+	i := s.provider().Instances()
+	_, first := i.List(t.Context())
+	_, second := i.List(t.Context())
+	if first.Error() != second.Error() {
+		t.Errorf("%q, then %q", first, second)
+	}
+	if a, b := cloud.RequestOf(first), cloud.RequestOf(second); a != "R-1" || b != "R-2" {
+		t.Errorf("requests %q and %q", a, b)
+	}
+}
+
 func TestEveryCallIsObserved(t *testing.T) {
 	s := newStub(t)
 	s.on("DescribeInstances", refused(503, "ServiceUnavailable"), reply{body: `{"Instances":{"Instance":[]}}`})

@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"net/netip"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -66,6 +67,7 @@ func (s *stub) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		params[name] = values[0]
 	}
 	s.mu.Lock()
+	request := fmt.Sprintf("R-%d", len(s.asked)+1)
 	s.asked = append(s.asked, asked{action, r.Header.Get("x-acs-version"), params, r.Header.Clone()})
 	script := s.replies[action]
 	if len(script) > 1 {
@@ -87,7 +89,7 @@ func (s *stub) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if now.status != 0 {
 		w.WriteHeader(now.status)
 	}
-	_, _ = io.WriteString(w, now.body)
+	_, _ = io.WriteString(w, strings.ReplaceAll(now.body, anyRequest, request))
 }
 
 // calls returns the parameters of every call of an action.
@@ -134,8 +136,11 @@ func secret(id, key, token string) map[string][]byte {
 	return data
 }
 
+// anyRequest stands for the id of the request, another one in each answer.
+const anyRequest = "R-ANY"
+
 func refused(status int, code string) reply {
-	return reply{status: status, body: fmt.Sprintf(`{"RequestId":"R-1","HostId":"h","Code":%q,"Message":"words about %s","Recommend":"x"}`, code, code)}
+	return reply{status: status, body: fmt.Sprintf(`{"RequestId":%q,"HostId":"h","Code":%q,"Message":"words about %s, RequestId: %s","Recommend":"x"}`, anyRequest, code, code, anyRequest)}
 }
 
 func tableJSON(id, associate string, vswitches ...string) string {

@@ -1,6 +1,9 @@
 package routes
 
 import (
+	"bytes"
+	"fmt"
+	"log/slog"
 	"strings"
 	"testing"
 	"time"
@@ -15,10 +18,11 @@ func TestARefusedRemovalDoesNotHoldUpAdditions(t *testing.T) {
 	b.run(10 * time.Second)
 	b.in.Wants = b.in.Wants[:29]
 	b.set()
-	refusal := &cloud.Error{Class: cloud.Forbidden, Code: "Forbidden.RAM", Action: "DeleteRouteEntries"}
-	for range 50 {
-		b.cloud.Fail("Withdraw", refusal, false)
+	for i := range 50 {
+		b.cloud.Fail("Withdraw", &cloud.Error{Class: cloud.Forbidden, Code: "Forbidden.RAM", Action: "DeleteRouteEntries", Request: fmt.Sprint("R-", i)}, false)
 	}
+	var log bytes.Buffer
+	b.p.cfg.Log = slog.New(slog.NewTextHandler(&log, nil))
 	b.run(5 * time.Minute)
 	if p := b.problem(ReasonForbidden); p == nil || !strings.Contains(p.Message, "DeleteRouteEntries") {
 		t.Fatalf("problems: %+v", b.p.Status().Problems)
@@ -34,6 +38,9 @@ func TestARefusedRemovalDoesNotHoldUpAdditions(t *testing.T) {
 	b.run(20 * time.Minute)
 	if changes > 3 {
 		t.Errorf("the status changed %d times while nothing did", changes)
+	}
+	if n := strings.Count(log.String(), "request=R-"); n != 1 || !strings.Contains(log.String(), "request=R-0") {
+		t.Errorf("%d refusals are in the log, want the first one, with its request:\n%s", n, &log)
 	}
 	if n := b.cloud.Count("Withdraw"); n > 15 {
 		t.Errorf("%d refused calls in 25 minutes", n)

@@ -30,7 +30,7 @@ func (p *Planner) apply(ctx context.Context, in Input, all []cloud.RouteChange) 
 		p.real[key] = after(changes[i])
 	}
 	p.cfg.Metrics.count(results, "apply")
-	p.cfg.Log.Info("routes asked for", "entries", len(changes), "refused", countErrors(results), "first", changes[0].Key().String())
+	p.cfg.Log.Info("routes asked for", "entries", len(changes), "refused", countErrors(results), "first", changes[0].Key().String(), "request", refusedRequest(results))
 	return 0
 }
 
@@ -104,6 +104,16 @@ func checkResults(err error, got, want int) error {
 		return &cloud.Error{Class: cloud.Lost, Err: fmt.Errorf("the provider gave %d results for %d entries", got, want)}
 	}
 	return err
+}
+
+// refusedRequest is the cloud's id of the request in which entries were refused.
+func refusedRequest(results []cloud.RouteResult) string {
+	for _, r := range results {
+		if id := cloud.RequestOf(r.Err); id != "" {
+			return id
+		}
+	}
+	return ""
 }
 
 func countErrors(results []cloud.RouteResult) int {
@@ -217,7 +227,7 @@ func (p *Planner) failed(t *trouble, in Input, err error) time.Duration {
 		p.look = true
 	}
 	if t.err == nil || t.err.Error() != err.Error() {
-		p.cfg.Log.Warn("the cloud's routes could not be read or written; trying again", "error", err)
+		p.cfg.Log.Warn("the cloud's routes could not be read or written; trying again", "error", err, "request", cloud.RequestOf(err))
 	}
 	t.err = err
 	t.fail(now, first, most, cloud.AfterOf(err))
