@@ -10,6 +10,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"ropeway.dev/ropeway/internal/few"
 	"ropeway.dev/ropeway/internal/ipam/share"
 	"ropeway.dev/ropeway/internal/kube"
 )
@@ -47,7 +48,7 @@ func (c *calls) note(err error) {
 // wait reports whether one of them did something, and what failed.
 func (c *calls) wait() (acted bool, err error) {
 	_ = c.group.Wait()
-	return c.acted, errors.Join(c.errs...)
+	return c.acted, few.Errors(c.errs...)
 }
 
 // release gives back addresses that no pod has, once no pod can get them any more.

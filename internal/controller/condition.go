@@ -140,7 +140,7 @@ func (c *controller) writeConditions(ctx context.Context, o *observed, m *memory
 	var (
 		g     errgroup.Group
 		mu    sync.Mutex
-		errs  []error
+		done  tries
 		taken int
 	)
 	g.SetLimit(writers)
@@ -152,17 +152,16 @@ func (c *controller) writeConditions(ctx context.Context, o *observed, m *memory
 		if cond := kube.NetworkUnavailable(node); cond != nil && !kube.IsOurs(cond) {
 			taken++
 		}
-		if w.nothing() || nm.version == node.ResourceVersion && now.Sub(nm.acted) < settle {
+		if w.nothing() || nm.version == node.ResourceVersion && now.Sub(nm.acted) < settle || done.over() {
 			continue // the second: written already, and the cache is behind
 		}
 		g.Go(func() error {
 			err := c.writeNode(ctx, node, w)
-			mu.Lock()
-			defer mu.Unlock()
-			if err != nil {
-				errs = append(errs, err)
+			if done.note(err); err != nil {
 				return nil
 			}
+			mu.Lock()
+			defer mu.Unlock()
 			nm.version, nm.acted = node.ResourceVersion, now
 			if w.status != "" {
 				nm.wrote = now
@@ -173,9 +172,9 @@ func (c *controller) writeConditions(ctx context.Context, o *observed, m *memory
 			return nil
 		})
 	}
-	_ = g.Wait() // the functions report to errs
+	_ = g.Wait() // the functions report to done
 	c.metrics.foreignConditions.Set(float64(taken))
-	return errors.Join(errs...)
+	return done.err()
 }
 
 // conditionMessage is the sentence of a Node's condition.

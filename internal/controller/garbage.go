@@ -62,20 +62,24 @@ func overdue(o *kube.Objects, m *memory, grace time.Duration, now time.Time) []s
 
 // collect takes back what nodes that are gone have left.
 func (c *controller) collect(ctx context.Context, o *observed, m *memory) error {
-	errs := []error{c.collectNodeNetworks(ctx, o.objects)}
+	networks := c.collectNodeNetworks(ctx, o.objects)
+	var done tries
 	for _, node := range overdue(o.objects, m, c.cfg.Grace, c.now()) {
+		if done.over() {
+			break
+		}
 		gone, err := c.isGone(ctx, node)
 		if err != nil {
-			errs = append(errs, err)
+			done.note(err)
 			continue
 		}
 		if !gone {
 			delete(m.missing, node) // the cache was wrong: start anew
 			continue
 		}
-		errs = append(errs, c.collectBlocks(ctx, o.objects, node))
+		c.collectBlocks(ctx, o.objects, node, &done)
 	}
-	return errors.Join(errs...)
+	return errors.Join(networks, done.err())
 }
 
 // isGone asks the API server itself.
@@ -90,14 +94,12 @@ func (c *controller) isGone(ctx context.Context, node string) (bool, error) {
 	return false, nil
 }
 
-func (c *controller) collectBlocks(ctx context.Context, o *kube.Objects, node string) error {
-	var errs []error
+func (c *controller) collectBlocks(ctx context.Context, o *kube.Objects, node string, done *tries) {
 	for i := range o.Blocks {
-		if b := &o.Blocks[i]; b.Spec.Node == node {
-			errs = append(errs, c.collectBlock(ctx, b))
+		if b := &o.Blocks[i]; b.Spec.Node == node && !done.over() {
+			done.note(c.collectBlock(ctx, b))
 		}
 	}
-	return errors.Join(errs...)
 }
 
 // collectNodeNetworks deletes those whose Node is gone. Where no Node at all is
@@ -107,23 +109,25 @@ func (c *controller) collectNodeNetworks(ctx context.Context, o *kube.Objects) e
 	for i := range o.Nodes {
 		there[o.Nodes[i].Name] = true
 	}
-	var errs []error
+	var done tries
 	for i := range o.NodeNetworks {
 		nn := &o.NodeNetworks[i]
-		if len(there) == 0 || there[nn.Name] {
+		if len(there) == 0 || there[nn.Name] || done.over() {
 			continue
 		}
 		if gone, err := c.isGone(ctx, nn.Name); !gone {
-			errs = append(errs, err)
+			done.note(err)
 			continue
 		}
 		stale := &v1alpha1.NodeNetwork{ObjectMeta: metav1.ObjectMeta{Name: nn.Name}}
 		err := c.api.Delete(ctx, stale, client.Preconditions{UID: &nn.UID})
-		if client.IgnoreNotFound(err) != nil && !apierrors.IsConflict(err) {
-			errs = append(errs, fmt.Errorf("delete NodeNetwork %s of a node that is gone: %w", nn.Name, err))
+		if client.IgnoreNotFound(err) == nil || apierrors.IsConflict(err) {
+			done.note(nil)
+			continue
 		}
+		done.note(fmt.Errorf("delete NodeNetwork %s of a node that is gone: %w", nn.Name, err))
 	}
-	return errors.Join(errs...)
+	return done.err()
 }
 
 // takeBack deletes a lease as it was seen. An address that is kept for a pod is

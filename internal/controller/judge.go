@@ -18,6 +18,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"ropeway.dev/ropeway/api/v1alpha1"
+	"ropeway.dev/ropeway/internal/few"
 	"ropeway.dev/ropeway/internal/kube"
 )
 
@@ -156,9 +157,6 @@ func within(p netip.Prefix, ranges []netip.Prefix) bool {
 	return slices.ContainsFunc(ranges, func(r netip.Prefix) bool { return r.Bits() <= p.Bits() && r.Overlaps(p) })
 }
 
-// listed bounds how many nodes a condition's message names.
-const listed = 5
-
 // setReachable fills the counts and the condition NodesReachable.
 func setReachable(cn *v1alpha1.ClusterNetwork, o *observed) {
 	var proven int
@@ -180,10 +178,7 @@ func setReachable(cn *v1alpha1.ClusterNetwork, o *observed) {
 	case len(missing) > 0:
 		cond.Status, cond.Reason = metav1.ConditionFalse, "NotProven"
 		slices.Sort(missing)
-		cond.Message += "; " + strings.Join(missing[:min(listed, len(missing))], "; ")
-		if len(missing) > listed {
-			cond.Message += fmt.Sprintf("; and %d more", len(missing)-listed)
-		}
+		cond.Message += "; " + few.Join(missing, "; ")
 	}
 	meta.SetStatusCondition(&cn.Status.Conditions, cond)
 }

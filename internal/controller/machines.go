@@ -3,7 +3,6 @@ package controller
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"maps"
 	"sync"
@@ -43,7 +42,7 @@ func (c *controller) writeMachines(ctx context.Context, o *observed, m *memory) 
 	var (
 		g    errgroup.Group
 		mu   sync.Mutex
-		errs []error
+		done tries
 	)
 	g.SetLimit(writers)
 	for i := range o.objects.Nodes {
@@ -55,6 +54,9 @@ func (c *controller) writeMachines(ctx context.Context, o *observed, m *memory) 
 		if have != nil && equality.Semantic.DeepEqual(have.Spec, want) || equality.Semantic.DeepEqual(written.spec, want) {
 			continue // the second: written already, and the cache is behind
 		}
+		if done.over() {
+			break
+		}
 		g.Go(func() error {
 			wrote, err := c.writeMachine(ctx, node, have, want)
 			mu.Lock()
@@ -62,12 +64,12 @@ func (c *controller) writeMachines(ctx context.Context, o *observed, m *memory) 
 			if wrote {
 				m.machines[node.UID] = machine{want, now}
 			}
-			errs = append(errs, err)
+			done.note(err)
 			return nil
 		})
 	}
-	_ = g.Wait() // the functions report to errs
-	return errors.Join(errs...)
+	_ = g.Wait() // the functions report to done
+	return done.err()
 }
 
 // writeMachine writes one; have is nil where there is no NodeNetwork yet. That one was

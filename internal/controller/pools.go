@@ -2,7 +2,6 @@ package controller
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"math"
 	"net/netip"
@@ -18,6 +17,7 @@ import (
 
 	"ropeway.dev/ropeway/api/spiderpool/v2beta1"
 	"ropeway.dev/ropeway/api/v1alpha1"
+	"ropeway.dev/ropeway/internal/few"
 	"ropeway.dev/ropeway/internal/ipam/pool"
 	"ropeway.dev/ropeway/internal/plan"
 )
@@ -94,7 +94,7 @@ func (c *controller) writePools(ctx context.Context, o *observed, m *memory) err
 		}
 		c.tellPool(m, poolReference(v2beta1.GroupVersion.String(), pool.KindSpiderIPPool, before), s)
 	}
-	return errors.Join(errs...)
+	return few.Errors(errs...)
 }
 
 func setSpiderStatus(p *v2beta1.SpiderIPPool, s poolState) {

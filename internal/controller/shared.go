@@ -2,7 +2,6 @@ package controller
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -17,6 +16,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"ropeway.dev/ropeway/api/v1alpha1"
+	"ropeway.dev/ropeway/internal/few"
 	"ropeway.dev/ropeway/internal/ipam/pool"
 )
 
@@ -58,7 +58,7 @@ func (c *controller) tendShared(ctx context.Context, o *observed, m *memory) err
 			delete(m.unused, uid)
 		}
 	}
-	return errors.Join(errs...)
+	return few.Errors(errs...)
 }
 
 // sharedUse says whether a block has a part of an accepted pool, or an address

@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"ropeway.dev/ropeway/internal/dataplane/podlink"
+	"ropeway.dev/ropeway/internal/few"
 	"ropeway.dev/ropeway/internal/plan"
 )
 
@@ -171,7 +172,7 @@ func (p *pass) setRoutes() error {
 	for _, dst := range slices.SortedFunc(maps.Keys(p.report.Failed), netip.Prefix.Compare) {
 		errs = append(errs, fmt.Errorf("route to %s: %s", dst, p.report.Failed[dst]))
 	}
-	return errors.Join(errs...)
+	return few.Errors(errs...)
 }
 
 func (p *pass) putRoute(r route, have routeTable) error {

@@ -9,6 +9,7 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
+	"ropeway.dev/ropeway/internal/few"
 	"ropeway.dev/ropeway/internal/plan"
 )
 
@@ -244,7 +245,7 @@ func (p *pass) setVXLANPeers() error {
 			p.staleEntries = append(p.staleEntries, e)
 		}
 	}
-	return errors.Join(errs...)
+	return few.Errors(errs...)
 }
 
 // pruneVXLAN deletes the entries of nodes that are gone, when no route leads to
@@ -259,5 +260,5 @@ func (p *pass) pruneVXLAN() error {
 		}
 		p.k.wrote("neighbour deleted", "device", VXLANDeviceName, "address", e.ip)
 	}
-	return errors.Join(errs...)
+	return few.Errors(errs...)
 }

@@ -2,8 +2,9 @@ package nodes
 
 import (
 	"fmt"
-	"strings"
 	"time"
+
+	"ropeway.dev/ropeway/internal/few"
 )
 
 // look is what one look at the cloud has shown of an instance that a silent
@@ -31,12 +32,12 @@ func (l look) doubt() string {
 	switch most := max(1, l.nodes/4); {
 	case len(l.unseen) > 0:
 		return fmt.Sprintf("the cloud's answers do not show the instances of nodes that are Ready either (%s): the credentials may see a part only, or the API forgets",
-			few(l.unseen))
+			few.Join(l.unseen, ", "))
 	case l.witnesses == 0:
 		return "no other node is Ready and shown by the cloud, so that nothing says that its answers are complete"
 	case len(l.absent) > most:
 		return fmt.Sprintf("the cloud shows the instances of %d of %d nodes no more, all at once (%s): if they are released, delete their Nodes with kubectl",
-			len(l.absent), l.nodes, few(l.absent))
+			len(l.absent), l.nodes, few.Join(l.absent, ", "))
 	}
 	return ""
 }
@@ -79,13 +80,4 @@ func (s *suspicion) add(l look, known bool, confirm time.Duration) verdict {
 		return verdict{why: fmt.Sprintf("the cloud does not show it; whether that stays so is seen %s after it was first found", confirm)}
 	}
 	return verdict{gone: true}
-}
-
-// few shortens a list for a sentence.
-func few(names []string) string {
-	const most = 5
-	if len(names) <= most {
-		return strings.Join(names, ", ")
-	}
-	return fmt.Sprintf("%s and %d more", strings.Join(names[:most], ", "), len(names)-most)
 }

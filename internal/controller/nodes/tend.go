@@ -18,6 +18,7 @@ import (
 	toolscache "k8s.io/client-go/tools/cache"
 
 	"ropeway.dev/ropeway/internal/cloud"
+	"ropeway.dev/ropeway/internal/few"
 	"ropeway.dev/ropeway/internal/kube"
 )
 
@@ -145,7 +146,7 @@ func summed(lost []Problem, nodes int) []Problem {
 	}
 	slices.Sort(names)
 	return []Problem{{Reason: ReasonNoInstance, Message: fmt.Sprintf("the cloud does not show the instances of %s (%s): see the region, the VPC, and what the credentials may see",
-		counted(len(lost), nodes), few(names))}}
+		counted(len(lost), nodes), few.Join(names, ", "))}}
 }
 
 // status puts together what is known now.
