@@ -1,12 +1,16 @@
 package controller
 
 import (
+	"cmp"
+	"maps"
+	"slices"
 	"strings"
 
 	corev1 "k8s.io/api/core/v1"
 
 	"ropeway.dev/ropeway/api/v1alpha1"
 	"ropeway.dev/ropeway/internal/controller/routes"
+	"ropeway.dev/ropeway/internal/few"
 	"ropeway.dev/ropeway/internal/kube"
 )
 
@@ -37,18 +41,45 @@ func (c *controller) record(ref *corev1.ObjectReference, warning bool, reason, m
 // act on: at the node where it is about one, else at the ClusterNetwork. The
 // part (routes, nodes) has its own memory of what was told.
 func (c *controller) tellCloud(cn *v1alpha1.ClusterNetwork, part string, problems []routes.Problem, before map[told]string) {
-	now := map[told]bool{}
+	all := notices{}
 	for _, p := range problems {
+		all.add(p.Node, p.Reason, p.Message)
+	}
+	now := map[told]bool{}
+	for about, message := range all.each {
 		object, ref := part, networkReference(cn)
-		if p.Node != "" {
-			object, ref = part+"/"+p.Node, kube.NodeReference(p.Node)
+		if about.object != "" {
+			object, ref = part+"/"+about.object, kube.NodeReference(about.object)
 		}
-		now[told{object, p.Reason}] = true
-		c.tellIn(before, ref, object, true, p.Reason, p.Message)
+		now[told{object, about.reason}] = true
+		c.tellIn(before, ref, object, true, about.reason, message)
 	}
 	for key := range before {
 		if (key.object == part || strings.HasPrefix(key.object, part+"/")) && !now[key] {
 			delete(before, key)
+		}
+	}
+}
+
+// notices are what is to be told -> its messages. Several of one reason about one
+// object are one event: told one after the other, each would be news in every
+// pass.
+type notices map[told][]string
+
+func (n notices) add(object, reason, message string) {
+	about := told{object, reason}
+	n[about] = append(n[about], message)
+}
+
+// each passes on the events in order.
+func (n notices) each(yield func(about told, message string) bool) {
+	byObject := func(a, b told) int {
+		return cmp.Or(strings.Compare(a.object, b.object), strings.Compare(a.reason, b.reason))
+	}
+	for _, about := range slices.SortedFunc(maps.Keys(n), byObject) {
+		slices.Sort(n[about])
+		if !yield(about, few.Join(slices.Compact(n[about]), "; ")) {
+			return
 		}
 	}
 }
@@ -64,16 +95,20 @@ func (c *controller) tellProblems(o *observed, m *memory) {
 	if o.noNet != "" {
 		return
 	}
-	now := map[told]bool{}
+	all := notices{}
 	counts := map[string]int{}
 	for _, p := range o.problems {
-		object := "Node/" + p.Node
-		now[told{object, p.Reason}] = true
 		counts[p.Reason]++
-		if m.told[told{object, p.Reason}] != p.Message {
-			c.log.Warn(p.Message, "node", p.Node, "reason", p.Reason)
+		all.add(p.Node, p.Reason, p.Message)
+	}
+	now := map[told]bool{}
+	for about, message := range all.each {
+		object := "Node/" + about.object
+		now[told{object, about.reason}] = true
+		if m.told[told{object, about.reason}] != message {
+			c.log.Warn(message, "node", about.object, "reason", about.reason)
 		}
-		c.tell(m, kube.NodeReference(p.Node), object, true, p.Reason, p.Message)
+		c.tell(m, kube.NodeReference(about.object), object, true, about.reason, message)
 	}
 	for key := range m.told {
 		if !now[key] {
