@@ -1,8 +1,10 @@
 package scale
 
 import (
+	"errors"
 	"fmt"
 	"net/url"
+	"os"
 	"path/filepath"
 
 	"k8s.io/client-go/rest"
@@ -18,7 +20,8 @@ type Access struct {
 	API        string // host:port of the API server, on the loopback
 }
 
-// NewAccess writes a kubeconfig of the API server into a directory.
+// NewAccess writes a kubeconfig of the API server into a directory, and beside it what
+// agents find in their image.
 func NewAccess(cfg *rest.Config, program, dir string) (Access, error) {
 	at, err := url.Parse(cfg.Host)
 	if err != nil {
@@ -34,5 +37,18 @@ func NewAccess(cfg *rest.Config, program, dir string) (Access, error) {
 	if err := clientcmd.WriteToFile(*file, a.Kubeconfig); err != nil {
 		return a, fmt.Errorf("write the kubeconfig: %w", err)
 	}
-	return a, nil
+	return a, a.layImage()
+}
+
+// plugins is the directory of the plugins that agents install.
+func (a Access) plugins() string { return filepath.Join(a.Dir, "image-plugins") }
+
+// layImage makes the plugins, which an agent copies and nobody runs: a node's agent
+// that cannot install them tries again and again.
+func (a Access) layImage() error {
+	err := os.MkdirAll(a.plugins(), 0o755)
+	for _, name := range []string{"ropeway-cni", "host-local", "portmap", "bandwidth"} {
+		err = errors.Join(err, os.WriteFile(filepath.Join(a.plugins(), name), []byte(name), 0o755))
+	}
+	return err
 }

@@ -103,8 +103,9 @@ func (h *Hosts) StartAgentIn(ctx context.Context, dir string, i int, flags ...st
 	if err != nil {
 		return nil, err
 	}
-	args := []string{"sh", "-ec", agentScript, h.access.Program, "agent", "--kubeconfig", h.access.Kubeconfig, "--node-name", NodeName(i), "--listen", agentPort}
-	for flag, sub := range map[string]string{"--cni-bin-dir": "bin", "--cni-conf-dir": "conf", "--run-dir": "run", "--plugin-source": "plugins"} {
+	args := []string{"sh", "-ec", agentScript, h.access.Program, "agent", "--kubeconfig", h.access.Kubeconfig, "--node-name", NodeName(i),
+		"--listen", agentPort, "--plugin-source", h.access.plugins()}
+	for flag, sub := range map[string]string{"--cni-bin-dir": "bin", "--cni-conf-dir": "conf", "--run-dir": "run"} {
 		path := filepath.Join(dir, sub)
 		if err := os.MkdirAll(path, 0o755); err != nil {
 			return nil, errors.Join(err, r.close())

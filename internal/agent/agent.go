@@ -163,9 +163,11 @@ const restedApart = 50 * time.Millisecond
 
 // followBook looks ahead for addresses, and wakes requests that wait for one,
 // whenever one is given or freed, and when what was freed has rested; a pod that
-// may reach the metadata service is let through.
+// may reach the metadata service is let through. It looks for tombstones.
 func (n *node) followBook(ctx context.Context) {
 	var rested []time.Time // when to wake requests
+	tombstones := time.NewTicker(n.config.timing.tombstones)
+	defer tombstones.Stop()
 	for {
 		wake := n.config.timing.resync
 		if len(rested) > 0 {
@@ -174,6 +176,8 @@ func (n *node) followBook(ctx context.Context) {
 		select {
 		case <-ctx.Done():
 			return
+		case <-tombstones.C:
+			n.book.ApplyTombstones()
 		case <-time.After(wake):
 			rested = rested[min(1, len(rested)):]
 			n.board.poke()

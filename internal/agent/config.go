@@ -59,7 +59,10 @@ type timing struct {
 	reap     time.Duration // between the end of a pod and the removal of its link
 	retryMin time.Duration // after a failure; doubled up to retryMax
 	retryMax time.Duration
-	call     time.Duration // bound of one call of the API server
+	// retryAsked is about how long a failure is rested from where somebody asks.
+	retryAsked time.Duration
+	call       time.Duration // bound of one call of the API server
+	tombstones time.Duration // between looks at what ended without a word
 }
 
 // Defaults fills in what is not set.
@@ -82,7 +85,9 @@ func (c *Config) Defaults() {
 	setDefault(&c.timing.reap, 250*time.Millisecond)
 	setDefault(&c.timing.retryMin, 500*time.Millisecond)
 	setDefault(&c.timing.retryMax, 30*time.Second)
+	setDefault(&c.timing.retryAsked, 3*time.Second)
 	setDefault(&c.timing.call, 10*time.Second)
+	setDefault(&c.timing.tombstones, time.Second)
 }
 
 func setDefault[T comparable](field *T, value T) {

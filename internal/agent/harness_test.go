@@ -3,6 +3,7 @@ package agent
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"net/netip"
 	"os"
@@ -229,6 +230,17 @@ func (a *runningAgent) waitServing() {
 	eventually(a.t, func() string {
 		now, _ := a.node.board.get()
 		return now.notReady
+	})
+}
+
+// waitNotServing waits until the agent says so, and why.
+func (a *runningAgent) waitNotServing(why string) {
+	a.t.Helper()
+	eventually(a.t, func() string {
+		if now, _ := a.node.board.get(); !strings.Contains(now.notReady, why) {
+			return fmt.Sprintf("%q as the reason, which is %q", why, now.notReady)
+		}
+		return ""
 	})
 }
 

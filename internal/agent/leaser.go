@@ -117,12 +117,31 @@ func (l *leaser) run(ctx context.Context) {
 		wait := pause/2 + rand.N(pause)
 		l.log.Warn("leasing addresses; trying again", "err", err, "in", wait)
 		pause = min(2*pause, l.config.timing.retryMax)
+		l.rest(ctx, wait)
+		l.more()
+	}
+}
+
+// rest waits before what failed is tried again: less long if somebody asks, a pod
+// that waits for an address or a look at a cluster that speaks again.
+func (l *leaser) rest(ctx context.Context, wait time.Duration) {
+	asked := l.config.timing.retryAsked
+	enough, all := time.After(min(wait, asked/2+rand.N(asked))), time.After(wait)
+	wanted, rested := false, false
+	for {
 		select {
 		case <-ctx.Done():
 			return
-		case <-time.After(wait):
+		case <-l.kick:
+			wanted = true
+		case <-enough:
+			rested = true
+		case <-all:
+			return
 		}
-		l.more()
+		if wanted && rested {
+			return
+		}
 	}
 }
 

@@ -294,3 +294,28 @@ func TestNoBlockLeftIsTold(t *testing.T) {
 		}
 	})
 }
+
+// TestRestIsShorterWhereSomebodyAsks: after failures the leaser rests; as soon as
+// somebody asks, it does not rest for long.
+func TestRestIsShorterWhereSomebodyAsks(t *testing.T) {
+	for name, c := range map[string]struct {
+		asks bool
+		want time.Duration
+	}{
+		"nobody asks":   {false, 30 * time.Second},
+		"somebody asks": {true, 10 * time.Second},
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			b := newLeaserBench(t)
+			defer b.book.Close()
+			if c.asks {
+				go func() { time.Sleep(10 * time.Second); b.leaser.more() }()
+			}
+			began := time.Now()
+			b.leaser.rest(t.Context(), 30*time.Second)
+			if took := time.Since(began); took != c.want {
+				t.Errorf("%s: rested for %v, want %v", name, took, c.want)
+			}
+		})
+	}
+}

@@ -142,6 +142,7 @@ func TestNoNetwork(t *testing.T) {
 	m.config.timing.addWait = 50 * time.Millisecond
 	api.change(func(a *fakeAPI) { a.problem = "there is no ClusterNetwork named default: create one" })
 	a := m.start()
+	a.waitNotServing("no ClusterNetwork named default")
 	a.refused(cniwire.Request{Verb: cniwire.Add, Attachment: attachment("p"), IPAM: "ropeway-ipam"}, cniwire.CodeTryAgainLater, "no ClusterNetwork named default")
 	a.refused(cniwire.Request{Verb: cniwire.Status}, cniwire.CodeNotAvailable, "no ClusterNetwork named default")
 	api.change(func(a *fakeAPI) { a.problem = "" })
@@ -186,6 +187,7 @@ func TestAddGivesUpWaiting(t *testing.T) {
 	m.config.timing.addWait = 50 * time.Millisecond
 	api.change(func(a *fakeAPI) { a.down = true })
 	a := m.start()
+	a.waitNotServing("the API server has not answered yet")
 	a.refused(cniwire.Request{Verb: cniwire.Add, Attachment: attachment("p"), IPAM: "ropeway-ipam"}, cniwire.CodeTryAgainLater, "the API server has not answered yet")
 	a.refused(cniwire.Request{Verb: cniwire.Node}, cniwire.CodeTryAgainLater, "the API server has not answered yet")
 	if m.conflist() != "" {
@@ -268,12 +270,15 @@ func TestBlocksRunOut(t *testing.T) {
 		}
 		return ""
 	})
+	eventually(t, func() string {
+		if c := api.status("a").AddressesUsable; c.Status || !strings.Contains(c.Message, "podCIDRs") {
+			return fmt.Sprintf("the condition that says it, which is %+v", c)
+		}
+		return ""
+	})
 	a.refused(cniwire.Request{Verb: cniwire.Add, Attachment: attachment("late"), IPAM: "ropeway-ipam"}, cniwire.CodeNoAddress, "add a range to ClusterNetwork's podCIDRs")
 	if _, err := a.call(cniwire.Request{Verb: cniwire.Status}); err != nil {
 		t.Errorf("a full node is no unavailable node: %v", err)
-	}
-	if c := api.status("a").AddressesUsable; c.Status || !strings.Contains(c.Message, "podCIDRs") {
-		t.Errorf("the condition does not say it: %+v", c)
 	}
 	if _, err := a.call(cniwire.Request{Verb: cniwire.Del, Attachment: attachment("p0")}); err != nil {
 		t.Fatal(err)
@@ -332,6 +337,7 @@ func TestNodeCIDRProblems(t *testing.T) {
 	m.config.timing.addWait = 50 * time.Millisecond
 	api.change(func(a *fakeAPI) { a.network.NodeCIDR = true })
 	a := m.start()
+	a.waitServing()
 	held := a.add("old")
 	tests := []struct{ cidr, reason, says string }{
 		{"10.99.0.0/24", plan.ReasonOutsidePodNetwork, "outside the pod network"},

@@ -6,6 +6,7 @@ import (
 	"os"
 	"slices"
 	"testing"
+	"time"
 
 	"ropeway.dev/ropeway/internal/agent/addresses"
 	"ropeway.dev/ropeway/internal/cniwire"
@@ -59,6 +60,24 @@ func TestTombstoneBeforeNextAllocation(t *testing.T) {
 	if left, err := cniwire.ReadTombstones(m.root + "/run/tombstones"); err != nil || len(left) != 0 {
 		t.Errorf("left: %v, %v", left, err)
 	}
+}
+
+// TestTombstoneIsSeen: a DEL that the running agent did not hear of frees the address
+// without any other word.
+func TestTombstoneIsSeen(t *testing.T) {
+	_, m := one(t)
+	m.config.timing.resync = time.Hour // and with it the sweep
+	a := m.start()
+	held := a.add("p1")[0]
+	if err := cniwire.WriteTombstone(m.root+"/run/tombstones", cniwire.Tombstone{Attachment: attachment("p1")}); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, func() string {
+		if a.node.book.IsHeld(held) {
+			return "the address to be free"
+		}
+		return ""
+	})
 }
 
 // TestRestartWithoutAPI: the API server is down when a new agent starts. The

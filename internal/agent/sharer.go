@@ -254,6 +254,7 @@ func (s *sharer) decide() (*share.Input, share.Decision) {
 	}
 	in.Idle, in.Avoid, in.Lost, in.Declared = s.memory.Idle(), s.memory.Avoid, s.memory.Lost, s.memory.Declared()
 	d := share.Decide(in)
+	s.memory.Await(d.Awaited, in.Now)
 	s.waits = d.Wait
 	return s.input, d
 }

@@ -59,16 +59,6 @@ func (n *node) start(ctx context.Context) (err error) {
 	return err
 }
 
-// image makes what the agent installs: its conflist waits for it.
-func (n *node) image() error {
-	dir := filepath.Join(n.dir, "plugins")
-	err := os.MkdirAll(dir, 0o755)
-	for _, name := range []string{"ropeway-cni", "host-local", "portmap", "bandwidth"} {
-		err = errors.Join(err, os.WriteFile(filepath.Join(dir, name), []byte(name), 0o755))
-	}
-	return err
-}
-
 func (n *node) kill() error {
 	if n.agent == nil {
 		return nil

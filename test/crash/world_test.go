@@ -2,7 +2,6 @@ package crash
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"math/rand/v2"
 	"net/netip"
@@ -173,7 +172,7 @@ func (w *world) makeNodes(hosts *scale.Hosts) {
 	for i := range nodes {
 		n := &node{number: i, hosts: hosts, dir: filepath.Join(w.dir, scale.NodeName(i))}
 		w.nodes = append(w.nodes, n)
-		if err := errors.Join(n.mount(), n.image()); err != nil {
+		if err := n.mount(); err != nil {
 			w.t.Fatal(err)
 		}
 		if err := n.start(w.ctx); err != nil {

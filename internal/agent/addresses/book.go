@@ -372,6 +372,14 @@ func (b *Book) Outside(cidrs []netip.Prefix) []netip.Addr {
 	return out
 }
 
+// ApplyTombstones frees what ended without the agent's hearing of it: the plugin leaves
+// a tombstone also where an agent is there and answers too late. Nobody tells.
+func (b *Book) ApplyTombstones() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.applyTombstones()
+}
+
 // applyTombstones frees what ended while no agent was there. A tombstone that
 // cannot be applied stays for the next time: its address is held until then.
 func (b *Book) applyTombstones() {

@@ -57,8 +57,15 @@ func paceOf(t plan.Transport) pace {
 	return pace{unproven: time.Second, proven: 5 * time.Second, timeout: 900 * time.Millisecond}
 }
 
-// longestPause is how long the prober sleeps when nothing is to be done.
-const longestPause = 5 * time.Second
+const (
+	// longestPause is how long the prober sleeps when nothing is to be done.
+	longestPause = 5 * time.Second
+	// stoodStill is how late a tick is of a process that was not running, and
+	// readAgain how long it then takes to read what came meanwhile.
+	stoodStill, readAgain = 50 * time.Millisecond, 100 * time.Millisecond
+	// mostDrained bounds what is taken between two ticks.
+	mostDrained = 1024
+)
 
 // Wire carries probes. It is implemented by NewSockets for the kernel.
 type Wire interface {
@@ -94,6 +101,7 @@ type Prober struct {
 	legs   map[place]*legs
 	heard  time.Time // when any path was answered last
 	nudged time.Time // when everything was last tried at once
+	due    time.Time // when the last tick wanted the next one at the latest
 	alarm  bool      // everything stopped to answer at the same moment
 
 	listening []netip.Addr // of Run's goroutine alone
@@ -123,6 +131,7 @@ type state struct {
 	waiting  bool      // for an answer to nonce
 	sentAt   time.Time // when that was sent
 	deadline time.Time // of the answer
+	spared   bool      // the deadline was put off
 	next     time.Time // when to send again
 }
 
@@ -242,7 +251,20 @@ func (p *Prober) Run(ctx context.Context) {
 				p.listen()
 			}
 		}
+		p.drain()
 		timer.Reset(p.tick(time.Now()))
+	}
+}
+
+// drain takes what has arrived: an answer that is there is not counted as missing.
+func (p *Prober) drain() {
+	for range mostDrained {
+		select {
+		case d := <-p.wire.Received():
+			p.receive(d)
+		default:
+			return
+		}
 	}
 }
 
@@ -270,6 +292,7 @@ func (p *Prober) listen() {
 func (p *Prober) tick(now time.Time) time.Duration {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	p.spare(now)
 	next := now.Add(longestPause)
 	for k, s := range p.states {
 		if s.waiting && !now.Before(s.deadline) {
@@ -288,7 +311,23 @@ func (p *Prober) tick(now time.Time) time.Duration {
 	}
 	next = p.tickLegs(now, next)
 	p.judge()
-	return max(next.Sub(now), 10*time.Millisecond)
+	wait := max(next.Sub(now), 10*time.Millisecond)
+	p.due = now.Add(wait)
+	return wait
+}
+
+// spare gives answers a moment more after this process stood still: they may have
+// come, and nobody has read them. Each probe is spared once, lest one that is always
+// late finds nothing wrong. The caller holds the lock.
+func (p *Prober) spare(now time.Time) {
+	if p.due.IsZero() || now.Sub(p.due) < stoodStill {
+		return
+	}
+	for _, s := range p.states {
+		if s.waiting && !s.spared && s.deadline.Before(now.Add(readAgain)) {
+			s.deadline, s.spared = now.Add(readAgain), true
+		}
+	}
 }
 
 func earlier(a, b time.Time) time.Time {
@@ -311,7 +350,7 @@ func (p *Prober) send(k key, s *state, now time.Time) {
 	}
 	s.next = now.Add(jitter(interval))
 	s.deadline = now.Add(pace.timeout)
-	s.waiting, s.sentAt = true, now
+	s.waiting, s.spared, s.sentAt = true, false, now
 	if err := p.transmit(s.path, m.marshal()); err != nil {
 		p.missed(k, s, fmt.Sprintf("sending to %s failed: %v", s.path.OuterDst, err), now)
 	}

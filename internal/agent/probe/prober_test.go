@@ -319,3 +319,52 @@ func TestPaths(t *testing.T) {
 		})
 	}
 }
+
+// TestStandingStillIsNoMiss: answers that nobody read while this process stood still do
+// not count as missing before there was time to read them; after that they do.
+func TestStandingStillIsNoMiss(t *testing.T) {
+	fabric := NewFakeFabric()
+	a, b := testNode("a", "192.168.0.10", "10.244.0.1"), testNode("b", "192.168.1.10", "10.244.1.1")
+	p := New(fabric.Wire(), slog.New(slog.DiscardHandler))
+	p.Set(View{ClusterID: "cluster", Transports: []plan.Transport{plan.IPIP}, VXLANPort: 4789, VXLANVNI: 4096, Self: a, Nodes: []Node{b}, Targets: []string{"b"}})
+	misses := func() int {
+		for _, s := range p.states {
+			return s.misses
+		}
+		return -1
+	}
+	now := time.Now()
+	p.tick(now)
+	now = now.Add(time.Minute)
+	if p.tick(now); misses() != 0 {
+		t.Errorf("%d misses at once after a minute's standstill", misses())
+	}
+	if p.tick(now.Add(readAgain)); misses() != 1 {
+		t.Errorf("%d misses once there was time to read, want 1", misses())
+	}
+}
+
+// TestAnswerThatIsThere: an answer that has arrived is taken before misses are counted.
+func TestAnswerThatIsThere(t *testing.T) {
+	fabric := NewFakeFabric()
+	a, b := testNode("a", "192.168.0.10", "10.244.0.1"), testNode("b", "192.168.1.10", "10.244.1.1")
+	view := View{ClusterID: "cluster", Transports: []plan.Transport{plan.IPIP}, VXLANPort: 4789, VXLANVNI: 4096}
+	probers := map[string]*Prober{}
+	for _, self := range []Node{a, b} {
+		v := view
+		v.Self, v.Nodes = self, []Node{a, b}
+		if self.Name == "a" {
+			v.Targets = []string{"b"}
+		}
+		p := New(fabric.Wire(), slog.New(slog.DiscardHandler))
+		p.Set(v)
+		p.listen()
+		probers[self.Name] = p
+	}
+	probers["a"].tick(time.Now())
+	probers["b"].drain() // answers
+	probers["a"].drain()
+	if got := probers["a"].Results(); len(got) != 1 || !got[0].Reachable {
+		t.Errorf("results %+v, want b to be reachable", got)
+	}
+}

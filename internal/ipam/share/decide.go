@@ -126,7 +126,7 @@ func (d *decider) serve(n Need) string {
 	for _, p := range n.Pools {
 		for _, l := range d.free {
 			if a := l.Address(); l.Pool == p && ipam.FamilyOf(a) == n.Family && !d.matched[a] {
-				d.matched[a] = true
+				d.await(l)
 				return ""
 			}
 		}
@@ -154,11 +154,16 @@ func (d *decider) keptFor(n Need) (Lease, bool) {
 
 // comeBack is the way back to an address that is kept.
 func (d *decider) comeBack(l Lease) string {
-	switch l.Node {
-	case d.Node:
-		d.matched[l.Address()] = !l.Unsure
+	why, lost := d.lost(l.Address())
+	switch {
+	case l.Node == d.Node && l.Unsure:
+		return unsure(l)
+	case l.Node == d.Node:
+		d.await(l)
 		return ""
-	case "":
+	case l.Node == "" && lost:
+		return why
+	case l.Node == "":
 		d.Take = append(d.Take, l)
 		return ""
 	default:
@@ -226,15 +231,29 @@ func (d *decider) exactLease(n Need, l Lease) string {
 		return fmt.Sprintf("the address %s is in use on node %s", a, l.Node)
 	case l.Grant == Refused:
 		return l.Reason
+	case l.Unsure:
+		return unsure(l)
 	case l.Grant == "" && l.From != "":
-		d.matched[a] = true
+		d.await(l)
 		return fmt.Sprintf("node %s, in whose range the address %s lies, has not let go of it yet", l.From, a)
-	case l.Pool != "" || l.Unsure:
+	case l.Pool != "":
 		return "" // leased for whoever comes first: it is given back, and leased again for this pod
 	default:
-		d.matched[a] = true
+		d.await(l)
 		return ""
 	}
+}
+
+// unsure is what is said of a lease that is this node's without this node knowing that
+// it is: the answer to the call that made it was lost, for one.
+func unsure(l Lease) string {
+	return fmt.Sprintf("node %s does not know whether the lease of the address %s is its own, gives it back, and leases it again", l.Node, l.Address())
+}
+
+// await notes that a need will have an address of this node's.
+func (d *decider) await(l Lease) {
+	d.matched[l.Address()] = true
+	d.Awaited = append(d.Awaited, l.Address())
 }
 
 // pick leases an address of the first pool that has one free, or shares more of
@@ -413,7 +432,7 @@ func (d *decider) giveBack() {
 		if !idle.Used {
 			at = idle.Since.Add(Spare)
 		}
-		if idle.Leaving || l.Grant == Refused || d.unowned(l) {
+		if idle.Leaving || l.Unsure || l.Grant == Refused || d.unowned(l) {
 			at = d.Now
 		}
 		if at.After(d.Now) {

@@ -124,6 +124,17 @@ func (m *Memory) Lose(a netip.Addr, now time.Time) {
 	set(&m.lost, a, lost{fmt.Sprintf("another node has just leased the address %s", a), now.Add(lostFor)})
 }
 
+// Await notes that pods wait for addresses of this node's that nobody has yet, each of
+// which is kept for Spare from the last time on.
+func (m *Memory) Await(addresses []netip.Addr, now time.Time) {
+	for _, a := range addresses {
+		if idle, is := m.idle[a]; is && !idle.Leaving && !idle.Since.IsZero() {
+			idle.Since = now
+			m.idle[a] = idle
+		}
+	}
+}
+
 // Avoid is Input's.
 func (m *Memory) Avoid(a netip.Addr) bool { _, is := m.avoid[a]; return is }
 
@@ -153,12 +164,15 @@ func (m *Memory) Declared() map[netip.Prefix]time.Time { return m.declared }
 func (m *Memory) Show(node string, cached []Lease, now time.Time) []Lease {
 	out := slices.Clone(cached)
 	if now.Before(m.until) && m.until.Sub(now) <= floorFor {
-		seen := make(map[netip.Prefix]bool, len(cached))
+		seen := make(map[netip.Prefix]string, len(cached))
 		for _, l := range cached {
-			seen[l.Prefix] = true
+			seen[l.Prefix] = l.ObjectUID
 		}
+		// A cache that has shown an object is not older than it: if it shows it no
+		// more, it is deleted.
+		m.floor = slices.DeleteFunc(m.floor, func(l Lease) bool { uid, is := seen[l.Prefix]; return is && uid == l.ObjectUID })
 		for _, l := range m.floor {
-			if !seen[l.Prefix] {
+			if _, is := seen[l.Prefix]; !is {
 				out = append(out, l)
 			}
 		}
@@ -180,7 +194,7 @@ func (m *Memory) Track(node string, shown []Lease, held func(netip.Addr) bool, n
 	idle, declared := map[netip.Addr]Idle{}, map[netip.Prefix]time.Time{}
 	for _, l := range shown {
 		a := l.Address()
-		if l.IsSingle() && l.Node != node {
+		if l.IsSingle() && l.Node != node && l.Node != "" {
 			delete(m.lost, a) // it is seen whose it is, and will be seen when it is free
 		}
 		switch {

@@ -27,9 +27,10 @@ import (
 const (
 	// Rest is how long an address that a pod has left stays unused.
 	Rest = time.Second
-	// Spare is how long an address that was leased and never used is kept: the
-	// pod that it was leased for is tried again by its kubelet.
-	Spare = 20 * time.Second
+	// Spare is how long an address that was leased and never used is kept after
+	// its pod last asked for it: the kubelet tries again, 10 to 15 seconds after
+	// it failed and with a sandbox to make before.
+	Spare = 30 * time.Second
 	// LateDeclaration is how old another node's declaration is before this node
 	// goes on with it.
 	LateDeclaration = 3 * time.Second
@@ -193,6 +194,8 @@ type Decision struct {
 	Take    []Lease        // kept ones to take over
 	LetGo   []Lease        // to give back, or, where they are kept, to leave to whoever comes
 	Drop    []Lease        // kept for a pod that now wants another
+	// Awaited are addresses of this node's that needs will have.
+	Awaited []netip.Addr
 	// Wait maps need -> why it waits or is refused, a sentence.
 	Wait map[string]string
 	// Again is when to look again though nothing happens; zero: not at all.
