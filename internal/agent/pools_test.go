@@ -42,7 +42,9 @@ func twoNodes(t *testing.T, pools ...*pool.Pool) (*fakeAPI, map[string]*runningA
 	api.addNode("b", "10.244.1.0/24")
 	agents := map[string]*runningAgent{}
 	for _, name := range []string{"a", "b"} {
-		agents[name] = newMachine(t, api, fabric, name).start()
+		m := newMachine(t, api, fabric, name)
+		m.config.timing.addWait = 3 * time.Second // less than a refusal stands
+		agents[name] = m.start()
 		agents[name].waitServing()
 	}
 	return api, agents

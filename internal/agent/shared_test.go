@@ -275,7 +275,7 @@ func TestRefusedAddressIsHadLater(t *testing.T) {
 	}
 	a.del("c1")
 	var err error
-	for range 2 { // the first may come while the refusal stands still
+	for range 4 { // the first ones may come while the refusal stands
 		if _, err = b.try("c3", podNamed("fixed")); err == nil {
 			return
 		}

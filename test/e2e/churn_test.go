@@ -29,6 +29,9 @@ var (
 // churnKills is how often an agent is killed in TestNothingLeaks, at least.
 const churnKills = 4
 
+// churnPatience is how long that is waited for.
+const churnPatience = 8 * time.Minute
+
 // TestNothingLeaks: after hundreds of pods that come and go in every order, while
 // an agent is killed every few seconds, the nodes and the API hold what they held
 // before. Most pods are sandboxes for which the installed plugin is run as a
@@ -43,6 +46,7 @@ func TestNothingLeaks(t *testing.T) {
 	before := holdingsAtRest(t)
 
 	ctx, stop := context.WithCancel(t.Context())
+	enough := time.Now().Add(churnPatience)
 	var kills atomic.Int32
 	var beside, churn sync.WaitGroup
 	beside.Go(func() { killAgents(ctx, &kills) })
@@ -51,7 +55,7 @@ func TestNothingLeaks(t *testing.T) {
 	for w := range workers {
 		c := &churner{t: t, node: cluster.Nodes()[w%len(cluster.Nodes())].Name, prefix: fmt.Sprintf("churn-%d-", w), random: rand.New(rand.NewPCG(seed, uint64(w)))}
 		churn.Go(func() {
-			for i := 0; i < *churnSteps/workers || kills.Load() < churnKills; i++ {
+			for i := 0; i < *churnSteps/workers || kills.Load() < churnKills && time.Now().Before(enough); i++ {
 				c.step()
 			}
 			c.end()
@@ -60,7 +64,9 @@ func TestNothingLeaks(t *testing.T) {
 	churn.Wait()
 	stop()
 	beside.Wait()
-	t.Logf("agents were killed %d times", kills.Load())
+	if t.Logf("agents were killed %d times", kills.Load()); kills.Load() < churnKills {
+		t.Errorf("that is not often enough, want %d: an agent that was killed did not come back soon", churnKills)
+	}
 	kubectl(t, cluster, "delete", "deploy", "churn", "--timeout=120s")
 	kubectl(t, cluster, "wait", "--for=delete", "pod", "-l", "app=churn", "--timeout=120s")
 	kubectl(t, cluster, "-n", "kube-system", "rollout", "status", "ds/ropeway-agent", "--timeout=180s")

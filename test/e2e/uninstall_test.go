@@ -3,10 +3,12 @@
 package e2e
 
 import (
+	"fmt"
 	"net/netip"
 	"os"
 	"strings"
 	"testing"
+	"time"
 
 	"ropeway.dev/ropeway/internal/lab"
 )
@@ -18,6 +20,13 @@ import (
 func TestUninstallThenCalicoManifest(t *testing.T) {
 	// Drained, as the manual says: a pod that lives keeps its interface.
 	kubectl(t, cluster, "delete", "deploy,ds,svc,pods", "--all", "-n", "default", "--timeout=60s")
+	// A ReplicaSet that is still there makes pods again.
+	eventually(t, 60*time.Second, func() error {
+		if left := kubectl(t, cluster, "get", "pods,rs", "-n", "default", "-o", "name"); left != "" {
+			return fmt.Errorf("left in the namespace default: %s", left)
+		}
+		return nil
+	})
 	kubectl(t, cluster, "-n", "kube-system", "scale", "deploy/coredns", "--replicas=0")
 	kubectl(t, cluster, "-n", "kube-system", "wait", "--for=delete", "pod", "-l", "k8s-app=kube-dns", "--timeout=60s")
 	if out, err := ropeway(t, cluster, "uninstall", "--yes"); err != nil {

@@ -333,7 +333,7 @@ kind: Pod
 metadata: {name: %s, labels: {app: fixed}, annotations: {ropeway.dev/ips: '["%s"]'}}
 spec:
   nodeName: %s
-  terminationGracePeriodSeconds: 0
+  terminationGracePeriodSeconds: 1
   tolerations: [{operator: Exists}]
   containers: [{name: web, image: lab.ropeway.dev/web:1, imagePullPolicy: IfNotPresent}]
 `
@@ -408,7 +408,7 @@ func (s *stage) noFixed(ctx context.Context) {
 // fixedIsReached wants the pod to have the address, and a pod on the other node to
 // reach it.
 func (s *stage) fixedIsReached(ctx context.Context, want netip.Addr) error {
-	if _, err := s.quiet(ctx, "wait", "--for=condition=Ready", "pod/fixed", "--timeout=60s"); err != nil {
+	if _, err := s.quiet(ctx, "wait", "--for=condition=Ready", "pod/fixed", "--timeout=120s"); err != nil {
 		return err
 	}
 	if _, err := s.kubectl(ctx, "get", "po", "fixed", "-o", "wide"); err != nil {
@@ -426,7 +426,8 @@ func (s *stage) fixedIsReached(ctx context.Context, want netip.Addr) error {
 	if err != nil {
 		return err
 	}
-	return s.ping(ctx, from, want.String(), "62")
+	// The other nodes hear of it a moment after its own.
+	return s.until(ctx, 20*time.Second, func() error { return s.ping(ctx, from, want.String(), "62") })
 }
 
 // refusedWith wants an event on a pod that says that it gets no address, and why.

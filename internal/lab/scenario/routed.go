@@ -46,7 +46,8 @@ func (s *stage) publish(ctx context.Context) error {
 	if _, err := s.kubectl(ctx, "patch", "clusternetwork", "default", "--type", "merge", "-p", patch); err != nil {
 		return err
 	}
-	if err := s.until(ctx, 60*time.Second, func() error { return s.everyPeerBy(ctx, "direct") }); err != nil {
+	// Where direct has failed several times just now, it is held back for a while.
+	if err := s.until(ctx, 3*time.Minute, func() error { return s.everyPeerBy(ctx, "direct") }); err != nil {
 		return err
 	}
 	routes, err := s.showVPC(ctx)

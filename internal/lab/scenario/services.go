@@ -175,7 +175,7 @@ func (s *stage) portForward(ctx context.Context) error {
 	const script = `set -e
 kubectl port-forward svc/test 18080:80 >/dev/null & forward=$!
 trap 'kill $forward' EXIT
-for i in $(seq 50); do curl -s -f --max-time 2 http://127.0.0.1:18080/ && exit 0; sleep 0.1; done
+for i in $(seq 300); do curl -s -f --max-time 2 http://127.0.0.1:18080/ && exit 0; sleep 0.1; done
 exit 1`
 	cmd, err := s.l.HostCommand(ctx, "control-plane", "sh", "-c", script)
 	if err != nil {

@@ -195,10 +195,15 @@ func (s *stage) killAgents(ctx context.Context) error {
 	}
 	err = s.until(ctx, 60*time.Second, func() error {
 		now, err := s.restarts(ctx)
-		if err == nil && now == restarts {
-			err = errors.New("the kubelets have not noticed it")
+		if err != nil {
+			return err
 		}
-		return err
+		for pod, before := range restarts {
+			if now[pod] == before {
+				return fmt.Errorf("the kubelet of %s has not noticed it", pod)
+			}
+		}
+		return nil
 	})
 	if err != nil {
 		return err
@@ -206,9 +211,20 @@ func (s *stage) killAgents(ctx context.Context) error {
 	return s.agentsReady(ctx)
 }
 
-// restarts returns the agents' restart counts.
-func (s *stage) restarts(ctx context.Context) (string, error) {
-	return s.quiet(ctx, "-n", "kube-system", "get", "pod", "-l", agents, "-o", "jsonpath={.items[*].status.containerStatuses[0].restartCount}")
+// restarts maps an agent's pod -> how often its container was started again.
+func (s *stage) restarts(ctx context.Context) (map[string]string, error) {
+	const format = `jsonpath={range .items[*]}{.metadata.name} {.status.containerStatuses[0].restartCount}{"\n"}{end}`
+	out, err := s.quiet(ctx, "-n", "kube-system", "get", "pod", "-l", agents, "-o", format)
+	if err != nil {
+		return nil, err
+	}
+	counts := map[string]string{}
+	for line := range strings.Lines(out) {
+		if pod, count, ok := strings.Cut(strings.TrimSpace(line), " "); ok {
+			counts[pod] = count
+		}
+	}
+	return counts, nil
 }
 
 // removeAgents takes the agents off the nodes for a while. A pod that is made

@@ -45,8 +45,8 @@ func (s *stage) unnoticed(ctx context.Context, w *watches, e event) error {
 	}
 }
 
-// play lets it happen once. It returns what was noticed of it, and why that tells
-// nothing of Ropeway, if so.
+// play lets it happen once. It returns what was noticed of it, or that it did not
+// happen, and why that tells nothing of Ropeway, if so.
 func (s *stage) play(ctx context.Context, w *watches, e event) (noticed error, busy string, err error) {
 	if e.prepare != nil {
 		if err := e.prepare(ctx); err != nil {
@@ -60,15 +60,13 @@ func (s *stage) play(ctx context.Context, w *watches, e event) (noticed error, b
 	if _, err := w.cut(); err != nil {
 		return nil, "", err
 	}
-	if err := e.happen(ctx); err != nil {
-		return nil, "", err
-	}
+	failed := e.happen(ctx)
 	results, err := w.cut()
 	if err != nil {
-		return nil, "", err
+		return nil, "", errors.Join(failed, err)
 	}
 	ways, control := results[:len(results)-1], results[len(results)-1]
-	if noticed = s.judge(w.each, ways); noticed == nil {
+	if noticed = errors.Join(failed, s.judge(w.each, ways)); noticed == nil {
 		return nil, "", nil
 	}
 	return errors.Join(noticed, s.whereLost(ctx, counted)), tooBusy(ways, control), nil

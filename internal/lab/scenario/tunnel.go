@@ -152,7 +152,7 @@ func (s *stage) change(ctx context.Context, transport string) error {
 	patch := fmt.Sprintf(`{"spec":{"transports":[%q]}}`, transport)
 	_, err = s.kubectl(ctx, "patch", "clusternetwork", "default", "--type", "merge", "-p", patch)
 	if err == nil {
-		err = s.until(ctx, 20*time.Second, func() error { return s.everyPeerBy(ctx, transport) })
+		err = s.until(ctx, 60*time.Second, func() error { return s.everyPeerBy(ctx, transport) })
 	}
 	ping := <-done
 	s.r.Command("kubectl exec "+from.name+" -- ping -q -i 0.02 -c 400 "+to.address.String(), ping.out)
@@ -258,7 +258,11 @@ func (s *stage) curlClusterIP(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	out, err := s.kubectl(ctx, "exec", pods[0].name, "--", "curl", "-s", "-i", "--max-time", "5", url(ip, 80))
+	var out string
+	err = s.until(ctx, 20*time.Second, func() (err error) { // kube-proxy hears of new pods by itself
+		out, err = s.kubectl(ctx, "exec", pods[0].name, "--", "curl", "-s", "-i", "--max-time", "5", url(ip, 80))
+		return err
+	})
 	if err != nil {
 		return err
 	}
