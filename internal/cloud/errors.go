@@ -34,11 +34,14 @@ const (
 	// Permanent: refused, and trying the same again is no use (a destination
 	// that the cloud does not take, a table that does not exist).
 	Permanent
+	// Untried: of an entry of a batch that the cloud was not asked for, or whose
+	// call met the one before it in the same batch. Ask again after a moment.
+	Untried
 )
 
 // String names the class as metrics do.
 func (c Class) String() string {
-	names := [...]string{"lost", "passing", "throttled", "quota", "forbidden", "unauthenticated", "conflict", "bad_next_hop", "permanent"}
+	names := [...]string{"lost", "passing", "throttled", "quota", "forbidden", "unauthenticated", "conflict", "bad_next_hop", "permanent", "untried"}
 	if c < 0 || int(c) >= len(names) {
 		return fmt.Sprintf("class_%d", int(c))
 	}
@@ -49,7 +52,7 @@ func (c Class) String() string {
 func (c Class) Refused() bool { return c != Lost }
 
 // Passes says that time alone may mend it.
-func (c Class) Passes() bool { return c == Lost || c == Passing || c == Throttled }
+func (c Class) Passes() bool { return c == Lost || c == Passing || c == Throttled || c == Untried }
 
 // Error is an answer of the cloud that is not success, for a call or for one
 // entry of a batch.
@@ -140,6 +143,15 @@ func RequestOf(err error) string {
 	var e *Error
 	if errors.As(err, &e) {
 		return e.Request
+	}
+	return ""
+}
+
+// CodeOf returns the cloud's code of an error, "" without one.
+func CodeOf(err error) string {
+	var e *Error
+	if errors.As(err, &e) {
+		return e.Code
 	}
 	return ""
 }

@@ -12,7 +12,8 @@ import (
 
 // Fake is a cloud in memory, for tests of what uses one. It keeps to the
 // contract and to what is known of the real ones: changes are taken one batch
-// at a time and become effective later (Settle), a table takes one entry for a
+// at a time, entries are changed in place one at a time, both become effective
+// later (Settle), a table takes one entry for a
 // destination and no more than its quota, a batch may succeed in part, and
 // after a fault on demand the change may or may not have happened.
 type Fake struct {
@@ -241,12 +242,29 @@ func (f *Fake) List(ctx context.Context) (Listing, error) {
 	return Listing{Tables: slices.Clone(f.tables), Entries: f.sorted()}, nil
 }
 
-// Apply is Routes.Apply.
+// Apply is Routes.Apply. New entries are one call of the cloud's API, and each
+// change in place is one: what comes after meets an entry that is being changed.
 func (f *Fake) Apply(ctx context.Context, changes []RouteChange) ([]RouteResult, error) {
 	return f.write(ctx, "Apply", len(changes), func() []RouteResult {
-		out := make([]RouteResult, 0, len(changes))
-		for _, c := range changes {
-			out = append(out, RouteResult{Table: c.Table, Dst: c.Dst, Err: f.apply(c)})
+		out := make([]RouteResult, len(changes))
+		for _, inPlace := range []bool{false, true} {
+			for i, c := range changes {
+				if (c.Replaces != nil) != inPlace {
+					continue
+				}
+				out[i] = RouteResult{Table: c.Table, Dst: c.Dst}
+				if inPlace && f.busy() {
+					out[i].Err = &Error{Class: Untried, Action: "Apply", Code: "IncorrectStatus.VpcRouteEntry"}
+				} else {
+					out[i].Err = f.apply(c)
+				}
+				if inPlace && !f.async {
+					f.settle()
+				}
+			}
+			if !f.async {
+				f.settle()
+			}
 		}
 		return out
 	})

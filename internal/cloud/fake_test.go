@@ -73,6 +73,25 @@ func TestFakeApply(t *testing.T) {
 	}
 }
 
+// TestFakeChangesOneAtATime: what comes after a change in place, or after new
+// entries, meets a VPC that is busy.
+func TestFakeChangesOneAtATime(t *testing.T) {
+	f := newFake(0)
+	apply(t, f, change("10.0.1.0/24", "i-1"), change("10.0.2.0/24", "i-1"))
+	f.Async(true)
+	var moves []cloud.RouteChange
+	for _, e := range f.Entries() {
+		moves = append(moves, cloud.RouteChange{Table: e.Table, Dst: e.Dst, NextHop: "i-2", Owner: "me", Replaces: &e})
+	}
+	if got := fmt.Sprint(apply(t, f, moves...)); got != "[ok untried]" {
+		t.Errorf("two changes: %s", got)
+	}
+	f.Settle()
+	if got := fmt.Sprint(apply(t, f, moves[1], change("10.0.3.0/24", "i-1"))); got != "[untried ok]" {
+		t.Errorf("a change and a new entry: %s", got)
+	}
+}
+
 func TestFakeIsAsynchronous(t *testing.T) {
 	f := newFake(0)
 	f.Async(true)

@@ -123,33 +123,35 @@ func creation(c cloud.RouteChange) map[string]string {
 // the results by fail; what became of single entries is in the results already.
 type step struct {
 	action string
+	many   bool // its failure is that of many entries
 	call   func(ctx context.Context) error
 	fail   func(err error)
 }
 
 // run makes the calls one after the other. If the first tells that no call can
-// work now, that is returned and nothing else is tried; if a later one does, it
-// and the rest fail in their results. A refused action is not called again, the
-// others are.
+// work now, that is returned and nothing else is tried; if a later one does, the
+// rest are Untried, and so is itself where the VPC is busy with the one before.
+// A refused action is not called again, the others are.
 func run(ctx context.Context, steps []step) error {
-	var halt error
+	halted := false
 	refused := map[string]error{}
 	for i, s := range steps {
-		err := halt
-		if err == nil {
-			err = refused[s.action]
+		if halted {
+			s.fail(untried(s.action, nil))
+			continue
 		}
+		err := refused[s.action]
 		if err == nil {
 			if err = s.call(ctx); err == nil {
 				continue
 			}
-			halts := cloud.Is(err, cloud.Lost, cloud.Passing, cloud.Throttled, cloud.Unauthenticated)
-			if i == 0 && (halts || len(steps) == 1) {
+			halted = cloud.Is(err, cloud.Lost, cloud.Passing, cloud.Throttled, cloud.Unauthenticated)
+			switch {
+			case i == 0 && (halted || len(steps) == 1 && s.many):
 				return err
-			}
-			if halts {
-				halt = untried(err)
-			} else if cloud.Is(err, cloud.Forbidden) {
+			case cloud.Is(err, cloud.Passing):
+				err = untried(s.action, err)
+			case cloud.Is(err, cloud.Forbidden):
 				refused[s.action] = err
 			}
 		}
@@ -158,13 +160,10 @@ func run(ctx context.Context, steps []step) error {
 	return nil
 }
 
-// untried is the error of a call that was not made because the one before it
-// failed: whatever became of that one, this one has done nothing.
-func untried(err error) error {
-	if cloud.ClassOf(err).Refused() {
-		return err
-	}
-	return &cloud.Error{Class: cloud.Passing, Action: cloud.ActionOf(err), Message: "not called after the failure of the call before it", Err: err}
+// untried is the error of a call that was not made, or for nothing, because of
+// one before it: whatever became of that one, this one has done nothing.
+func untried(action string, err error) error {
+	return &cloud.Error{Class: cloud.Untried, Action: action, Code: "ropeway.Untried", Message: "not asked for after the call before it in the same batch", Err: err}
 }
 
 // batch is the call for entries, none without any.
@@ -191,7 +190,7 @@ func (r routes) batch(action string, items []item) []step {
 			it.result.Err = err
 		}
 	}
-	return []step{{action, call, fail}}
+	return []step{{action, true, call, fail}}
 }
 
 // settle reads what became of each entry. Where failures do not tell which of
@@ -294,7 +293,7 @@ func entryLevel(err error) bool {
 
 // gone reports whether an entry was not there to be removed.
 func gone(err error) bool {
-	switch codeOf(err) {
+	switch cloud.CodeOf(err) {
 	case "InvalidRouteEntry.NotFound", "InvalidRouteEntryId.NotFound", "VPC_ROUTER_ENTRY_NOT_EXIST":
 		return true
 	}

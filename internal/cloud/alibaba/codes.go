@@ -1,7 +1,6 @@
 package alibaba
 
 import (
-	"errors"
 	"strings"
 
 	"ropeway.dev/ropeway/internal/cloud"
@@ -132,13 +131,4 @@ func classify(code string, status int) cloud.Class {
 		return cloud.Quota
 	}
 	return cloud.Permanent
-}
-
-// codeOf returns the cloud's code of an error, "" without one.
-func codeOf(err error) string {
-	var e *cloud.Error
-	if errors.As(err, &e) {
-		return e.Code
-	}
-	return ""
 }

@@ -137,7 +137,7 @@ func (p *Provider) probes(table string) []probe {
 // verdict keeps of an answer what it says about rights: any other refusal comes
 // from behind RAM.
 func verdict(err error) error {
-	if cloud.Is(err, cloud.Passing) && codeOf(err) == "" {
+	if cloud.Is(err, cloud.Passing) && cloud.CodeOf(err) == "" {
 		return err // nothing was asked
 	}
 	if cloud.Is(err, cloud.Forbidden, cloud.Unauthenticated, cloud.Lost, cloud.Throttled) {
