@@ -19,7 +19,12 @@ type Metrics struct {
 	changes  *prometheus.CounterVec
 	calls    *prometheus.CounterVec
 	seconds  *prometheus.HistogramVec
+
+	shown map[*prometheus.GaugeVec]map[labels]float64 // of the gauges that set sets
 }
+
+// labels are the values of a gauge's one or two labels.
+type labels [2]string
 
 // NewMetrics makes them; Collectors are to be registered.
 func NewMetrics() *Metrics {
@@ -27,6 +32,7 @@ func NewMetrics() *Metrics {
 		return prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: name, Help: help}, labels)
 	}
 	return &Metrics{
+		shown:    map[*prometheus.GaugeVec]map[labels]float64{},
 		wanted:   gauge("ropeway_cloud_routes_wanted", "Destinations that should have an entry, by route table.", "table"),
 		entries:  gauge("ropeway_cloud_routes", "Destinations by route table and state (Published, Used, Pending, Missing, OverQuota, Failed, Wrong, Conflict, Shadowed, NoInstance, Stale, Foreign).", "table", "state"),
 		held:     gauge("ropeway_cloud_route_entries", "Custom entries that a route table holds, by owner (ours, foreign), whatever they are for.", "table", "owner"),
@@ -65,33 +71,52 @@ func result(err error) string {
 
 func (m *Metrics) count(results []cloud.RouteResult, change string) {
 	for _, r := range results {
+		if cloud.Is(r.Err, cloud.Untried) {
+			continue // nobody asked
+		}
 		m.changes.WithLabelValues(change, result(r.Err)).Inc()
 	}
 }
 
+// set makes the gauges say what the Status says. All is counted before anything is
+// set: who reads them meanwhile finds numbers of before or after, never a part.
 func (m *Metrics) set(s *Status) {
-	m.resign()
+	wanted, held, left := map[labels]float64{}, map[labels]float64{}, map[labels]float64{}
 	for _, t := range s.Tables {
-		m.wanted.WithLabelValues(t.ID).Set(float64(t.Wanted))
-		m.held.WithLabelValues(t.ID, "ours").Set(float64(t.Ours))
-		m.held.WithLabelValues(t.ID, "foreign").Set(float64(t.Entries - t.Ours))
-		if left := t.Left(); left >= 0 {
-			m.left.WithLabelValues(t.ID).Set(float64(left))
+		wanted[labels{t.ID}] = float64(t.Wanted)
+		held[labels{t.ID, "ours"}] = float64(t.Ours)
+		held[labels{t.ID, "foreign"}] = float64(t.Entries - t.Ours)
+		if n := t.Left(); n >= 0 {
+			left[labels{t.ID}] = float64(n)
 		}
 	}
+	entries, problems := map[labels]float64{}, map[labels]float64{}
 	for i := range s.Rows {
-		m.entries.WithLabelValues(s.Rows[i].Table, string(s.Rows[i].State)).Inc()
+		entries[labels{s.Rows[i].Table, string(s.Rows[i].State)}]++
 	}
-	m.withheld.Set(float64(s.Withheld))
 	for _, p := range s.Problems {
-		m.problems.WithLabelValues(p.Reason).Inc()
+		problems[labels{p.Reason}]++
 	}
+	m.show(m.wanted, 1, wanted)
+	m.show(m.held, 2, held)
+	m.show(m.left, 1, left)
+	m.show(m.entries, 2, entries)
+	m.show(m.problems, 1, problems)
+	m.withheld.Set(float64(s.Withheld))
+}
+
+// show sets a gauge of n labels, and takes away what it had and has no more.
+func (m *Metrics) show(v *prometheus.GaugeVec, n int, now map[labels]float64) {
+	for l, value := range now {
+		v.WithLabelValues(l[:n]...).Set(value)
+	}
+	for l := range m.shown[v] {
+		if _, still := now[l]; !still {
+			v.DeleteLabelValues(l[:n]...)
+		}
+	}
+	m.shown[v] = now
 }
 
 // resign clears what only a leader knows.
-func (m *Metrics) resign() {
-	for _, v := range []*prometheus.GaugeVec{m.wanted, m.entries, m.held, m.left, m.problems} {
-		v.Reset()
-	}
-	m.withheld.Set(0)
-}
+func (m *Metrics) resign() { m.set(&Status{}) }
