@@ -71,7 +71,8 @@ func (g *global) cloudRoutes(ctx context.Context) (*routes.Status, error) {
 }
 
 // newRoutesMark makes adopt and release: each puts destinations into its own
-// annotation and takes them out of the other's.
+// annotation and takes them out of the other's. Where that says all, it goes on to,
+// but for those that are named here.
 func newRoutesMark(g *global, name, short, own, other string) *cobra.Command {
 	cmd := &cobra.Command{Use: name + " (CIDR... | --all)", Short: short}
 	all := cmd.Flags().Bool("all", false, "all that there are, and that will be")
@@ -140,6 +141,7 @@ func newRoutesWithdraw(g *global) *cobra.Command {
 	cancel := cmd.Flags().Bool("cancel", false, "take the request back")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		err := g.annotate(cmd.Context(), func(a map[string]string) {
+			delete(a, routes.ConfirmAnnotation) // the word for another request
 			if *cancel {
 				delete(a, routes.WithdrawAnnotation)
 			} else {
@@ -160,9 +162,32 @@ func newRoutesConfirm(g *global) *cobra.Command {
 		Short: "Say that a withdrawal of many routes at once is meant; the condition RoutesWithheld names the token",
 		Args:  cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return g.annotate(cmd.Context(), func(a map[string]string) { a[routes.ConfirmAnnotation] = args[0] })
+			status, err := g.cloudRoutes(cmd.Context())
+			if err != nil {
+				return fmt.Errorf("see what waits for a word: %w", err)
+			}
+			if err := confirms(status, args[0]); err != nil {
+				return err
+			}
+			if err := g.annotate(cmd.Context(), func(a map[string]string) { a[routes.ConfirmAnnotation] = args[0] }); err != nil {
+				return err
+			}
+			fmt.Fprintf(cmd.OutOrStdout(), "said: the controller withdraws or changes %d routes within some minutes, and nothing that comes to it later; ropeway routes shows how far it is\n",
+				status.Withheld)
+			return nil
 		},
 	}
+}
+
+// confirms says whether a token is the word that the controller waits for.
+func confirms(s *routes.Status, token string) error {
+	switch {
+	case s == nil || s.Withheld == 0:
+		return fmt.Errorf("nothing waits for a word, so %s confirms nothing: see ropeway routes", token)
+	case s.Token != token:
+		return fmt.Errorf("%s is not the token of what waits now, which is %s (%d routes): see ropeway routes whether those are meant", token, s.Token, s.Withheld)
+	}
+	return nil
 }
 
 func (g *global) annotate(ctx context.Context, edit func(map[string]string)) error {

@@ -1,12 +1,14 @@
 package main
 
 import (
+	"strings"
 	"testing"
 
 	"ropeway.dev/ropeway/internal/controller/routes"
 )
 
-// TestRoutesMark: a destination is never in both annotations.
+// TestRoutesMark: a destination is never named in both annotations. Where the other
+// one says all, the name counts for more (routes.TestNamesCountForMoreThanAll).
 func TestRoutesMark(t *testing.T) {
 	const one, two = "10.244.1.0/24", "10.244.2.0/24"
 	for _, c := range []struct{ own, other, chosen, wantOwn, wantOther string }{
@@ -24,6 +26,24 @@ func TestRoutesMark(t *testing.T) {
 		}
 		if _, there := a["other"]; c.wantOther == "" && there {
 			t.Errorf("%+v: an empty annotation is left", c)
+		}
+	}
+}
+
+// TestConfirms: a word that is not the one that is waited for is an error, and says
+// which one is.
+func TestConfirms(t *testing.T) {
+	waits := &routes.Status{Withheld: 3, Token: "0123456789"}
+	for _, c := range []struct {
+		status      *routes.Status
+		token, want string
+	}{
+		{waits, "0123456789", ""}, {waits, "abc", "abc is not the token of what waits now, which is 0123456789 (3 routes)"},
+		{&routes.Status{}, "abc", "nothing waits"}, {nil, "abc", "nothing waits"},
+	} {
+		err := confirms(c.status, c.token)
+		if (err == nil) != (c.want == "") || err != nil && !strings.Contains(err.Error(), c.want) {
+			t.Errorf("%s: %v, want %q", c.token, err, c.want)
 		}
 	}
 }
