@@ -87,6 +87,9 @@ func routesInput(o *kube.Objects, s plan.Snapshot, spec *v1alpha1.ClusterNetwork
 	if o.Network != nil {
 		a := o.Network.Annotations
 		in.Confirmed = a[routes.ConfirmAnnotation]
+		if w := meta.FindStatusCondition(o.Network.Status.Conditions, routes.ConditionWithheld); w != nil && w.Status == metav1.ConditionTrue {
+			in.WithheldSince = w.LastTransitionTime.UTC()
+		}
 		in.Adopt, in.Release = routes.ParseSelection(a[routes.AdoptAnnotation]), routes.ParseSelection(a[routes.ReleaseAnnotation])
 	}
 	direct := slices.Contains(spec.Transports, v1alpha1.TransportDirect)
@@ -244,15 +247,20 @@ func setRoutes(cn *v1alpha1.ClusterNetwork, s *routes.Status) {
 		meta.RemoveStatusCondition(&cn.Status.Conditions, routes.ConditionWithheld)
 		return
 	}
+	since := metav1.NewTime(s.WithheldSince)
+	if was := meta.FindStatusCondition(cn.Status.Conditions, routes.ConditionWithheld); was != nil && !since.IsZero() && !was.LastTransitionTime.Equal(&since) {
+		meta.RemoveStatusCondition(&cn.Status.Conditions, routes.ConditionWithheld) // of another wait, which has another token
+	}
 	meta.SetStatusCondition(&cn.Status.Conditions, metav1.Condition{
 		Type: routes.ConditionWithheld, Status: metav1.ConditionTrue, Reason: "TooManyAtOnce", Message: s.Problems[i].Message, ObservedGeneration: cn.Generation,
+		LastTransitionTime: since,
 	})
 }
 
 // withdrawal says how far a withdrawal has come.
 func withdrawal(s *routes.Status) (reason, message string) {
 	if left := s.Ours(); left > 0 {
-		return routes.ReasonWithdrawing, fmt.Sprintf("%d entries of this cluster are still in the route tables; they are being withdrawn", left)
+		return routes.ReasonWithdrawing, fmt.Sprintf("%d entries of this cluster are still in the route tables; they are being withdrawn, or only released where ropeway routes release says so", left)
 	}
 	return routes.ReasonWithdrawn, "no entry of this cluster is left in the route tables"
 }

@@ -165,6 +165,22 @@ func TestRoutesConditions(t *testing.T) {
 	}
 }
 
+// TestWithheldSince: the condition carries from leader to leader since when
+// something waits, on which the token depends; another wait has another time.
+func TestWithheldSince(t *testing.T) {
+	cn := directNetwork()
+	for _, since := range []time.Time{time.Unix(1_000_000, 0), time.Unix(1_000_000, 0), time.Unix(2_000_000, 0)} {
+		setRoutes(cn, &routes.Status{Mode: routes.Write, Listed: since, WithheldSince: since, Problems: []routes.Problem{{Reason: routes.ReasonWithheld, Message: "what"}}})
+		if in := inputFor(cn); !in.WithheldSince.Equal(since) {
+			t.Errorf("the next leader reads %s, want %s", in.WithheldSince, since)
+		}
+	}
+	setRoutes(cn, &routes.Status{Mode: routes.Write})
+	if in := inputFor(cn); !in.WithheldSince.IsZero() {
+		t.Errorf("nothing waits any more, since %s", in.WithheldSince)
+	}
+}
+
 func TestNewlyFailing(t *testing.T) {
 	m := newMemory()
 	failing := plan.Probe{From: "a", To: "b", ToUID: "u-b", Transport: plan.Direct}

@@ -1,7 +1,6 @@
 package routes
 
 import (
-	"net/netip"
 	"time"
 
 	"ropeway.dev/ropeway/internal/cloud"
@@ -11,13 +10,9 @@ import (
 // and for looking only. machines are for nodes without a providerID; they may be
 // nil.
 func Compare(in Input, l cloud.Listing, instances cloud.Instances, machines []cloud.Instance) *Status {
-	r := resolver{byAddress: map[netip.Addr]string{}}
-	for _, m := range machines {
-		for _, a := range m.Addresses {
-			r.byAddress[a.Unmap()] = m.ID
-		}
-	}
-	r.known(in, instances)
+	var r resolver
+	r.learn(in, machines)
+	r.known(in, instances, nil)
 	real := make(map[cloud.Key]cloud.RouteEntry, len(l.Entries))
 	for _, e := range l.Entries {
 		real[e.Key()] = e

@@ -24,11 +24,32 @@ type facts struct {
 // hop is the instance that a node is, or why that is not known.
 type hop struct{ instance, problem string }
 
-// held is an entry that is not tried again before a time.
+// held is a change of an entry that is not tried again before a time.
 type held struct {
+	what  string // changeOf or removalOf: another change of the entry may go
 	until time.Time
 	times int // in a row
 	err   error
+}
+
+// severalTries is how often what passes by itself is tried before it is told.
+const severalTries = 4
+
+// lasting says that time alone has not mended it, or will not.
+func (h held) lasting() bool {
+	return h.times >= severalTries || !cloud.ClassOf(h.err).Passes() && !cloud.Is(h.err, cloud.Conflict)
+}
+
+// changeOf says what a change makes of its entry.
+func changeOf(hop, owner string) string { return "to " + hop + " of " + owner }
+
+func removalOf(e cloud.RouteEntry) string { return "away from " + e.NextHop }
+
+// hold returns why just this change is held back, and whether it still is.
+func (f *facts) hold(key cloud.Key, what string) (h held, known, waits bool) {
+	h, known = f.held[key]
+	known = known && h.what == what
+	return h, known, known && f.now.Before(h.until)
 }
 
 // fullMark is a table that took no more.
@@ -43,6 +64,7 @@ type decision struct {
 	tables  []Table
 	add     []cloud.RouteChange            // new entries, and marks: these take nothing away
 	replace []cloud.RouteChange            // own entries that lead elsewhere
+	waiting map[cloud.Key]bool             // those of replace that cannot be changed now
 	stale   []cloud.RouteEntry             // own entries that nobody wants
 	foreign []cloud.RouteEntry             // those of others in the pod network that nobody wants
 	shadows map[cloud.Key]cloud.RouteEntry // wanted entry -> a narrower one that leads elsewhere
@@ -50,7 +72,7 @@ type decision struct {
 
 // decide compares what is wanted with what is there.
 func decide(f facts) decision {
-	d := decision{shadows: map[cloud.Key]cloud.RouteEntry{}}
+	d := decision{shadows: map[cloud.Key]cloud.RouteEntry{}, waiting: map[cloud.Key]bool{}}
 	wants := sorted(f.in.Wants)
 	d.sortUnwanted(f, wants)
 	for _, t := range f.tables {
@@ -62,7 +84,7 @@ func decide(f facts) decision {
 	for _, e := range d.foreign {
 		d.rows = append(d.rows, unwantedRow(e, Foreign, "it is somebody else's, and no node owns its destination: see whether it was forgotten"))
 	}
-	if f.in.Mode != Write {
+	if f.in.Mode != Write && f.in.Mode != Withdraw {
 		d.add, d.replace = nil, nil
 	}
 	return d
@@ -85,8 +107,8 @@ func (d *decision) sortUnwanted(f facts, wants []Want) {
 			if within(key.Dst, f.in.PodCIDRs) {
 				d.foreign = append(d.foreign, e)
 			}
-		case f.in.Release.Has(key.Dst) && e.NextHop != "":
-			d.add = append(d.add, cloud.RouteChange{Table: e.Table, Dst: e.Dst, NextHop: e.NextHop, Replaces: &e})
+		case f.in.releases(key.Dst) && e.NextHop != "":
+			d.letGo(f, e)
 		default:
 			d.stale = append(d.stale, e)
 		}
@@ -94,6 +116,19 @@ func (d *decision) sortUnwanted(f facts, wants []Want) {
 	byKey := func(a, b cloud.RouteEntry) int { return compareKeys(a.Key(), b.Key()) }
 	slices.SortFunc(d.stale, byKey)
 	slices.SortFunc(d.foreign, byKey)
+}
+
+// letGo takes the mark from an entry that nobody wants, which stays in the table.
+func (d *decision) letGo(f facts, e cloud.RouteEntry) {
+	message := "no node owns it any more; it is released as asked for, and stays in the table"
+	h, known, waits := f.hold(e.Key(), changeOf(e.NextHop, ""))
+	if known {
+		message += fmt.Sprintf(" (%v)", h.err)
+	}
+	d.rows = append(d.rows, unwantedRow(e, Stale, message))
+	if !waits && e.State == cloud.Available {
+		d.add = append(d.add, cloud.RouteChange{Table: e.Table, Dst: e.Dst, NextHop: e.NextHop, Replaces: &e})
+	}
 }
 
 func within(dst netip.Prefix, ranges []netip.Prefix) bool {
@@ -152,13 +187,14 @@ func (d *decision) decideOne(f facts, table string, w Want) (row Row, wanting bo
 	h := f.hops[w.Node]
 	e, there := f.real[key]
 	row = Row{key: key, Table: table, Dst: w.Dst.String(), Node: w.Node, Instance: h.instance, NextHop: e.NextHop, Owner: e.Owner, Cloud: e.State}
-	refused, isHeld := f.held[key]
-	waits := isHeld && f.now.Before(refused.until)
+	refused, isHeld, waits := f.hold(key, changeOf(h.instance, f.in.Cluster))
 	switch {
+	case h == hop{}:
+		row.State, row.Message = Missing, "its node's instance has not been looked for yet"
 	case h.instance == "":
 		row.State, row.Message = NoInstance, h.problem
 	case !there && isHeld:
-		row.fail(refused.err)
+		row.fail(refused, Missing)
 		return row, !waits
 	case !there:
 		row.State = Missing
@@ -168,15 +204,14 @@ func (d *decision) decideOne(f facts, table string, w Want) (row Row, wanting bo
 	case e.State == cloud.Deleting:
 		row.State, row.Message = Pending, "the entry that was there is being removed"
 	case e.NextHop == h.instance:
-		d.decideRight(f, e, &row, waits)
+		d.decideRight(f, e, &row)
 	case e.Owner == f.in.Cluster:
 		row.State, row.Message = Wrong, "its node is another instance now"
 		if isHeld {
-			row.fail(refused.err)
+			row.fail(refused, Wrong)
 		}
-		if e.State == cloud.Available && !waits {
-			d.replace = append(d.replace, cloud.RouteChange{Table: table, Dst: w.Dst, NextHop: h.instance, Owner: f.in.Cluster, Replaces: &e})
-		}
+		d.replace = append(d.replace, cloud.RouteChange{Table: table, Dst: w.Dst, NextHop: h.instance, Owner: f.in.Cluster, Replaces: &e})
+		d.waiting[key] = waits || e.State != cloud.Available
 	default:
 		row.State, row.Message = Conflict, foreign(e, h.instance)
 	}
@@ -191,9 +226,14 @@ func (d *decision) decideOne(f facts, table string, w Want) (row Row, wanting bo
 // person is told. The vendor's route controller answers events within seconds.
 const externalPatience = time.Minute
 
-func (r *Row) fail(err error) {
-	r.State, r.Message = Failed, err.Error()
-	r.denied = cloud.Is(err, cloud.Forbidden, cloud.Unauthenticated)
+// fail says what the cloud has answered. While that may pass, the row keeps the
+// state that it has without.
+func (r *Row) fail(h held, state State) {
+	r.State, r.Message = state, h.err.Error()
+	if h.lasting() {
+		r.State = Failed
+		r.denied = cloud.Is(h.err, cloud.Forbidden, cloud.Unauthenticated)
+	}
 }
 
 // shadowing says what leads a part of a destination elsewhere.
@@ -215,7 +255,7 @@ func hopOf(e cloud.RouteEntry) string {
 }
 
 // decideRight is decideOne for an entry that leads to the right instance.
-func (d *decision) decideRight(f facts, e cloud.RouteEntry, row *Row, waits bool) {
+func (d *decision) decideRight(f facts, e cloud.RouteEntry, row *Row) {
 	ours := e.Owner == f.in.Cluster
 	switch {
 	case e.State != cloud.Available:
@@ -229,11 +269,13 @@ func (d *decision) decideRight(f facts, e cloud.RouteEntry, row *Row, waits bool
 	remark := cloud.RouteChange{Table: e.Table, Dst: e.Dst, NextHop: e.NextHop, Replaces: &e}
 	in := f.in
 	switch {
-	case waits:
-	case ours && in.Release.Has(e.Dst):
-		d.add = append(d.add, remark)
-	case !ours && !in.Release.Has(e.Dst) && (in.Adopt.Names(e.Dst) || in.Adopt.All && e.Owner == ""):
+	case ours && in.releases(e.Dst):
+	case !ours && in.adopts(e):
 		remark.Owner = in.Cluster
+	default:
+		return
+	}
+	if _, _, waits := f.hold(e.Key(), changeOf(e.NextHop, remark.Owner)); !waits {
 		d.add = append(d.add, remark)
 	}
 }

@@ -18,8 +18,12 @@ import (
 //
 // What would take away or repoint more than a tenth of our entries, and more
 // than two, waits for a person's word; in the mode Withdraw everything does.
-// The word is a token made of exactly
-// those entries, so that it never means more than what the person has seen.
+// The word is a token made of exactly those entries, so that it never means more
+// than what the person has seen, and of the time since when something waits, so
+// that it is used up: what is wanted again, or gone, and waits another time needs
+// another word, whatever annotation is still there. The condition RoutesWithheld
+// carries that time from leader to leader (Input.WithheldSince), and goes when
+// nothing waits any more.
 
 const (
 	bulkFew     = 2
@@ -35,7 +39,9 @@ type sighting struct {
 // guard remembers what has been seen and said.
 type guard struct {
 	seen     map[cloud.Key]sighting
-	approved map[string]bool // what the person has agreed to
+	approved map[string]bool // what the person has agreed to, and is not done yet
+	since    time.Time       // when something began to wait for a word; zero: nothing does
+	begun    bool            // since is this term's own, no longer the condition's
 }
 
 func newGuard() *guard {
@@ -94,29 +100,37 @@ func (g *guard) due(after time.Duration) time.Time {
 type withheld struct {
 	count int
 	token string
+	since time.Time
 }
 
 // allow returns the removals and replacements that may be done, given how many
 // entries are ours, and what is withheld. Entries that are stale but not yet
 // confirmed count too: what is wrong in bulk comes to light in bulk.
-func (g *guard) allow(d decision, ours int, in Input) (remove []cloud.RouteEntry, replace []cloud.RouteChange, w withheld) {
-	count := len(d.stale) + len(d.replace)
-	names := make([]string, 0, count)
+func (g *guard) allow(d decision, ours int, in Input, now time.Time) (remove []cloud.RouteEntry, replace []cloud.RouteChange, w withheld) {
+	names := make([]string, 0, len(d.stale)+len(d.replace))
 	for _, e := range d.stale {
 		names = append(names, removal(e))
 	}
 	for _, c := range d.replace {
 		names = append(names, replacement(c))
 	}
-	few := count <= bulkFew || count*bulkPortion <= ours
+	g.retain(names)
+	few := len(names) <= bulkFew || len(names)*bulkPortion <= ours
 	if few && in.Mode != Withdraw {
+		g.nothingWaits()
 		return d.stale, d.replace, withheld{}
 	}
-	token := tokenOf(names)
-	if in.Confirmed == token {
-		for _, name := range names {
-			g.approved[name] = true
+	if g.waiting(names) > 0 {
+		g.wait(in, now)
+		if w = (withheld{token: tokenOf(g.since, names), since: g.since}); w.token == in.Confirmed {
+			for _, name := range names {
+				g.approved[name] = true
+			}
 		}
+	}
+	if w.count = g.waiting(names); w.count == 0 {
+		g.nothingWaits()
+		w = withheld{}
 	}
 	for _, e := range d.stale {
 		if g.approved[removal(e)] {
@@ -128,20 +142,59 @@ func (g *guard) allow(d decision, ours int, in Input) (remove []cloud.RouteEntry
 			replace = append(replace, c)
 		}
 	}
-	if held := count - len(remove) - len(replace); held > 0 {
-		w = withheld{count: held, token: token}
-	}
 	return remove, replace, w
+}
+
+// retain forgets the word for what is wanted again or done.
+func (g *guard) retain(names []string) {
+	next := make(map[string]bool, len(g.approved))
+	for _, name := range names {
+		if g.approved[name] {
+			next[name] = true
+		}
+	}
+	g.approved = next
+}
+
+// waiting counts the names that the person has not agreed to.
+func (g *guard) waiting(names []string) int {
+	n := 0
+	for _, name := range names {
+		if !g.approved[name] {
+			n++
+		}
+	}
+	return n
+}
+
+// wait notes since when something waits: an earlier leader may have said it.
+func (g *guard) wait(in Input, now time.Time) {
+	if g.since.IsZero() && !g.begun {
+		g.since = in.WithheldSince
+	}
+	if g.since.IsZero() {
+		g.since = now
+	}
+	g.since, g.begun = g.since.UTC().Truncate(time.Second), true
+}
+
+func (g *guard) nothingWaits() { g.since, g.begun = time.Time{}, true }
+
+// lapse forgets what was said of entries that nobody looks at for now.
+func (g *guard) lapse() {
+	g.retain(nil)
+	g.nothingWaits()
 }
 
 func removal(e cloud.RouteEntry) string { return "- " + e.Key().String() + " " + e.NextHop }
 
 func replacement(c cloud.RouteChange) string { return "~ " + c.Key().String() + " " + c.NextHop }
 
-// tokenOf is short enough to type, and different for different sets.
-func tokenOf(names []string) string {
+// tokenOf is short enough to type, and different for different sets and times.
+func tokenOf(since time.Time, names []string) string {
 	slices.Sort(names)
 	h := sha256.New()
+	fmt.Fprintln(h, since.Unix())
 	for _, name := range names {
 		fmt.Fprintln(h, name)
 	}

@@ -5,6 +5,7 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+	"time"
 
 	"ropeway.dev/ropeway/internal/cloud"
 )
@@ -43,8 +44,24 @@ type Input struct {
 	// Confirmed is the person's word that a bulk withdrawal is meant: the
 	// token that Status.Token asked for.
 	Confirmed string
+	// WithheldSince is since when, as the condition RoutesWithheld says,
+	// something waits for that word; zero if nothing does. A new leader goes on
+	// from there, so that the token which a person has read stays the same.
+	WithheldSince time.Time
 	// Adopt and Release are entries to mark as ours, and ours to let go.
 	Adopt, Release Selection
+}
+
+// releases says whether an own entry is to be let go. What is named counts for
+// more than what "all" means.
+func (in *Input) releases(dst netip.Prefix) bool {
+	return in.Release.Names(dst) || in.Release.All && !in.Adopt.Names(dst)
+}
+
+// adopts says whether an entry that is not ours, and right, is to be marked. All
+// does not take what another cluster has marked.
+func (in *Input) adopts(e cloud.RouteEntry) bool {
+	return !in.releases(e.Dst) && (in.Adopt.Names(e.Dst) || in.Adopt.All && e.Owner == "")
 }
 
 // Setup says which cloud, and with which credentials.
@@ -82,10 +99,11 @@ func sorted(in []Want) []Want {
 type Selection struct {
 	All  bool
 	Dsts []netip.Prefix
+	Bad  []string // what was to be read and is no CIDR
 }
 
-// ParseSelection reads "all" or CIDRs with commas between. What is no CIDR is
-// left out.
+// ParseSelection reads "all" or CIDRs with commas between. What is neither is in
+// Bad.
 func ParseSelection(text string) Selection {
 	var s Selection
 	for part := range strings.SplitSeq(text, ",") {
@@ -94,12 +112,14 @@ func ParseSelection(text string) Selection {
 			s.All = true
 		} else if p, err := netip.ParsePrefix(part); err == nil {
 			s.Dsts = append(s.Dsts, p.Masked())
+		} else if part != "" {
+			s.Bad = append(s.Bad, part)
 		}
 	}
 	return s
 }
 
-// String is what ParseSelection reads.
+// String is what ParseSelection reads, without what is bad.
 func (s Selection) String() string {
 	var parts []string
 	if s.All {

@@ -192,3 +192,35 @@ func TestExternalRoutesAreVerified(t *testing.T) {
 		t.Errorf("problems %+v, %d writes", b.p.Status().Problems, b.writes())
 	}
 }
+
+// TestNamesCountForMoreThanAll: whichever of adopt and release says all, what the
+// other one names is its.
+func TestNamesCountForMoreThanAll(t *testing.T) {
+	for _, c := range []struct {
+		adopt, release  string
+		published, used int
+	}{
+		{"10.244.1.0/24", "all", 1, 2},
+		{"all", "10.244.1.0/24", 2, 1},
+		{"all", "all", 0, 3},
+	} {
+		b := newBench(t, 3)
+		b.cloud.Put(entry(0, cluster), entry(1, ""), entry(2, ""))
+		b.in.Adopt, b.in.Release = ParseSelection(c.adopt), ParseSelection(c.release)
+		b.set()
+		b.run(time.Minute)
+		b.counts(map[State]int{Published: c.published, Used: c.used})
+	}
+}
+
+// TestSelectionThatIsNoCIDR is told, by the annotation that has it.
+func TestSelectionThatIsNoCIDR(t *testing.T) {
+	b := newBench(t, 1)
+	b.in.Adopt = ParseSelection("10.244.0.0/24, 10.244.300.0/24")
+	b.set()
+	b.run(time.Minute)
+	p := b.problem(ReasonSetup)
+	if p == nil || !strings.Contains(p.Message, AdoptAnnotation) || !strings.Contains(p.Message, "10.244.300.0/24") {
+		t.Errorf("problems: %+v", b.p.Status().Problems)
+	}
+}

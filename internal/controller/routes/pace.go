@@ -1,6 +1,9 @@
 package routes
 
-import "time"
+import (
+	"math"
+	"time"
+)
 
 // backoff is when to try again what has failed.
 type backoff struct {
@@ -42,20 +45,37 @@ const (
 	shortestSettle = 100 * time.Millisecond
 	longestSettle  = 15 * time.Second
 	longestRetry   = 10 * time.Second
+	// A wait that was found out grows to so many times itself at once, no more:
+	// what takes longer, once, is another writer's.
+	mostGrowth = 2
+	// What was refused once is forgotten by half in this time, and a little with
+	// each batch.
+	halfForgotten = time.Hour
 )
 
 // took notes that a batch was accepted. The wait shrinks by a quarter of what is
 // above the longest that was refused, but not to it; and that is forgotten, slowly.
 func (p *pace) took(now time.Time) {
+	if !p.accepted.IsZero() {
+		p.tooSoon = time.Duration(float64(p.tooSoon) * math.Exp2(-float64(now.Sub(p.accepted))/float64(halfForgotten)))
+	}
 	switch {
 	case p.refusals > 0 && !p.accepted.IsZero():
-		p.settle, p.learned = min(now.Sub(p.accepted), longestSettle), true
+		p.settle, p.learned = min(now.Sub(p.accepted), p.most()), true
 	case p.refusals == 0:
 		p.tooSoon = p.tooSoon * 997 / 1000
 		p.settle = max(p.settle-(p.settle-p.tooSoon)/4, p.tooSoon*105/100, shortestSettle)
 	}
 	p.accepted, p.refusals = now, 0
 	p.next = now.Add(p.settle)
+}
+
+// most is the longest wait that is believed now.
+func (p *pace) most() time.Duration {
+	if !p.learned {
+		return longestSettle
+	}
+	return min(longestSettle, mostGrowth*p.settle)
 }
 
 // others says that it is not our own batch that keeps the VPC busy.
@@ -70,7 +90,7 @@ func (p *pace) early(now time.Time) {
 	if p.others(now) {
 		waited = p.settle
 	} else {
-		p.tooSoon = max(p.tooSoon, waited)
+		p.tooSoon = max(p.tooSoon, min(waited, p.most()))
 	}
 	more := waited // bounds the refusals until the wait is known
 	if p.learned {

@@ -47,3 +47,40 @@ func TestBackoffGrowsAndHeedsWhatIsAsked(t *testing.T) {
 		t.Errorf("the cloud asks for a minute: %v", got)
 	}
 }
+
+// TestPaceAfterAnotherWriter: that somebody else has kept the VPC busy for a while
+// is no reason to be slow for long.
+func TestPaceAfterAnotherWriter(t *testing.T) {
+	const takes, batches = time.Second, 100
+	now := time.Unix(1_000_000, 0)
+	p, free := pace{settle: takes}, now
+	send := func(busy time.Duration) time.Duration {
+		for start := now; ; {
+			now = now.Add(p.wait(now))
+			if !now.Before(free) {
+				p.took(now)
+				free = now.Add(busy)
+				return now.Sub(start)
+			}
+			p.early(now)
+		}
+	}
+	for range 20 {
+		send(takes)
+	}
+	send(12 * time.Second)
+	send(takes)
+	now = now.Add(5 * time.Hour)
+	var all time.Duration
+	for range batches {
+		all += send(takes)
+	}
+	if all > batches*takes*5/4 {
+		t.Errorf("%d batches took %s, later", batches, all)
+	}
+	send(12 * time.Second)
+	send(takes)
+	if p.settle > 3*takes {
+		t.Errorf("a batch that met another writer makes the next wait for %s", p.settle)
+	}
+}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -91,9 +92,10 @@ type Planner struct {
 	sending   bool // there are more to send than the last batch took
 	// What fails as a whole, each by itself: a right that is missing for one
 	// kind of call must not hold the others up.
-	reading, adding, removing trouble
-	inUse                     string // why the API server has a withdrawal wait
-	busy                      busySpell
+	reading, resolving, adding, removing trouble
+	inUse                                string // why the API server has a withdrawal wait
+	busy                                 busySpell
+	alone                                singles
 }
 
 // trouble is why calls of one kind fail now, and when to try again.
@@ -128,6 +130,7 @@ func (p *Planner) reset() {
 	p.pace = pace{settle: p.cfg.Settle}
 	p.batch, p.sending = cloud.MaxBatch, false
 	p.reading, p.adding, p.removing, p.busy, p.inUse = trouble{}, trouble{}, trouble{}, busySpell{}, ""
+	p.resolving, p.alone = trouble{}, singles{}
 }
 
 // Set says what is wanted from now on.
@@ -221,6 +224,10 @@ const idleFor = time.Minute
 func (p *Planner) step(ctx context.Context) time.Duration {
 	in, now := p.wanted(), p.cfg.Now()
 	if in.Mode == Off || in.Mode == "" || in.Nodes == 0 || in.Cluster == "" {
+		if in.Mode != "" {
+			p.guard.lapse()
+			p.kept = withheld{}
+		}
 		p.idle(in)
 		return idleFor
 	}
@@ -229,7 +236,7 @@ func (p *Planner) step(ctx context.Context) time.Duration {
 		p.setup = in.Setup
 	}
 	if wait := p.reading.wait(now); wait > 0 {
-		p.publish(in, p.compare(in))
+		p.publish(in, p.recompare(in))
 		return wait
 	}
 	if err := p.read(ctx, in, now); err != nil {
@@ -246,9 +253,7 @@ func (p *Planner) read(ctx context.Context, in Input, now time.Time) error {
 			return err
 		}
 	}
-	if err := p.resolve(ctx, in); err != nil {
-		return err
-	}
+	p.resolve(ctx, in)
 	if p.mustList(now) {
 		return p.list(ctx, in)
 	}
@@ -379,6 +384,15 @@ func (p *Planner) compare(in Input) decision {
 	})
 }
 
+// recompare is compare while the cloud is not asked anything: nodes that have
+// come meanwhile are known by their providerID.
+func (p *Planner) recompare(in Input) decision {
+	if p.provider != nil {
+		p.instances.known(in, p.provider.Instances(), p.resolving.err)
+	}
+	return p.compare(in)
+}
+
 // act makes the next change, if one is due. Additions go first; what frees
 // room in a full table comes when they have run out.
 func (p *Planner) act(ctx context.Context, in Input) time.Duration {
@@ -389,10 +403,10 @@ func (p *Planner) act(ctx context.Context, in Input) time.Duration {
 	for _, t := range d.tables {
 		ours += t.Ours
 	}
-	remove, replace, kept := p.guard.allow(d, ours, in)
+	remove, replace, kept := p.guard.allow(d, ours, in, now)
 	p.kept = kept
-	changes := append(d.add, replace...)
-	gone := p.guard.confirmed(remove, p.cfg.StaleAfter, now)
+	changes := p.refusedLast(append(d.add, due(replace, d.waiting)...))
+	gone := p.guard.confirmed(p.notHeld(remove, now), p.cfg.StaleAfter, now)
 	p.drop(len(changes), len(remove))
 	p.publish(in, d)
 	if in.Mode != Write && in.Mode != Withdraw {
@@ -411,6 +425,26 @@ func (p *Planner) act(ctx context.Context, in Input) time.Duration {
 	return p.rest(in, now)
 }
 
+// due leaves out the changes that wait for something else than a person's word.
+func due(changes []cloud.RouteChange, waiting map[cloud.Key]bool) []cloud.RouteChange {
+	return slices.DeleteFunc(slices.Clone(changes), func(c cloud.RouteChange) bool { return waiting[c.Key()] })
+}
+
+// refusedLast lets the entries that have not been refused go first: those that
+// have may spoil the call for others.
+func (p *Planner) refusedLast(changes []cloud.RouteChange) []cloud.RouteChange {
+	slices.SortStableFunc(changes, func(a, b cloud.RouteChange) int { return p.held[a.Key()].times - p.held[b.Key()].times })
+	return changes
+}
+
+// notHeld leaves out the removals that the cloud has refused lately.
+func (p *Planner) notHeld(remove []cloud.RouteEntry, now time.Time) []cloud.RouteEntry {
+	return slices.DeleteFunc(slices.Clone(remove), func(e cloud.RouteEntry) bool {
+		h, known := p.held[e.Key()]
+		return known && h.what == removalOf(e) && now.Before(h.until)
+	})
+}
+
 // drop forgets troubles of changes that nobody wants to make any more.
 func (p *Planner) drop(changes, removals int) {
 	if changes == 0 {
@@ -420,7 +454,7 @@ func (p *Planner) drop(changes, removals int) {
 		p.removing, p.inUse = trouble{}, ""
 	}
 	if changes+removals == 0 {
-		p.busy = busySpell{}
+		p.busy, p.alone = busySpell{}, singles{}
 	}
 }
 
@@ -456,6 +490,6 @@ func (p *Planner) rest(in Input, now time.Time) time.Duration {
 	if p.hinted() {
 		earlier(p.listed.Add(p.hintEvery()))
 	}
-	earlier(p.instances.again(in))
+	earlier(p.instances.next)
 	return max(next.Sub(now), 10*time.Millisecond)
 }

@@ -15,7 +15,7 @@ import (
 func (p *Planner) publish(in Input, d decision) {
 	s := &Status{
 		Mode: in.Mode, Provider: in.Setup.Provider, Why: in.Why, Listed: p.listed, Tables: d.tables, Rows: d.rows,
-		Withheld: p.kept.count, Token: p.kept.token,
+		Withheld: p.kept.count, Token: p.kept.token, WithheldSince: p.kept.since,
 	}
 	s.Problems = append(p.troubles(in), problemsOf(s, in)...)
 	p.store(s)
@@ -31,7 +31,7 @@ func (p *Planner) troubles(in Input) []Problem {
 			out = append(out, problem)
 		}
 	}
-	for _, t := range []trouble{p.reading, p.adding, p.removing} {
+	for _, t := range []trouble{p.reading, p.resolving, p.adding, p.removing} {
 		if t.err != nil {
 			add(troubleOf(t.err, in))
 		}
@@ -103,6 +103,15 @@ func problemsOf(s *Status, in Input) []Problem {
 		out = append(out, Problem{Reason: ReasonWithheld, Message: fmt.Sprintf(
 			"%d routes of ours would be withdrawn or changed at once, which is more than a tenth: nothing is done until a person says that it is meant: "+
 				"see ropeway routes, then say ropeway routes confirm %s (the annotation %s of the ClusterNetwork)", s.Withheld, s.Token, ConfirmAnnotation)})
+	}
+	for _, a := range []struct {
+		name string
+		bad  []string
+	}{{AdoptAnnotation, in.Adopt.Bad}, {ReleaseAnnotation, in.Release.Bad}} {
+		if len(a.bad) > 0 {
+			out = append(out, Problem{Reason: ReasonSetup, Message: fmt.Sprintf(
+				"the annotation %s of the ClusterNetwork names %q, which is no CIDR, nor all: that part of it is left out", a.name, a.bad)})
+		}
 	}
 	for _, t := range s.Tables {
 		if n := countRows(s, t.ID, OverQuota); n > 0 {

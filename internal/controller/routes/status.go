@@ -39,9 +39,10 @@ type Status struct {
 	// Problems need a person; the most urgent first.
 	Problems []Problem `json:"problems,omitempty"`
 	// Withheld counts the changes that wait for a person's word, and Token is
-	// that word.
-	Withheld int    `json:"withheld,omitempty"`
-	Token    string `json:"token,omitempty"`
+	// that word, which is good for those that wait since WithheldSince.
+	Withheld      int       `json:"withheld,omitempty"`
+	Token         string    `json:"token,omitempty"`
+	WithheldSince time.Time `json:"withheldSince,omitzero"`
 }
 
 // Table is one route table.

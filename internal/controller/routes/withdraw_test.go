@@ -58,3 +58,17 @@ func TestWithdrawOfFewWaitsToo(t *testing.T) {
 		t.Errorf("%d entries are left, token %q", len(b.cloud.Entries()), b.p.Status().Token)
 	}
 }
+
+// TestWithdrawOfReleased: what was released stays in the table, whatever becomes of
+// the rest.
+func TestWithdrawOfReleased(t *testing.T) {
+	b := newBench(t, 5)
+	b.run(10 * time.Second)
+	b.in.Mode, b.in.Wants, b.in.Release = Withdraw, nil, ParseSelection("all")
+	b.set()
+	b.run(time.Hour)
+	s := b.p.Status()
+	if len(b.cloud.Entries()) != 5 || s.Ours() != 0 || s.Withheld != 0 || len(s.Problems) != 0 {
+		t.Errorf("%d entries, %d ours, %d withheld, problems %+v", len(b.cloud.Entries()), s.Ours(), s.Withheld, s.Problems)
+	}
+}

@@ -16,22 +16,35 @@ func (p *Planner) apply(ctx context.Context, in Input, all []cloud.RouteChange) 
 	defer cancel()
 	results, err := p.provider.Routes().Apply(call, changes)
 	if err = checkResults(err, len(results), len(changes)); err != nil {
-		return p.refused(&p.adding, in, changes[0].Key(), len(changes), err)
+		return p.refused(&p.adding, in, attempt{changes[0].Key(), changeOf(changes[0].NextHop, changes[0].Owner)}, len(changes), err)
 	}
 	p.adding = trouble{}
-	p.taken(len(all) > len(changes))
-	for i, r := range results {
-		key := changes[i].Key()
-		if r.Err != nil {
-			p.blame(key, r.Err)
-			continue
-		}
-		delete(p.held, key)
-		p.real[key] = after(changes[i])
-	}
+	untried := p.settleEach(results, func(i int) string { return changeOf(changes[i].NextHop, changes[i].Owner) }, func(i int) {
+		p.real[changes[i].Key()] = after(changes[i])
+	})
+	p.taken(len(all) > len(changes) || untried > 0)
 	p.cfg.Metrics.count(results, "apply")
-	p.cfg.Log.Info("routes asked for", "entries", len(changes), "refused", countErrors(results), "first", changes[0].Key().String(), "request", refusedRequest(results))
+	p.cfg.Log.Info("routes asked for", "entries", len(changes)-untried, "refused", countErrors(results)-untried, "first", changes[0].Key().String(), "request", refusedRequest(results))
 	return 0
+}
+
+// settleEach takes in what became of each entry: what was refused is held back,
+// done is called for what was taken. It returns how many the provider has not
+// asked for, since the cloud takes one change at a time: nothing is held against
+// those, and they go next.
+func (p *Planner) settleEach(results []cloud.RouteResult, what func(i int) string, done func(i int)) (untried int) {
+	for i, r := range results {
+		switch {
+		case cloud.Is(r.Err, cloud.Untried):
+			untried++
+		case r.Err != nil:
+			p.blame(attempt{r.Key(), what(i)}, r.Err)
+		default:
+			delete(p.held, r.Key())
+			done(i)
+		}
+	}
+	return untried
 }
 
 // after is what a change that was accepted leads to.
@@ -72,20 +85,16 @@ func (p *Planner) withdraw(ctx context.Context, in Input, stale []cloud.RouteEnt
 	stale = stale[:min(all, p.batch)]
 	results, err := p.provider.Routes().Withdraw(call, stale)
 	if err = checkResults(err, len(results), len(stale)); err != nil {
-		return p.refused(&p.removing, in, stale[0].Key(), len(stale), err)
+		return p.refused(&p.removing, in, attempt{stale[0].Key(), removalOf(stale[0])}, len(stale), err)
 	}
 	p.removing = trouble{}
-	p.taken(all > len(stale))
-	for i, r := range results {
+	untried := p.settleEach(results, func(i int) string { return removalOf(stale[i]) }, func(i int) {
 		e := stale[i]
-		if r.Err != nil {
-			p.blame(e.Key(), r.Err)
-			continue
-		}
 		e.State = cloud.Deleting
 		p.real[e.Key()] = e
 		p.cfg.Log.Info("route withdrawn: nobody owns its destination any more", "table", e.Table, "destination", e.Dst, "nextHop", e.NextHop)
-	}
+	})
+	p.taken(all > len(stale) || untried > 0)
 	p.cfg.Metrics.count(results, "withdraw")
 	return 0
 }
@@ -132,7 +141,7 @@ func countErrors(results []cloud.RouteResult) int {
 func (p *Planner) taken(more bool) {
 	now := p.cfg.Now()
 	p.pace.took(now)
-	p.busy, p.batch = busySpell{}, min(2*p.batch, cloud.MaxBatch)
+	p.busy, p.alone, p.batch = busySpell{}, singles{}, min(2*p.batch, cloud.MaxBatch)
 	p.lookAt, p.looks, p.sending = time.Time{}, 0, more
 	if !more {
 		p.lookAt = now.Add(p.effective())
@@ -143,10 +152,19 @@ func (p *Planner) taken(more bool) {
 // tried again.
 const longestHold = 10 * time.Minute
 
-// blame holds one entry back for what the cloud said of it.
-func (p *Planner) blame(key cloud.Key, err error) {
-	now := p.cfg.Now()
+// attempt is a change of one entry (changeOf, removalOf) that was asked for.
+type attempt struct {
+	key  cloud.Key
+	what string
+}
+
+// blame holds one change back for what the cloud said of it.
+func (p *Planner) blame(a attempt, err error) {
+	now, key := p.cfg.Now(), a.key
 	h := p.held[key]
+	if h.what != a.what {
+		h = held{what: a.what}
+	}
 	h.times++
 	h.err = err
 	switch cloud.ClassOf(err) {
@@ -161,6 +179,9 @@ func (p *Planner) blame(key cloud.Key, err error) {
 	case cloud.Conflict:
 		p.look = true // the listing tells whose it is
 		h.until = now.Add(grow(2*time.Second, h.times, time.Minute))
+	case cloud.BadNextHop:
+		p.instances.doubt = true // the address may be another instance's by now
+		h.until = now.Add(grow(30*time.Second, h.times, longestHold))
 	default:
 		h.until = now.Add(grow(30*time.Second, h.times, longestHold))
 	}
@@ -179,7 +200,7 @@ func (p *Planner) countIn(table string) int {
 
 // refused is what to do after a batch of count entries that failed as a whole;
 // first is one of them.
-func (p *Planner) refused(t *trouble, in Input, first cloud.Key, count int, err error) time.Duration {
+func (p *Planner) refused(t *trouble, in Input, first attempt, count int, err error) time.Duration {
 	now := p.cfg.Now()
 	switch cloud.ClassOf(err) {
 	case cloud.Passing:
@@ -191,14 +212,36 @@ func (p *Planner) refused(t *trouble, in Input, first cloud.Key, count int, err 
 		return p.pace.wait(now)
 	case cloud.Quota, cloud.Conflict, cloud.BadNextHop, cloud.Permanent:
 		// One of them spoils it: find out which.
+		p.pace.next = now.Add(shortestSettle)
 		if count > 1 {
 			p.batch = count / 2
-		} else {
-			p.blame(first, err)
+			return p.pace.wait(now)
 		}
-		return 0
+		p.blame(first, err)
+		if !p.alone.again(err) {
+			return p.pace.wait(now)
+		}
 	}
 	return p.failed(t, in, err)
+}
+
+// mostSingles is how many entries in a row the cloud may refuse with the same
+// code, each in a call of its own, until that is held to be about the call.
+const mostSingles = 3
+
+// singles counts such refusals.
+type singles struct {
+	code  string
+	times int
+}
+
+// again notes one, and says whether there were too many.
+func (s *singles) again(err error) bool {
+	if code := cloud.ActionOf(err) + " " + cloud.CodeOf(err); code != s.code {
+		*s = singles{code: code}
+	}
+	s.times++
+	return s.times >= mostSingles
 }
 
 // busyFor is how long the VPC may refuse changes for another one's sake before
@@ -216,24 +259,32 @@ func (b *busySpell) note(now time.Time, err error) {
 // say why.
 func (p *Planner) failed(t *trouble, in Input, err error) time.Duration {
 	now := p.cfg.Now()
-	first, most := time.Second, time.Minute
 	switch cloud.ClassOf(err) {
-	case cloud.Forbidden, cloud.Permanent:
-		first, most = 10*time.Second, 5*time.Minute
 	case cloud.Unauthenticated:
-		first, most = 5*time.Second, time.Minute
 		p.provider = nil // the Secret may have others by then
 	case cloud.Lost:
 		p.look = true
+	}
+	p.note(t, err)
+	p.publish(in, p.recompare(in))
+	if t == &p.reading {
+		return t.wait(now)
+	}
+	return p.rest(in, now)
+}
+
+// note remembers why calls of a kind fail, and when to make the next.
+func (p *Planner) note(t *trouble, err error) {
+	first, most := time.Second, time.Minute
+	switch cloud.ClassOf(err) {
+	case cloud.Forbidden, cloud.Conflict, cloud.BadNextHop, cloud.Permanent:
+		first, most = 10*time.Second, 5*time.Minute
+	case cloud.Unauthenticated:
+		first = 5 * time.Second
 	}
 	if t.err == nil || t.err.Error() != err.Error() {
 		p.cfg.Log.Warn("the cloud's routes could not be read or written; trying again", "error", err, "request", cloud.RequestOf(err))
 	}
 	t.err = err
-	t.fail(now, first, most, cloud.AfterOf(err))
-	p.publish(in, p.compare(in))
-	if t == &p.reading {
-		return t.wait(now)
-	}
-	return p.rest(in, now)
+	t.fail(p.cfg.Now(), first, most, cloud.AfterOf(err))
 }
