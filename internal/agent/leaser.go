@@ -13,7 +13,9 @@ import (
 
 	"ropeway.dev/ropeway/internal/agent/addresses"
 	"ropeway.dev/ropeway/internal/agent/lease"
+	"ropeway.dev/ropeway/internal/ipam"
 	"ropeway.dev/ropeway/internal/kube"
+	"ropeway.dev/ropeway/internal/plan"
 )
 
 // leaseAPI is where leases are kept (kube.NodeClient).
@@ -39,9 +41,7 @@ type leaser struct {
 	releasing map[netip.Prefix]bool
 
 	mu      sync.Mutex
-	view    *kube.View // nil while there is none to decide on
-	sources []netip.Addr
-	stated  []netip.Prefix // by pools
+	view    *leaseView // nil while there is none to decide on
 	problem string
 	// written are the ranges of the node's state file, which an agent that
 	// starts while the API server is down gives from; nil while this process
@@ -62,11 +62,42 @@ func (l *leaser) more() {
 	}
 }
 
+// leaseView is what a decision about leases depends on, of the cluster and of the
+// node. It is kept between decisions, and holds nothing else of thousands of nodes.
+type leaseView struct {
+	usable      bool // the cluster has a network, and the node a Node
+	node, uid   string
+	network     plan.Network
+	leases      []kube.Lease
+	nodeCIDRs   []netip.Prefix
+	othersCIDRs []netip.Prefix
+	ranges      []ipam.Range   // that the node gives from, or will; of pools too
+	sources     []netip.Addr   // the node's own addresses in the pod network
+	stated      []netip.Prefix // by pools
+}
+
+// newLeaseView takes out of a view what leases depend on.
+func newLeaseView(v kube.View, sources []netip.Addr, stated []netip.Prefix) *leaseView {
+	seen := &leaseView{usable: v.Problem == "" && v.NodeUID != "", node: v.Snapshot.Self, uid: v.NodeUID, network: v.Snapshot.Network, leases: v.Leases,
+		ranges: rangesOf(v.Snapshot, sources), sources: sources, stated: stated}
+	for _, n := range v.Snapshot.Nodes {
+		if n.Name == seen.node {
+			seen.nodeCIDRs = n.NodeCIDRs
+		} else {
+			seen.othersCIDRs = append(seen.othersCIDRs, n.NodeCIDRs...)
+		}
+	}
+	for i := range seen.ranges {
+		seen.ranges[i].Reserved = append(seen.ranges[i].Reserved, stated...) // pools give these
+	}
+	return seen
+}
+
 // see tells the leaser what the cluster and the node are like.
 func (l *leaser) see(v kube.View, sources []netip.Addr, stated []netip.Prefix) {
-	v.Snapshot.Probes = nil // most of it, and nothing to a lease
+	seen := newLeaseView(v, sources, stated)
 	l.mu.Lock()
-	l.view, l.sources, l.stated = &v, sources, stated
+	l.view = seen
 	l.mu.Unlock()
 	l.more()
 }
@@ -161,12 +192,12 @@ func (l *leaser) settle(ctx context.Context) {
 // decision, on a newer view, names another.
 func (l *leaser) step(ctx context.Context) error {
 	l.mu.Lock()
-	view, sources, stated := l.view, l.sources, l.stated
+	view := l.view
 	l.mu.Unlock()
-	if view == nil || view.Problem != "" || view.NodeUID == "" {
+	if view == nil || !view.usable {
 		return nil
 	}
-	in := l.input(*view, sources, stated)
+	in := l.input(view)
 	decision := lease.Decide(in)
 	changed := l.setProblem(strings.Join(decision.Problems, "; "))
 	var err error
@@ -184,7 +215,7 @@ func (l *leaser) step(ctx context.Context) error {
 
 // consume forgets a view that was acted upon: the next decision needs one that
 // shows what came of this one. The node loop, which done wakes, brings it.
-func (l *leaser) consume(view *kube.View) {
+func (l *leaser) consume(view *leaseView) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.view == view {
@@ -282,31 +313,20 @@ func (l *leaser) setProblem(problem string) bool {
 }
 
 // input gathers what the decision depends on.
-func (l *leaser) input(v kube.View, sources []netip.Addr, stated []netip.Prefix) lease.Input {
-	in := lease.Input{Network: v.Snapshot.Network, Node: v.Snapshot.Self, Sources: sources, Pooled: stated, Now: time.Now()}
+func (l *leaser) input(v *leaseView) lease.Input {
+	in := lease.Input{Network: v.network, Node: v.node, Sources: v.sources, Pooled: v.stated, NodeCIDRs: v.nodeCIDRs, OthersCIDRs: v.othersCIDRs, Now: time.Now()}
 	var own, singles []netip.Prefix
-	for _, le := range v.Leases {
-		mine := le.Node == v.Snapshot.Self && !le.IsSingle()
-		if le.Node == v.Snapshot.Self && !mine {
+	for _, le := range v.leases {
+		mine := le.Node == v.node && !le.IsSingle()
+		if le.Node == v.node && !mine {
 			singles = append(singles, le.Prefix)
 		}
-		in.Leases = append(in.Leases, lease.Lease{Prefix: le.Prefix, Mine: mine, Stale: mine && le.NodeUID != v.NodeUID})
+		in.Leases = append(in.Leases, lease.Lease{Prefix: le.Prefix, Mine: mine, Stale: mine && le.NodeUID != v.uid})
 		if mine {
 			own = append(own, le.Prefix)
 		}
 	}
-	for _, n := range v.Snapshot.Nodes {
-		if n.Name == v.Snapshot.Self {
-			in.NodeCIDRs = n.NodeCIDRs
-		} else {
-			in.OthersCIDRs = append(in.OthersCIDRs, n.NodeCIDRs...)
-		}
-	}
-	ranges := rangesOf(v.Snapshot, sources)
-	for i := range ranges {
-		ranges[i].Reserved = append(ranges[i].Reserved, stated...) // pools give these
-	}
-	in.Usage = l.book.Usage(own, ranges)
+	in.Usage = l.book.Usage(own, v.ranges)
 	covered := slices.Concat(own, singles)
 	if in.Network.NodeCIDR {
 		covered = append(covered, in.NodeCIDRs...)
