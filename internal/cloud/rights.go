@@ -4,9 +4,15 @@ import "context"
 
 // Duties are the parts of the cloud's work that Ropeway does.
 type Duties struct {
+	// Check looks at the route tables, and says what is wrong with them and
+	// what stands in the way of bare packets. Routes does so too.
+	Check  bool
 	Routes bool // writes route tables
 	Nodes  bool // looks after the nodes' instances
 }
+
+// Checks says whether the duties include looking at the route tables.
+func (d Duties) Checks() bool { return d.Check || d.Routes }
 
 // Permission is what is known of the right to one action.
 type Permission struct {

@@ -80,8 +80,12 @@ func rightsNeeded(spec *v1alpha1.ClusterNetworkSpec, in routes.Input) rightsInpu
 		return rightsInput{}
 	}
 	return rightsInput{
-		setup:  cloudSetup(spec.Cloud),
-		duties: cloud.Duties{Routes: in.Mode == routes.Write, Nodes: spec.Cloud.KeepsNodes()},
+		setup: cloudSetup(spec.Cloud),
+		duties: cloud.Duties{
+			Check:  in.Mode != routes.Off,
+			Routes: in.Mode == routes.Write || in.Mode == routes.Withdraw,
+			Nodes:  spec.Cloud.KeepsNodes(),
+		},
 	}
 }
 

@@ -5,7 +5,9 @@ import (
 	"fmt"
 	"testing"
 
+	"ropeway.dev/ropeway/api/v1alpha1"
 	"ropeway.dev/ropeway/internal/cloud"
+	"ropeway.dev/ropeway/internal/controller/routes"
 )
 
 // TestARefusedKeyIsSaidOnce: each of the cloud's answers has a request id of its own.
@@ -24,5 +26,20 @@ func TestARefusedKeyIsSaidOnce(t *testing.T) {
 	}
 	if changes != 2 {
 		t.Errorf("told of %d times, want once for each of two answers", changes)
+	}
+}
+
+// TestRightsOfAMode: who only looks at the tables needs the rights to do that.
+func TestRightsOfAMode(t *testing.T) {
+	spec := &v1alpha1.ClusterNetworkSpec{Cloud: &v1alpha1.CloudSpec{Provider: "alibaba", Nodes: v1alpha1.DutyExternal}}
+	for mode, want := range map[routes.Mode]cloud.Duties{
+		routes.Off:      {},
+		routes.External: {Check: true},
+		routes.Write:    {Check: true, Routes: true},
+		routes.Withdraw: {Check: true, Routes: true},
+	} {
+		if got := rightsNeeded(spec, routes.Input{Mode: mode}).duties; got != want {
+			t.Errorf("%s: %+v, want %+v", mode, got, want)
+		}
 	}
 }

@@ -366,10 +366,18 @@ func TestPreflightAsksForWhatIsNeeded(t *testing.T) {
 	for want, d := range map[string]cloud.Duties{
 		"[ecs:DescribeInstances ecs:DescribeNetworkInterfaces ecs:ModifyNetworkInterfaceAttribute]":                                                                                                                         {Nodes: true},
 		"[vpc:DescribeRouteTableList vpc:DescribeRouteEntryList ecs:DescribeInstances ecs:DescribeNetworkInterfaces ecs:DescribeSecurityGroupAttribute vpc:CreateRouteEntries vpc:DeleteRouteEntries vpc:ModifyRouteEntry]": {Routes: true},
+		"[vpc:DescribeRouteTableList vpc:DescribeRouteEntryList ecs:DescribeInstances ecs:DescribeNetworkInterfaces ecs:DescribeSecurityGroupAttribute]":                                                                    {Check: true},
 		"[]": {},
 	} {
 		l := newLab(t)
 		l.set(func(s *openapi.Settings) { s.Allow = append(Actions(d), "sts:None") })
+		if d.Check {
+			_, err := l.provider().Routes().List(t.Context())
+			_, inspectErr := l.provider().Inspect(t.Context(), []string{"i-1"}, nil)
+			if err != nil || inspectErr != nil {
+				t.Errorf("looking at the tables: %v, %v", err, inspectErr)
+			}
+		}
 		var asked []string
 		for _, p := range l.provider().Preflight(t.Context(), d) {
 			asked = append(asked, p.Action)

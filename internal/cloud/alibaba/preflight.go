@@ -24,15 +24,17 @@ const (
 // They are the least policy.
 func Actions(d cloud.Duties) []string {
 	var read, write []string
-	if d.Routes {
+	if d.Checks() {
 		read = append(read, "vpc:DescribeRouteTableList", "vpc:DescribeRouteEntryList")
-		write = append(write, "vpc:CreateRouteEntries", "vpc:DeleteRouteEntries", "vpc:ModifyRouteEntry")
 	}
-	if d.Routes || d.Nodes {
+	if d.Checks() || d.Nodes {
 		read = append(read, "ecs:DescribeInstances", "ecs:DescribeNetworkInterfaces")
 	}
-	if d.Routes {
+	if d.Checks() {
 		read = append(read, "ecs:DescribeSecurityGroupAttribute") // to say why packets do not arrive (Inspect)
+	}
+	if d.Routes {
+		write = append(write, "vpc:CreateRouteEntries", "vpc:DeleteRouteEntries", "vpc:ModifyRouteEntry")
 	}
 	if d.Nodes {
 		write = append(write, "ecs:ModifyNetworkInterfaceAttribute")
@@ -65,7 +67,7 @@ func Policy(d cloud.Duties) string {
 func (p *Provider) Preflight(ctx context.Context, d cloud.Duties) []cloud.Permission {
 	var out []cloud.Permission
 	table := ""
-	if d.Routes {
+	if d.Checks() {
 		tables, err := p.usedTables(ctx)
 		// A refusal of ours (several tables, a wrong id) is an answer to the call.
 		out = append(out, cloud.Permission{Action: "vpc:DescribeRouteTableList", Err: verdict(err)})
