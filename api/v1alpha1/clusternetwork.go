@@ -252,8 +252,10 @@ type CloudSpec struct {
 	VPCCIDRs []string `json:"vpcCIDRs,omitempty"`
 
 	// Endpoint is the host (with a port and a scheme where they are not the
-	// usual ones) of the cloud's API, where it is not the region's public one:
-	// a private endpoint, or the lab's.
+	// usual ones) of the cloud's API, where it is not the region's for machines
+	// of the VPC: a private endpoint, the lab's, or for a controller outside of
+	// the VPC the public one, {product}.{region}.aliyuncs.com. {product} and
+	// {region} stand for their names.
 	//
 	// +kubebuilder:validation:MaxLength=256
 	// +optional

@@ -30,7 +30,7 @@ func (d *doctorCloud) flags(cmd *cobra.Command) {
 	f.StringVar(&d.settings.Region, "cloud-region", "", "the cloud's region, like cn-chengdu")
 	f.StringVar(&d.settings.VPC, "cloud-vpc", "", "the id of the VPC that the nodes are in")
 	f.StringSliceVar(&d.settings.Tables, "cloud-route-table", nil, "route table to look at; can be repeated (default the VPC's only one)")
-	f.StringVar(&d.settings.Endpoint, "cloud-endpoint", "", "host of the cloud's API, where it is not the region's public one")
+	f.StringVar(&d.settings.Endpoint, "cloud-endpoint", "", "host of the cloud's API, where it is not the region's for machines of the VPC; from elsewhere {product}.{region}.aliyuncs.com")
 }
 
 // check says what is wrong with the flags.

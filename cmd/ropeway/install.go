@@ -101,7 +101,7 @@ func (c *installCommand) cloudFlags(cmd *cobra.Command) {
 	f.StringVar((*string)(&cloud.Routes), "cloud-routes", "", "who publishes routes: ropeway, external, off (default ropeway)")
 	f.StringVar((*string)(&cloud.Nodes), "cloud-nodes", "", "who tells Kubernetes about the nodes' instances: ropeway, external, off (default external)")
 	f.StringVar((*string)(&cloud.LoadBalancers), "cloud-load-balancers", "", "who makes load balancers: external, off (default external)")
-	f.StringVar(&cloud.Endpoint, "cloud-endpoint", "", "host of the cloud's API, where it is not the region's public one")
+	f.StringVar(&cloud.Endpoint, "cloud-endpoint", "", "host of the cloud's API, where it is not the region's for machines of the VPC; from elsewhere {product}.{region}.aliyuncs.com")
 	f.StringVar(&cloud.CredentialsSecret, "cloud-secret", "", "Secret in "+install.Namespace+" with accessKeyID and accessKeySecret (default: the controller's environment, else the RAM role of its instance)")
 }
 

@@ -18,6 +18,9 @@ const (
 	// Passing: refused for now, nothing was done (another change of the VPC is
 	// under way, an instance is starting). Try again later.
 	Passing
+	// Unreachable: not asked, since there is no way to the cloud now, or to the
+	// keys for it; nothing was done.
+	Unreachable
 	// Throttled: refused for now because of too many calls. See Error.After.
 	Throttled
 	// Quota: the table is full.
@@ -41,7 +44,7 @@ const (
 
 // String names the class as metrics do.
 func (c Class) String() string {
-	names := [...]string{"lost", "passing", "throttled", "quota", "forbidden", "unauthenticated", "conflict", "bad_next_hop", "permanent", "untried"}
+	names := [...]string{"lost", "passing", "unreachable", "throttled", "quota", "forbidden", "unauthenticated", "conflict", "bad_next_hop", "permanent", "untried"}
 	if c < 0 || int(c) >= len(names) {
 		return fmt.Sprintf("class_%d", int(c))
 	}
@@ -52,7 +55,9 @@ func (c Class) String() string {
 func (c Class) Refused() bool { return c != Lost }
 
 // Passes says that time alone may mend it.
-func (c Class) Passes() bool { return c == Lost || c == Passing || c == Throttled || c == Untried }
+func (c Class) Passes() bool {
+	return c == Lost || c == Passing || c == Unreachable || c == Throttled || c == Untried
+}
 
 // Error is an answer of the cloud that is not success, for a call or for one
 // entry of a batch.
@@ -80,6 +85,8 @@ func (e *Error) Error() string {
 	switch {
 	case e.Code != "":
 		text += fmt.Sprintf(" answered %s", e.Code)
+	case e.Class == Unreachable:
+		text += " was not asked"
 	default:
 		text += " gave no answer"
 	}

@@ -14,7 +14,8 @@ type Settings struct {
 	// Tables are the route tables to write; empty means the VPC's only one,
 	// and an error where it has several.
 	Tables []string
-	// Endpoint replaces the cloud's public address, as a URL or host:port.
+	// Endpoint replaces the cloud's address for machines of the VPC, as a URL or
+	// host:port; {product} and {region} in it stand for their names.
 	Endpoint string
 	// Secret is the data of spec.cloud.credentialsSecret: accessKeyID and
 	// accessKeySecret, and securityToken with temporary ones. nil means the

@@ -145,7 +145,7 @@ func run(ctx context.Context, steps []step) error {
 			if err = s.call(ctx); err == nil {
 				continue
 			}
-			halted = cloud.Is(err, cloud.Lost, cloud.Passing, cloud.Throttled, cloud.Unauthenticated)
+			halted = cloud.Is(err, cloud.Lost, cloud.Passing, cloud.Unreachable, cloud.Throttled, cloud.Unauthenticated)
 			switch {
 			case i == 0 && (halted || len(steps) == 1 && s.many):
 				return err

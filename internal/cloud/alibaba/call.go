@@ -151,7 +151,7 @@ func (c *caller) exchange(ctx context.Context, p product, action string, params 
 		ReqBodyType: dara.String("formData"), BodyType: dara.String("string"),
 	}, &openapi.OpenApiRequest{Query: c.query(params)}, &dara.RuntimeOptions{})
 	if err != nil {
-		return failure(ctx, p, action, err)
+		return c.failure(ctx, p, action, err)
 	}
 	body, ok := answer["body"].(string)
 	if !ok {
@@ -213,19 +213,27 @@ type answered interface {
 }
 
 // failure turns an error of the vendor's client into ours.
-func failure(ctx context.Context, p product, action string, err error) error {
+func (c *caller) failure(ctx context.Context, p product, action string, err error) error {
 	var a answered
 	if errors.As(err, &a) {
 		return refusal(p, action, a)
 	}
-	class := cloud.Lost
+	e := &cloud.Error{Class: cloud.Lost, Action: action, Err: err}
 	if op := (*net.OpError)(nil); errors.As(err, &op) && op.Op == "dial" {
-		class = cloud.Passing // nothing was sent
+		e.Class, e.Message, e.Err = cloud.Unreachable, c.noWay(), op // nothing was sent
 	}
 	if ctx.Err() != nil {
-		err = fmt.Errorf("%w (%v)", ctx.Err(), err)
+		e.Err = fmt.Errorf("%w (%v)", ctx.Err(), e.Err)
 	}
-	return &cloud.Error{Class: class, Action: action, Err: err}
+	return e
+}
+
+// noWay says why there may be no connection, and what to do.
+func (c *caller) noWay() string {
+	if c.override != "" {
+		return "there is no connection to the endpoint that is configured (spec.cloud.endpoint, --cloud-endpoint)"
+	}
+	return "there is no connection to the region's endpoint for machines of the VPC; from elsewhere give the public one (spec.cloud.endpoint, --cloud-endpoint): " + publicEndpoint
 }
 
 // refusal reads an answer of the API that is an error.

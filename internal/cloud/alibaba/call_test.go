@@ -6,8 +6,10 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"net/http"
 	"net/http/httptest"
+	"net/url"
 	"strings"
 	"testing"
 	"time"
@@ -97,13 +99,31 @@ func TestFailureOfACall(t *testing.T) {
 	}
 }
 
-func TestNothingSentIsPassing(t *testing.T) {
+func TestNothingSentIsUnreachable(t *testing.T) {
 	server := httptest.NewServer(http.NotFoundHandler())
 	server.Close()
 	_, err := openAt(t, server.URL).Routes().Apply(t.Context(), []cloud.RouteChange{change("10.244.1.0/24", "i-1")})
-	if !cloud.Is(err, cloud.Passing) {
-		t.Errorf("%v is %s, want passing: the connection was refused", err, cloud.ClassOf(err))
+	if !cloud.Is(err, cloud.Unreachable) || !strings.Contains(err.Error(), "was not asked") || !strings.Contains(err.Error(), "--cloud-endpoint") {
+		t.Errorf("%v is %s, want unreachable: the connection was refused", err, cloud.ClassOf(err))
 	}
+}
+
+// TestTheEndpointInsideTheVPC: from elsewhere nothing answers there, and what to
+// give instead is said.
+func TestTheEndpointInsideTheVPC(t *testing.T) {
+	p := openAt(t, "", func(o *Options) { o.HTTP = noWay{} })
+	_, err := p.Routes().List(t.Context())
+	if !cloud.Is(err, cloud.Unreachable) || !strings.HasSuffix(err.Error(), publicEndpoint+": dial tcp: lookup vpc-vpc.cn-chengdu.aliyuncs.com: no such host") {
+		t.Errorf("%v is %s", err, cloud.ClassOf(err))
+	}
+}
+
+// noWay is a network in which the VPC's names are not known.
+type noWay struct{}
+
+// Call fails as net/http does.
+func (noWay) Call(req *http.Request, _ *http.Transport) (*http.Response, error) {
+	return nil, &url.Error{Op: "Post", URL: req.URL.String(), Err: &net.OpError{Op: "dial", Net: "tcp", Err: &net.DNSError{Err: "no such host", Name: req.URL.Host}}}
 }
 
 func TestGivingUpIsLost(t *testing.T) {

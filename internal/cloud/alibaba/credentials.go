@@ -177,7 +177,7 @@ func (r *roleKeys) usable() bool { return r.keys != nil && r.now().Before(r.expi
 func (r *roleKeys) renew(ctx context.Context) error {
 	got, err := r.service.Keys(ctx)
 	if err != nil {
-		class := cloud.Passing // nothing was sent to the cloud
+		class := cloud.Unreachable // nothing was sent to the cloud
 		if metadata.NotFound(err) {
 			class = cloud.Unauthenticated
 			err = fmt.Errorf("%w: attach a RAM role to the controller's instances, or name a Secret in spec.cloud.credentialsSecret", err)

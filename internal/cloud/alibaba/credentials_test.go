@@ -99,7 +99,7 @@ func TestRoleKeysAreRenewedInTime(t *testing.T) {
 		{51 * time.Minute, 503, "STS.2"},   // renewal fails, keys are good yet
 		{10 * time.Second, 0, "STS.2"},     // and is not tried at each call
 		{time.Minute, 0, "STS.3"},          // but soon
-		{61 * time.Minute, 503, "passing"}, // ended, and nothing new: not the cloud's refusal
+		{61 * time.Minute, 503, "unreachable"}, // ended, and nothing new: not the cloud's refusal
 		{0, 404, "unauthenticated"},        // no role: a person must act
 		{0, 0, "STS.4"},
 	} {

@@ -21,6 +21,10 @@ type endpoint struct {
 	host     string // with its port, if any
 }
 
+// publicEndpoint is the override with which the products are reached from outside
+// the VPC.
+const publicEndpoint = "{product}.{region}.aliyuncs.com"
+
 // endpointOf returns a product's endpoint: the override of spec.cloud.endpoint,
 // in which {product} and {region} stand for their names, or the one that is
 // reached inside the VPC, without any way to the outside.

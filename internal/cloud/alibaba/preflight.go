@@ -142,7 +142,7 @@ func verdict(err error) error {
 	if cloud.Is(err, cloud.Passing) && cloud.CodeOf(err) == "" {
 		return err // nothing was asked
 	}
-	if cloud.Is(err, cloud.Forbidden, cloud.Unauthenticated, cloud.Lost, cloud.Throttled) {
+	if cloud.Is(err, cloud.Forbidden, cloud.Unauthenticated, cloud.Lost, cloud.Unreachable, cloud.Throttled) {
 		return err
 	}
 	return nil

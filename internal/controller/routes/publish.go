@@ -138,7 +138,7 @@ func problemOf(r *Row, in Input) (Problem, bool) {
 	case r.State == Failed && !r.denied:
 		p.Reason = ReasonRefused
 		p.Message = fmt.Sprintf("the route for %s to %s in table %s: %s", r.Dst, r.Instance, r.Table, r.Message)
-	case r.State == Missing && r.late:
+	case r.State == Missing && r.late && in.Mode == External:
 		p.Reason = ReasonMissing
 		p.Message = fmt.Sprintf("route table %s has no entry for %s to %s, and Ropeway makes none: %s", r.Table, r.Dst, r.Instance, makerOf(in))
 	default:

@@ -94,6 +94,18 @@ func TestAVPCThatIsAlwaysBusy(t *testing.T) {
 	}
 }
 
+// A cloud that cannot be reached is not one that another writer keeps busy.
+func TestACloudThatIsNotReached(t *testing.T) {
+	b := newBench(t, 3)
+	for range 1000 {
+		b.cloud.Fail("Apply", &cloud.Error{Class: cloud.Unreachable, Action: "CreateRouteEntries"}, false)
+	}
+	b.run(5 * time.Minute)
+	if p := b.p.Status().Problems; len(p) != 1 || p[0].Reason != ReasonNoAnswer || !strings.Contains(p[0].Message, "was not asked") {
+		t.Errorf("problems: %+v", p)
+	}
+}
+
 // External: another program gets a minute for its work before a person is told.
 func TestExternalRoutesMayTakeAMinute(t *testing.T) {
 	b := newBench(t, 2)

@@ -174,7 +174,7 @@ func (p *Planner) blame(a attempt, err error) {
 	case cloud.Lost:
 		p.look = true
 		h.until = now.Add(grow(time.Second, h.times, 30*time.Second))
-	case cloud.Passing, cloud.Throttled:
+	case cloud.Passing, cloud.Unreachable, cloud.Throttled:
 		h.until = now.Add(max(cloud.AfterOf(err), grow(time.Second, h.times, 30*time.Second)))
 	case cloud.Conflict:
 		p.look = true // the listing tells whose it is
