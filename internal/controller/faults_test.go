@@ -88,7 +88,8 @@ func TestInspectIsSeldom(t *testing.T) {
 		finding := cloud.Finding{Problem: cloud.SourceDestCheck, Instance: "i-1"}
 		fake.Find(finding)
 		var told atomic.Int64
-		i := &inspector{make: func(context.Context, routes.Setup) (cloud.Provider, error) { return fake, nil }, changed: func() { told.Add(1) }, now: time.Now, log: quiet()}
+		makes := 0
+		i := &inspector{make: func(context.Context, routes.Setup) (cloud.Provider, error) { makes++; return fake, nil }, changed: func() { told.Add(1) }, now: time.Now, log: quiet()}
 		ask := func(instances ...string) string {
 			found, err := i.ask(t.Context(), question{instances: instances})
 			synctest.Wait()
@@ -120,11 +121,18 @@ func TestInspectIsSeldom(t *testing.T) {
 		if got := ask("i-1"); !strings.Contains(got, "refused") {
 			t.Errorf("the error is not told: %s", got)
 		}
+		if makes != 1 {
+			t.Errorf("%d providers were made for one setup: each forgets when the cloud wants to be left alone until", makes)
+		}
 		i.forget()
-		if got, err := i.ask(t.Context(), question{}); got != nil || err != nil {
+		if got, err := i.ask(t.Context(), question{setup: routes.Setup{VPC: "vpc-2"}}); got != nil || err != nil {
 			t.Errorf("not forgotten: %v, %v", got, err)
 		}
-		synctest.Wait()
+		time.Sleep(time.Minute)
+		i.ask(t.Context(), question{setup: routes.Setup{VPC: "vpc-2"}})
+		if synctest.Wait(); makes != 2 {
+			t.Errorf("%d providers were made for two setups", makes)
+		}
 	})
 }
 

@@ -45,6 +45,10 @@ type inspector struct {
 	at       time.Time
 	findings []cloud.Finding
 	err      error
+
+	// What only the look that is under way touches.
+	provider cloud.Provider // nil: to be made
+	setup    routes.Setup   // of provider
 }
 
 // ask returns what was found last of the question's instances, and begins
@@ -77,15 +81,23 @@ func (i *inspector) look(ctx context.Context, q question) {
 }
 
 func (i *inspector) inspect(ctx context.Context, q question) ([]cloud.Finding, error) {
-	provider, err := i.make(ctx, q.setup)
-	if err != nil {
-		return nil, err
+	if i.provider == nil || !i.setup.Equal(q.setup) {
+		made, err := i.make(ctx, q.setup)
+		if err != nil {
+			return nil, err
+		}
+		// It is kept: it knows for how long the cloud wants to be left alone.
+		i.provider, i.setup = made, q.setup
 	}
-	inspecting, can := provider.(cloud.Inspector)
+	inspecting, can := i.provider.(cloud.Inspector)
 	if !can {
 		return nil, nil
 	}
-	return inspecting.Inspect(ctx, q.instances, q.pods)
+	findings, err := inspecting.Inspect(ctx, q.instances, q.pods)
+	if cloud.Is(err, cloud.Unauthenticated) {
+		i.provider = nil // there may be other keys by then
+	}
+	return findings, err
 }
 
 // forget drops what was found: nothing fails any more.

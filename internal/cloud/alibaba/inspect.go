@@ -12,16 +12,10 @@ import (
 	"ropeway.dev/ropeway/internal/cloud"
 )
 
-// InspectActions returns the RAM actions that Inspect needs beside Actions; all
-// of them only read.
-func InspectActions() []string {
-	return []string{"ecs:DescribeNetworkInterfaces", "ecs:DescribeSecurityGroupAttribute"}
-}
-
 var _ cloud.Inspector = (*Provider)(nil)
 
-// Inspect implements cloud.Inspector, with reading calls only: three of fixed
-// number, and one for each security group.
+// Inspect implements cloud.Inspector, with reading calls only: those for the
+// tables, two for each MaxDescribe of nodes, and one for each security group.
 func (p *Provider) Inspect(ctx context.Context, nodes []string, pods []netip.Prefix) ([]cloud.Finding, error) {
 	written, err := p.usedTables(ctx)
 	if err != nil {
@@ -31,13 +25,22 @@ func (p *Provider) Inspect(ctx context.Context, nodes []string, pods []netip.Pre
 	if err != nil {
 		return nil, err
 	}
-	machines, err := (instances{p}).describe(ctx)
-	if err != nil {
-		return nil, err
-	}
-	interfaces, err := p.describeInterfaces(ctx, nodes)
-	if err != nil {
-		return nil, err
+	var machines []instance
+	var interfaces []networkInterface
+	for some := range slices.Chunk(nodes, cloud.MaxDescribe) {
+		found, err := (instances{p}).byID(ctx, some)
+		if err != nil {
+			return nil, err
+		}
+		var ids []string
+		for _, m := range found {
+			ids = append(ids, m.primary().ID)
+		}
+		theirs, err := p.describeInterfaces(ctx, ids)
+		if err != nil {
+			return nil, err
+		}
+		machines, interfaces = append(machines, found...), append(interfaces, theirs...)
 	}
 	groups, err := p.describeGroups(ctx, interfaces)
 	if err != nil {
@@ -45,7 +48,7 @@ func (p *Provider) Inspect(ctx context.Context, nodes []string, pods []netip.Pre
 	}
 	var out []cloud.Finding
 	for _, m := range machines {
-		if slices.Contains(nodes, m.ID) && m.Status != "Running" {
+		if m.Status != "Running" {
 			out = append(out, cloud.Finding{Problem: cloud.NotRunning, Instance: m.ID,
 				Message: fmt.Sprintf("instance %s is %s", m.ID, m.Status), Remedy: "start it, or remove its Node"})
 		}
@@ -63,7 +66,6 @@ func (p *Provider) Inspect(ctx context.Context, nodes []string, pods []netip.Pre
 type networkInterface struct {
 	ID               string `json:"NetworkInterfaceId"`
 	Instance         string `json:"InstanceId"`
-	Type             string
 	VSwitch          string `json:"VSwitchId"`
 	SourceDestCheck  bool
 	SecurityGroupIDs struct {
@@ -71,13 +73,21 @@ type networkInterface struct {
 	} `json:"SecurityGroupIds"`
 }
 
-// describeInterfaces lists the primary interfaces of instances: a route to an
-// instance leads to that one.
-func (p *Provider) describeInterfaces(ctx context.Context, nodes []string) ([]networkInterface, error) {
+// describeInterfaces asks for interfaces by their ids, at most MaxDescribe; empty
+// ids are left out.
+func (p *Provider) describeInterfaces(ctx context.Context, ids []string) ([]networkInterface, error) {
 	const action = "DescribeNetworkInterfaces"
+	params := map[string]string{"MaxResults": "100"}
+	for _, id := range ids {
+		if id != "" {
+			params["NetworkInterfaceId."+strconv.Itoa(len(params))] = id
+		}
+	}
+	if len(params) == 1 {
+		return nil, nil
+	}
 	var all []networkInterface
 	err := pages(action, func(token string) (string, error) {
-		params := map[string]string{"VpcId": p.vpc, "Status": "InUse", "Type": "Primary", "MaxResults": "100"}
 		if token != "" {
 			params["NextToken"] = token
 		}
@@ -89,7 +99,7 @@ func (p *Provider) describeInterfaces(ctx context.Context, nodes []string) ([]ne
 			return "", err
 		}
 		for _, ni := range answer.NetworkInterfaceSets.NetworkInterfaceSet {
-			if ni.Type == "Primary" && slices.Contains(nodes, ni.Instance) {
+			if slices.Contains(ids, ni.ID) { // an API that does not know the parameter answers with everything
 				all = append(all, ni)
 			}
 		}

@@ -2,6 +2,7 @@ package alibaba
 
 import (
 	"fmt"
+	"maps"
 	"net/netip"
 	"strings"
 	"testing"
@@ -70,6 +71,28 @@ func TestLabInspect(t *testing.T) {
 				t.Errorf("found %v, want %s", got, c.want)
 			}
 		})
+	}
+}
+
+// TestInspectAsksForTheNodesOnly: of the thousands of machines of a VPC a few are
+// concerned.
+func TestInspectAsksForTheNodesOnly(t *testing.T) {
+	s := newStub(t)
+	s.on("DescribeInstances", reply{body: `{"Instances":{"Instance":[{"InstanceId":"i-1","Status":"Running","NetworkInterfaces":{"NetworkInterface":[
+		{"NetworkInterfaceId":"eni-1","Type":"Primary"},{"NetworkInterfaceId":"eni-7","Type":"Secondary"}]}},{"InstanceId":"i-8","Status":"Stopped"}]}}`})
+	s.on("DescribeNetworkInterfaces", reply{body: `{"NetworkInterfaceSets":{"NetworkInterfaceSet":[
+		{"NetworkInterfaceId":"eni-1","InstanceId":"i-1","SourceDestCheck":true},{"NetworkInterfaceId":"eni-8","InstanceId":"i-8","SourceDestCheck":true}]}}`})
+	found, err := s.provider().Inspect(t.Context(), []string{"i-1", "i-2"}, nil)
+	if err != nil || len(found) != 1 || found[0].Instance != "i-1" {
+		t.Errorf("found %v, %v", found, err)
+	}
+	for action, want := range map[string]map[string]string{
+		"DescribeInstances":         {"RegionId": testRegion, "InstanceIds": `["i-1","i-2"]`, "MaxResults": "100"},
+		"DescribeNetworkInterfaces": {"RegionId": testRegion, "NetworkInterfaceId.1": "eni-1", "MaxResults": "100"},
+	} {
+		if calls := s.calls(action); len(calls) != 1 || !maps.Equal(calls[0].params, want) {
+			t.Errorf("asked %v", calls)
+		}
 	}
 }
 

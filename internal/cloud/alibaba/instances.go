@@ -10,6 +10,7 @@ import (
 	"strings"
 
 	"ropeway.dev/ropeway/internal/cloud"
+	"ropeway.dev/ropeway/internal/few"
 )
 
 // Node labels of the vendor's cloud controller manager, and the tag that its
@@ -95,6 +96,12 @@ func (i instances) List(ctx context.Context) ([]cloud.Instance, error) {
 // Describe asks by id, without a filter that could hide an instance. Ids that
 // the API does not know are no error of it.
 func (i instances) Describe(ctx context.Context, ids []string) ([]cloud.Instance, error) {
+	found, err := i.byID(ctx, ids)
+	return inOurWords(found), err
+}
+
+// byID is Describe in the API's words.
+func (i instances) byID(ctx context.Context, ids []string) ([]instance, error) {
 	const action = "DescribeInstances"
 	if len(ids) == 0 {
 		return nil, nil
@@ -108,8 +115,7 @@ func (i instances) Describe(ctx context.Context, ids []string) ([]cloud.Instance
 	}
 	found, err := i.pages(ctx, map[string]string{"InstanceIds": string(list)})
 	// An API that does not know the parameter would answer with everything.
-	found = slices.DeleteFunc(found, func(in instance) bool { return !slices.Contains(ids, in.ID) })
-	return inOurWords(found), err
+	return slices.DeleteFunc(found, func(in instance) bool { return !slices.Contains(ids, in.ID) }), err
 }
 
 // describe asks for the VPC's instances.
@@ -219,56 +225,45 @@ func (in instance) addresses() (all []netip.Addr, primary int) {
 	return all, primary
 }
 
-// AllowForwarding switches off SourceDestCheck where it is on.
+// AllowForwarding switches off SourceDestCheck where it is on. What fails for one
+// instance is tried for the others all the same, unless they would meet the same.
 func (i instances) AllowForwarding(ctx context.Context, of []cloud.Instance) ([]string, error) {
 	checked, err := i.checked(ctx, of)
 	if err != nil {
 		return nil, err
 	}
 	var changed []string
+	var errs []error
 	for _, in := range of {
 		if !checked[in.Interface] {
 			continue
 		}
 		var answer struct{}
 		params := map[string]string{"NetworkInterfaceId": in.Interface, "SourceDestCheck": "false"}
-		if err := i.p.call.write(ctx, ecsAPI(), "ModifyNetworkInterfaceAttribute", params, &answer); err != nil {
-			return changed, err
+		err := i.p.call.write(ctx, ecsAPI(), "ModifyNetworkInterfaceAttribute", params, &answer)
+		if err == nil {
+			changed = append(changed, in.ID)
+			continue
 		}
-		changed = append(changed, in.ID)
+		errs = append(errs, fmt.Errorf("interface %s of instance %s: %w", in.Interface, in.ID, err))
+		if len(errs) > len(changed)+few.Most || ctx.Err() != nil || cloud.Is(err, cloud.Throttled, cloud.Unreachable, cloud.Unauthenticated) {
+			break
+		}
 	}
-	return changed, nil
+	return changed, few.Errors(errs...)
 }
 
 // checked returns which of the instances' primary interfaces check source and
 // destination.
 func (i instances) checked(ctx context.Context, of []cloud.Instance) (map[string]bool, error) {
-	const action = "DescribeNetworkInterfaces"
-	params := map[string]string{"MaxResults": "100"}
+	ids := make([]string, 0, len(of))
 	for _, in := range of {
-		if in.Interface != "" {
-			params[fmt.Sprintf("NetworkInterfaceId.%d", len(params))] = in.Interface
-		}
+		ids = append(ids, in.Interface)
 	}
-	if len(params) == 1 {
-		return nil, nil
-	}
+	found, err := i.p.describeInterfaces(ctx, ids)
 	out := map[string]bool{}
-	err := pages(action, func(token string) (string, error) {
-		if token != "" {
-			params["NextToken"] = token
-		}
-		var answer struct {
-			NextToken            string
-			NetworkInterfaceSets struct{ NetworkInterfaceSet []networkInterface }
-		}
-		if err := i.p.call.read(ctx, ecsAPI(), action, params, &answer); err != nil {
-			return "", err
-		}
-		for _, ni := range answer.NetworkInterfaceSets.NetworkInterfaceSet {
-			out[ni.ID] = ni.SourceDestCheck
-		}
-		return answer.NextToken, nil
-	})
+	for _, ni := range found {
+		out[ni.ID] = ni.SourceDestCheck
+	}
 	return out, err
 }

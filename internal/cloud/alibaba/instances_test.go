@@ -86,16 +86,16 @@ func TestDescribeAsksForIds(t *testing.T) {
 	}
 }
 
-// TestAllowForwarding: only interfaces that check are changed, and of a change
-// that fails the earlier ones are told.
+// TestAllowForwarding: only interfaces that check are changed, those behind one that
+// fails too.
 func TestAllowForwarding(t *testing.T) {
 	s := newStub(t)
 	s.on("DescribeNetworkInterfaces", reply{body: `{"NetworkInterfaceSets":{"NetworkInterfaceSet":[
 		{"NetworkInterfaceId":"eni-1","SourceDestCheck":true},{"NetworkInterfaceId":"eni-2","SourceDestCheck":false},{"NetworkInterfaceId":"eni-3","SourceDestCheck":true}]}}`})
-	s.on("ModifyNetworkInterfaceAttribute", reply{body: `{"RequestId":"r"}`}, reply{status: 403, body: `{"Code":"Forbidden.RAM","Message":"no"}`})
+	s.on("ModifyNetworkInterfaceAttribute", reply{status: 403, body: `{"Code":"Forbidden.RAM","Message":"no"}`}, reply{body: `{"RequestId":"r"}`})
 	changed, err := s.provider().Instances().AllowForwarding(t.Context(), []cloud.Instance{
 		{ID: "i-0"}, {ID: "i-1", Interface: "eni-1"}, {ID: "i-2", Interface: "eni-2"}, {ID: "i-3", Interface: "eni-3"}})
-	if fmt.Sprint(changed) != "[i-1]" || !cloud.Is(err, cloud.Forbidden) {
+	if fmt.Sprint(changed) != "[i-3]" || !cloud.Is(err, cloud.Forbidden) || !strings.Contains(err.Error(), "eni-1 of instance i-1") {
 		t.Errorf("changed %v, %v", changed, err)
 	}
 	asked := s.calls("DescribeNetworkInterfaces")
