@@ -134,12 +134,6 @@ func place(ctx context.Context, s cloud.Settings, service *metadata.Client) (reg
 // Name is the provider's name.
 func (p *Provider) Name() string { return Name }
 
-// Region is where the VPC is.
-func (p *Provider) Region() string { return p.call.region }
-
-// VPC is the VPC's id.
-func (p *Provider) VPC() string { return p.vpc }
-
 // Routes returns the VPC's routes.
 func (p *Provider) Routes() cloud.Routes { return routes{p} }
 

@@ -95,12 +95,12 @@ func TestRoleKeysAreRenewedInTime(t *testing.T) {
 	}{
 		{0, 0, "STS.1"},
 		{40 * time.Minute, 0, "STS.1"},
-		{11 * time.Minute, 0, "STS.2"},     // within renewBefore of the end
-		{51 * time.Minute, 503, "STS.2"},   // renewal fails, keys are good yet
-		{10 * time.Second, 0, "STS.2"},     // and is not tried at each call
-		{time.Minute, 0, "STS.3"},          // but soon
+		{11 * time.Minute, 0, "STS.2"},         // within renewBefore of the end
+		{51 * time.Minute, 503, "STS.2"},       // renewal fails, keys are good yet
+		{10 * time.Second, 0, "STS.2"},         // and is not tried at each call
+		{time.Minute, 0, "STS.3"},              // but soon
 		{61 * time.Minute, 503, "unreachable"}, // ended, and nothing new: not the cloud's refusal
-		{0, 404, "unauthenticated"},        // no role: a person must act
+		{0, 404, "unauthenticated"},            // no role: a person must act
 		{0, 0, "STS.4"},
 	} {
 		s.pass(step.after, step.status)
@@ -147,11 +147,11 @@ func TestSecretMustHaveItsKeys(t *testing.T) {
 func TestPlaceComesFromTheMachine(t *testing.T) {
 	_, _, url := newRole(t)
 	p, err := Open(t.Context(), Options{Metadata: url})
-	if err != nil || p.Region() != testRegion || p.VPC() != testVPC {
+	if err != nil || p.call.region != testRegion || p.vpc != testVPC {
 		t.Fatalf("%v, %v", p, err)
 	}
 	p, err = Open(t.Context(), Options{Metadata: url, Settings: cloud.Settings{Region: "cn-beijing", VPC: "vpc-9"}})
-	if err != nil || p.Region() != "cn-beijing" || p.VPC() != "vpc-9" {
+	if err != nil || p.call.region != "cn-beijing" || p.vpc != "vpc-9" {
 		t.Errorf("%v, %v: what is set wins", p, err)
 	}
 	dead := httptest.NewServer(http.NotFoundHandler())

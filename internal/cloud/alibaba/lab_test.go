@@ -301,8 +301,8 @@ func TestLabRole(t *testing.T) {
 		o.Settings = cloud.Settings{Endpoint: o.Endpoint}
 		o.Metadata = l.url
 	})
-	if p.Region() != testRegion || p.VPC() != testVPC {
-		t.Errorf("region %s, VPC %s", p.Region(), p.VPC())
+	if p.call.region != testRegion || p.vpc != testVPC {
+		t.Errorf("region %s, VPC %s", p.call.region, p.vpc)
 	}
 	results, err := p.Routes().Apply(t.Context(), many(1))
 	mustAll(t, results, err)

@@ -170,9 +170,15 @@ func (t *tender) status() *Status {
 }
 
 // patch writes on each Node what is missing there: that its instance was seen;
-// and, where the kubelet does not wait for a cloud controller, which it is.
+// and, where the kubelet does not wait for a cloud controller, which it is. What
+// fails for a few nodes is done for the others all the same.
 func (t *tender) patch(ctx context.Context, members []member) []Problem {
+	var errs []error
+	var node string // of the last error
 	for _, m := range members {
+		if len(errs) >= few.Most {
+			break // it is not about single nodes; the next try has another order
+		}
 		change := missing(m, t.instances.cloud)
 		if change == nil {
 			continue
@@ -190,9 +196,25 @@ func (t *tender) patch(ctx context.Context, members []member) []Problem {
 		case ctx.Err() != nil:
 			return nil
 		}
-		return []Problem{{Reason: ReasonNoAnswer, Node: m.node.Name, Message: fmt.Sprintf("write what node %s is: %v", m.node.Name, err)}}
+		node = m.node.Name
+		errs = append(errs, fmt.Errorf("write what node %s is: %w", node, err))
 	}
-	return nil
+	if len(errs) > 1 {
+		node = ""
+	}
+	return problemsOf(errs, node)
+}
+
+// problemsOf is one problem of what failed for several nodes, or of the one that
+// is named.
+func problemsOf(errs []error, node string) []Problem {
+	err := few.Errors(errs...)
+	if err == nil {
+		return nil
+	}
+	p := problemOf(err)
+	p.Node, p.Message = node, strings.ReplaceAll(p.Message, "\n", "; ")
+	return []Problem{p}
 }
 
 // missing is the change of a Node; nil for none.
@@ -228,6 +250,7 @@ func (t *tender) forward(ctx context.Context, members []member) []Problem {
 		return nil
 	}
 	now := t.cfg.Now()
+	var errs []error
 	due := slices.DeleteFunc(slices.Clone(members), func(m member) bool {
 		last, checked := t.checked[m.in.Interface]
 		return m.in.Interface == "" || checked && now.Sub(last) < recheck
@@ -249,11 +272,13 @@ func (t *tender) forward(ctx context.Context, members []member) []Problem {
 			}
 		}
 		if err != nil {
-			p := problemOf(fmt.Errorf("let the interfaces of nodes carry pods' packets: %w", err))
-			return []Problem{p}
+			errs = append(errs, fmt.Errorf("let the interfaces of nodes carry pods' packets: %w", err))
+		}
+		if ctx.Err() != nil || cloud.Is(err, cloud.Lost, cloud.Throttled, cloud.Unreachable, cloud.Unauthenticated) {
+			break // the next batch would meet the same
 		}
 	}
-	return nil
+	return problemsOf(errs, "")
 }
 
 func (t *tender) askForwarding(ctx context.Context, of []cloud.Instance) ([]string, error) {

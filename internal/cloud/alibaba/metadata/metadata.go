@@ -11,7 +11,6 @@ import (
 	"fmt"
 	"io"
 	"net/http"
-	"net/netip"
 	"strconv"
 	"strings"
 	"sync"
@@ -140,40 +139,6 @@ func (c *Client) ask(ctx context.Context, method, path, header, value string) (s
 		return "", &StatusError{Path: path, Status: resp.StatusCode}
 	}
 	return strings.TrimSpace(string(body)), nil
-}
-
-// Identity is which instance this is.
-type Identity struct {
-	Region, Zone, VPC, VSwitch, Instance string
-	Address                              netip.Addr // of the primary interface, in the VPC
-}
-
-// ProviderID is the instance's name as kubelets and the vendor's controllers
-// spell it: <region>.<instance>.
-func (i Identity) ProviderID() string { return i.Region + "." + i.Instance }
-
-// Identity asks which instance this is.
-func (c *Client) Identity(ctx context.Context) (Identity, error) {
-	var id Identity
-	var address string
-	for _, part := range []struct {
-		key  string
-		into *string
-	}{
-		{"region-id", &id.Region}, {"zone-id", &id.Zone}, {"vpc-id", &id.VPC}, {"vswitch-id", &id.VSwitch},
-		{"instance-id", &id.Instance}, {"private-ipv4", &address},
-	} {
-		value, err := c.Get(ctx, part.key)
-		if err != nil {
-			return Identity{}, err
-		}
-		*part.into = value
-	}
-	var err error
-	if id.Address, err = netip.ParseAddr(address); err != nil {
-		return Identity{}, fmt.Errorf("the metadata service's private-ipv4: %w", err)
-	}
-	return id, nil
 }
 
 // Keys are the temporary keys of the instance's role.

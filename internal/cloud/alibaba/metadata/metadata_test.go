@@ -51,8 +51,7 @@ func (s *service) change(f func()) {
 func start(t *testing.T) (*service, *Client) {
 	t.Helper()
 	s := &service{values: map[string]string{
-		"region-id": "cn-chengdu", "zone-id": "cn-chengdu-b", "vpc-id": "vpc-1", "vswitch-id": "vsw-1", "instance-id": "i-1",
-		"private-ipv4": "172.16.0.9", rolePath: "nodes",
+		"region-id": "cn-chengdu", "vpc-id": "vpc-1", rolePath: "nodes",
 		rolePath + "nodes": `{"AccessKeyId":"STS.1","AccessKeySecret":"hush","SecurityToken":"whisper","Expiration":"2030-01-02T03:04:05Z","LastUpdated":"2030-01-01T21:04:05Z","Code":"Success"}`,
 	}}
 	server := httptest.NewServer(s)
@@ -60,17 +59,15 @@ func start(t *testing.T) (*service, *Client) {
 	return s, New(server.URL + "/")
 }
 
-func TestIdentity(t *testing.T) {
+func TestOneTokenForSeveralKeys(t *testing.T) {
 	s, c := start(t)
-	id, err := c.Identity(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
-	if got := fmt.Sprint(id); got != "{cn-chengdu cn-chengdu-b vpc-1 vsw-1 i-1 172.16.0.9}" || id.ProviderID() != "cn-chengdu.i-1" {
-		t.Errorf("identity %s, provider id %s", got, id.ProviderID())
+	for key, want := range map[string]string{"region-id": "cn-chengdu", "vpc-id": "vpc-1"} {
+		if got, err := c.Get(t.Context(), key); err != nil || got != want {
+			t.Errorf("%s is %q, %v", key, got, err)
+		}
 	}
 	if s.tokens != 1 {
-		t.Errorf("%d tokens for six keys, want one", s.tokens)
+		t.Errorf("%d tokens for two keys, want one", s.tokens)
 	}
 }
 
@@ -142,13 +139,5 @@ func TestErrorSaysWhat(t *testing.T) {
 	var status *StatusError
 	if !errors.As(err, &status) || status.Status != http.StatusNotFound || !strings.Contains(err.Error(), "no/such-key") {
 		t.Errorf("%v", err)
-	}
-}
-
-func TestIdentityIsWholeOrNothing(t *testing.T) {
-	s, c := start(t)
-	s.change(func() { s.values["private-ipv4"] = "" })
-	if id, err := c.Identity(t.Context()); err == nil || id != (Identity{}) {
-		t.Errorf("%v, %v", id, err)
 	}
 }
