@@ -173,6 +173,8 @@ func (c *controller) planRoutes(o *observed, m *memory) {
 	if in.Mode == routes.Write && o.rival.why != "" {
 		in.Mode, in.Why = routes.External, o.rival.why
 	}
+	rights := c.rights.status.Load()
+	in.Allowed = rights != nil && rights.reason == reasonAllowed
 	c.planner.Set(in)
 	c.nodes.Set(nodesInput(o.inForce, o.rival))
 	c.rights.set(rightsNeeded(o.inForce, in), rightsHints{

@@ -27,7 +27,7 @@ func TestManyEntriesLeadElsewhere(t *testing.T) {
 	b := newBench(t, nodes)
 	b.run(10 * time.Second)
 	b.repoint()
-	start, before := b.now, b.writes()
+	start, before, listings := b.now, b.writes(), b.cloud.Count("List")
 	for b.p.Status().Count(Published) < nodes && b.now.Before(start.Add(time.Hour)) {
 		b.runAsync(time.Second, takes)
 		if p := b.problem(ReasonRefused); p != nil {
@@ -37,6 +37,9 @@ func TestManyEntriesLeadElsewhere(t *testing.T) {
 	b.counts(map[State]int{Published: nodes})
 	if took, calls := b.now.Sub(start), b.writes()-before; took > 2*nodes*takes || calls > 2*nodes {
 		t.Errorf("%d entries took %s and %d calls", nodes, took, calls)
+	}
+	if n := b.cloud.Count("List") - listings; n > 5 {
+		t.Errorf("the tables were listed %d times while nothing but that was going on", n)
 	}
 }
 
@@ -198,4 +201,25 @@ func TestWithoutTheRightToModify(t *testing.T) {
 	if p := b.p.Status().Problems; len(p) != 1 || p[0].Reason != ReasonForbidden {
 		t.Errorf("problems: %+v", p)
 	}
+}
+
+// TestRightsThatAreGiven: as soon as it is known that nothing is refused any more,
+// what was refused is tried again.
+func TestRightsThatAreGiven(t *testing.T) {
+	b := newBench(t, 30)
+	denied := true
+	b.p.cfg.Make = b.maker(scripted{b.cloud, func(changes []cloud.RouteChange) ([]cloud.RouteResult, error) {
+		if denied {
+			return noMarks{b.cloud}.Apply(b.Context(), changes)
+		}
+		return b.cloud.Apply(b.Context(), changes)
+	}})
+	b.run(10 * time.Second)
+	b.in.Wants[3].ProviderID = "cn-chengdu.i-new"
+	b.set()
+	b.run(26 * time.Minute)
+	denied, b.in.Allowed = false, true
+	b.set()
+	b.run(3 * time.Second)
+	b.leadsTo(3, "i-new")
 }

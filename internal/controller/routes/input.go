@@ -48,6 +48,9 @@ type Input struct {
 	// something waits for that word; zero if nothing does. A new leader goes on
 	// from there, so that the token which a person has read stays the same.
 	WithheldSince time.Time
+	// Allowed says that the credentials may call all that is needed, as somebody
+	// has asked the cloud. When it becomes so, what was refused is tried again.
+	Allowed bool
 	// Adopt and Release are entries to mark as ours, and ours to let go.
 	Adopt, Release Selection
 }

@@ -96,6 +96,7 @@ type Planner struct {
 	inUse                                string // why the API server has a withdrawal wait
 	busy                                 busySpell
 	alone                                singles
+	allowed                              bool // as the last Input said
 }
 
 // trouble is why calls of one kind fail now, and when to try again.
@@ -235,6 +236,7 @@ func (p *Planner) step(ctx context.Context) time.Duration {
 		p.reset()
 		p.setup = in.Setup
 	}
+	p.heed(in.Allowed)
 	if wait := p.reading.wait(now); wait > 0 {
 		p.publish(in, p.recompare(in))
 		return wait

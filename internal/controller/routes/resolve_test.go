@@ -100,22 +100,26 @@ func TestBadNextHopOfAnAddress(t *testing.T) {
 // A node that comes while the tables cannot be read is told by its instance, or
 // by why that is not known, and not as one of no instance at all.
 func TestNewNodeWhileReadingFails(t *testing.T) {
-	b := newBench(t, 3)
-	b.run(10 * time.Second)
-	for range 100 {
-		b.cloud.Fail("List", &cloud.Error{Class: cloud.Lost, Action: "DescribeRouteEntryList"}, false)
-	}
-	b.run(2 * time.Minute)
-	b.in.Wants = append(b.in.Wants, want(9))
-	b.set()
-	b.p.step(t.Context())
-	b.counts(map[State]int{NoInstance: 0, Missing: 1})
-	if rows := b.p.Status().Rows; rows[3].Instance != instance(9) {
-		t.Errorf("the new node's row is %+v", rows[3])
-	}
-	for _, p := range b.p.Status().Problems {
-		if p.Message == "" || p.Node != "" {
-			t.Errorf("problem %+v", p)
-		}
+	for class, instance := range map[cloud.Class]string{cloud.Lost: instance(9), cloud.Unauthenticated: ""} {
+		t.Run(class.String(), func(t *testing.T) {
+			b := newBench(t, 3)
+			b.run(10 * time.Second)
+			for range 100 {
+				b.cloud.Fail("List", &cloud.Error{Class: class, Action: "DescribeRouteEntryList"}, false)
+			}
+			b.run(2 * time.Minute)
+			b.in.Wants = append(b.in.Wants, want(9))
+			b.set()
+			b.p.step(t.Context())
+			b.counts(map[State]int{NoInstance: 0, Missing: 1})
+			if r := b.p.Status().Rows[3]; r.Instance != instance || instance == "" && r.Message == "" {
+				t.Errorf("the new node's row is %+v", r)
+			}
+			for _, p := range b.p.Status().Problems {
+				if p.Message == "" || p.Node != "" {
+					t.Errorf("problem %+v", p)
+				}
+			}
+		})
 	}
 }

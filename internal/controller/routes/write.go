@@ -3,6 +3,7 @@ package routes
 import (
 	"context"
 	"fmt"
+	"maps"
 	"slices"
 	"time"
 
@@ -151,6 +152,20 @@ func (p *Planner) taken(more bool) {
 // longestHold is the longest time for which something that was refused is not
 // tried again.
 const longestHold = 10 * time.Minute
+
+// heed takes in whether the credentials have all rights: once they have, what was
+// refused for want of one is no longer held back.
+func (p *Planner) heed(allowed bool) {
+	if allowed && !p.allowed {
+		maps.DeleteFunc(p.held, func(_ cloud.Key, h held) bool { return cloud.Is(h.err, cloud.Forbidden) })
+		for _, t := range []*trouble{&p.reading, &p.resolving, &p.adding, &p.removing} {
+			if cloud.Is(t.err, cloud.Forbidden) {
+				t.until = time.Time{}
+			}
+		}
+	}
+	p.allowed = allowed
+}
 
 // attempt is a change of one entry (changeOf, removalOf) that was asked for.
 type attempt struct {
