@@ -82,6 +82,9 @@ func (n *node) wipe() error {
 func (n *node) boot() error {
 	n.reboots++
 	if n.reboots%2 == 0 {
+		if err := n.drain(); err != nil { // it may be full, and this is no write of the agent's
+			return err
+		}
 		return os.WriteFile(filepath.Join(n.run(), "boot-id"), []byte("another"), 0o600)
 	}
 	return errors.Join(n.unmount(), n.mount())
