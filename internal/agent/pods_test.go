@@ -383,6 +383,16 @@ func TestGC(t *testing.T) {
 }
 
 // TestConfigSays: wrong configuration is refused with all that is wrong.
+// TestLeakIsFoundWithinAMinute: two looks in a row free what is gone (addresses.Sweep),
+// and design.md, section 5, gives them a minute.
+func TestLeakIsFoundWithinAMinute(t *testing.T) {
+	var c Config
+	c.Defaults()
+	if looks := 2 * c.timing.resync; looks > time.Minute {
+		t.Errorf("what leaked is back after %s, want a minute at most", looks)
+	}
+}
+
 func TestConfigSays(t *testing.T) {
 	cfg := Config{ConfName: "a/b.json", BinDir: "bin", ListenAddress: "9797", VethMTU: 9, TakeOver: []string{"../x"}}
 	cfg.Defaults()

@@ -35,8 +35,14 @@ type poolState struct {
 	outside          uint64 // addresses that lie in no node's range: any node gives them
 }
 
-// low reports whether nine tenths of the pool are in use.
-func (s poolState) low() bool { return s.total > 0 && s.allocated >= s.total-s.total/10 }
+// low reports whether no more than a tenth of the pool is free, or one address.
+func (s poolState) low() bool {
+	spare := max(s.total/10, 1)
+	if s.total == 1 { // there is no less than none
+		spare = 0
+	}
+	return s.total > 0 && s.allocated >= s.total-spare
+}
 
 // onThatNodeAlone says what to do about a pool that is made inside what nodes have
 // leased by then.
@@ -171,7 +177,7 @@ func (c *controller) tellPool(m *memory, ref *corev1.ObjectReference, s poolStat
 	}
 	if s.low() {
 		// One event for a while of being low: the numbers are in the status.
-		c.tellIn(m.poolsTold, ref, object, true, reasonPoolLow, "nine tenths of the pool's addresses are in use: enlarge it, or add another beside it")
+		c.tellIn(m.poolsTold, ref, object, true, reasonPoolLow, "a tenth of the pool's addresses are free, or fewer: enlarge it, or add another beside it")
 	} else {
 		delete(m.poolsTold, told{object, reasonPoolLow})
 	}

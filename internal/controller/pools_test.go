@@ -101,3 +101,21 @@ func TestServedSaysWhere(t *testing.T) {
 		}
 	}
 }
+
+// TestLowBeforeItIsFull: that a pool runs low is said while there is something left,
+// where there can be.
+func TestLowBeforeItIsFull(t *testing.T) {
+	for _, c := range []struct {
+		total, allocated int64
+		low              bool
+	}{
+		{0, 0, false},
+		{1, 0, false}, {1, 1, true},
+		{5, 3, false}, {5, 4, true},
+		{100, 89, false}, {100, 90, true}, {100, 120, true}, // enlarged or shrunk meanwhile
+	} {
+		if got := (poolState{total: c.total, allocated: c.allocated}).low(); got != c.low {
+			t.Errorf("%d of %d in use: low is %t", c.allocated, c.total, got)
+		}
+	}
+}

@@ -143,6 +143,7 @@ func fallsBack(t *testing.T, l *lab.Lab) {
 	block(t, l, "ipip", true)
 	defer block(t, l, "ipip", false)
 	eventually(t, 60*time.Second, by("vxlan"))
+	doctorSays(t, l, "Protocol4Blocked")
 	out, err := ropeway(t, l, "plan")
 	if err != nil || !strings.Contains(out, "vxlan") {
 		t.Errorf("ropeway plan (%v): %s", err, out)
