@@ -59,6 +59,7 @@ func TestDelOfWhatIsNotUnderstood(t *testing.T) {
 		`"mtu": "large", "policy": 7, "device_type": "netkit"`,
 		`"ipam": ["calico-ipam"]`,
 		`"ipam": {"type": "spiderpool"}`,
+		`"ipam": {"type": "rwt-absent"}`,
 		`"socket": 7`,
 	} {
 		n.mustAdd(conflist(t, "1.0.0"), p)

@@ -91,8 +91,14 @@ func (j *job) delegateAdd(ctx context.Context) (*types100.Result, error) {
 	return result, nil
 }
 
-// delegateDel has the IPAM plugin release; it may be repeated.
+// delegateDel has the IPAM plugin release; it may be repeated. A plugin that is not
+// there any more, its package removed, holds up no pod's end: the agent removes
+// host-local's file by itself.
 func (j *job) delegateDel(ctx context.Context) error {
+	if _, err := findPlugin(j.conf.IPAM.Type, j.args.Path); err != nil {
+		fmt.Fprintf(j.stderr, "DEL goes on without it: %v\n", err)
+		return nil
+	}
 	_, err := j.runDelegate(ctx, "DEL", dummyCIDRs(j.conf.raw))
 	return err
 }

@@ -249,7 +249,7 @@ func newCloudFault(g *global) *cobra.Command {
 		},
 	}
 	flags := cmd.Flags()
-	flags.StringVar(&kind, "kind", string(openapi.FaultError), "error, timeout, commit-timeout, slow or entry")
+	flags.StringVar(&kind, "kind", string(openapi.FaultError), "error, timeout, commit-timeout, slow, empty or entry")
 	flags.StringVar(&f.Action, "action", "", "which actions, such as CreateRoute*; all when left out")
 	flags.StringVar(&f.Code, "code", "", "the error's code, such as Throttling.User, InternalError or Forbidden.RAM")
 	flags.IntVar(&f.Status, "status", 0, "the error's HTTP status, when not the code's usual one")

@@ -18,6 +18,7 @@ import (
 
 	"ropeway.dev/ropeway/internal/agent"
 	"ropeway.dev/ropeway/internal/agent/addresses"
+	"ropeway.dev/ropeway/internal/few"
 	"ropeway.dev/ropeway/internal/install/report"
 	"ropeway.dev/ropeway/internal/kube"
 )
@@ -193,13 +194,13 @@ func (g *global) who(ctx context.Context, a netip.Addr, complain io.Writer) (rep
 				others = append(others, n.Name)
 			}
 		}
-		more, _ := viewsOf(ctx, agents, others)
-		for node, v := range more {
-			views[node] = v
-		}
+		more, alsoSilent := viewsOf(ctx, agents, others)
+		maps.Copy(views, more)
+		maps.Copy(silent, alsoSilent)
 	}
-	for node, why := range silent {
-		fmt.Fprintf(complain, "! node %s is not asked: %s\n", node, why)
+	for _, node := range slices.Sorted(maps.Keys(silent)) {
+		fmt.Fprintf(complain, "! node %s does not answer: %s\n", node, silent[node])
+		who.Silent = append(who.Silent, node)
 	}
 	for _, node := range slices.Sorted(maps.Keys(views)) {
 		who.Add(node, views[node])
@@ -320,6 +321,9 @@ func newIPAMRelease(g *global) *cobra.Command {
 // releasable says why an address is not for a person to release, if the API
 // server alone says so.
 func releasable(w report.Who) error {
+	if len(w.Holders) == 0 && len(w.Silent) > 0 {
+		return fmt.Errorf("%s may be held on a node that does not answer (%s): look at its agent first", w.Address, few.Join(w.Silent, ", "))
+	}
 	if len(w.Holders) == 0 {
 		return fmt.Errorf("%s is held by no pod: %s; there is nothing to release", w.Address, w.What)
 	}

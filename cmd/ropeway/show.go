@@ -158,7 +158,7 @@ func (g *global) diagnose(cmd *cobra.Command, look *doctorCloud) (report.Diagnos
 	}
 	var view *kube.Objects
 	if len(survey.OwnCRDs) > 0 {
-		if view, err = g.view(ctx); err != nil && len(survey.OwnCRDs) >= 3 {
+		if view, err = g.view(ctx); err != nil && len(survey.MissingCRDs()) == 0 {
 			return report.Diagnosis{}, err
 		}
 	}

@@ -256,6 +256,7 @@ func TestConflist(t *testing.T) {
 		{"spiderpool", list(`{"type": "calico", "ipam": {"type": "spiderpool", "default_ipv4_ippool": ["a"], "log_level": "INFO"}}`), "", ""},
 		{"spiderpool with a key of later", list(`{"type": "calico", "ipam": {"type": "spiderpool", "clean_gateway": true}}`), "", "not a key"},
 		{"pools", list(`{"type": "calico", "ipam": {"type": "calico-ipam", "ipv4_pools": ["a"]}}`), "", ""},
+		{"pools by their CIDRs", list(`{"type": "calico", "ipam": {"type": "calico-ipam", "ipv4_pools": ["10.0.0.0/24"]}}`), "", "no name"},
 		{"netkit", list(`{"type": "calico", "device_type": "netkit"}`), "", "veth"},
 		{"policy of others", list(`{"type": "calico", "policy": {"type": "x"}}`), "", "want k8s"},
 		{"unknown key", list(`{"type": "calico", "speed": 3}`), "", "not a key of Calico's plugin"},

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net/netip"
 	"slices"
 	"strings"
 )
@@ -129,8 +130,8 @@ func (r *reader) readMainKey(at, key string, value any) {
 		f.say(Refused, "fixed addresses without IPAM and floating addresses are not in this version")
 	case "dataplane_options":
 		f.say(Refused, "another dataplane behind the plugin is not in this version")
-	case "container_settings":
-		f.say(Harmless, "forwarding inside of a pod is left as the kernel has it")
+	case "container_settings", "num_queues", "include_default_routes":
+		f.say(Honoured, "")
 	case "capabilities", "runtimeConfig", "args", "dns":
 		f.say(Honoured, "")
 	default:
@@ -149,7 +150,7 @@ func readHarmlessKey(f *Finding, key string) {
 	case strings.HasPrefix(key, "windows_") || strings.HasPrefix(key, "vxlan_") || key == "mode":
 		f.say(Harmless, "for Windows only")
 	case slices.Contains([]string{"qps", "burst", "readiness_gates", "ipam_lock_file", "require_mtu_file",
-		"num_queues", "policy_setup_timeout_seconds", "endpoint_status_dir"}, key):
+		"policy_setup_timeout_seconds", "endpoint_status_dir"}, key):
 		f.say(Harmless, "tunes Calico's plugin")
 	default:
 		f.say(Refused, "not a key of Calico's plugin that this version knows: remove it if nothing depends on it")
@@ -204,10 +205,14 @@ func (r *reader) readOwnIPAM(at string, ipam map[string]any) {
 		f := r.add(conflistName, at+"."+key, shown(ipam[key]))
 		switch key {
 		case "assign_ipv4", "assign_ipv6":
-			f.say(Translated, "a pod gets one address of each family that spec.podCIDRs has")
+			f.say(Translated, "a pod gets one address of each family that is asked for, which spec.podCIDRs must have; of each that it has, where none is")
 		case "ipv4_pools", "ipv6_pools":
+			if namesCIDR(ipam[key]) {
+				f.say(Refused, "a CIDR is no name: make an AddressPool of it, and name that")
+				continue
+			}
 			f.say(Honoured, "names of AddressPools or SpiderIPPools; Calico's own IPPools are not read")
-		case "default_ipv4_ippool", "default_ipv6_ippool":
+		case "default_ipv4_ippool", "default_ipv6_ippool", "routes", "include_default_routes":
 			f.say(Honoured, "")
 		case "log_level", "log_file_path", "log_file_max_size", "log_file_max_age", "log_file_max_count", "ipam_unix_socket_path":
 			f.say(Harmless, "the plugin's errors go to the runtime, and so to the pod's events; its socket is Ropeway's")
@@ -215,6 +220,16 @@ func (r *reader) readOwnIPAM(at string, ipam map[string]any) {
 			f.say(Refused, "not a key of this ipam.type that this version knows")
 		}
 	}
+}
+
+// namesCIDR reports whether a list has a CIDR among its names.
+func namesCIDR(list any) bool {
+	names, _ := list.([]any)
+	return slices.ContainsFunc(names, func(name any) bool {
+		text, _ := name.(string)
+		_, err := netip.ParsePrefix(text)
+		return err == nil
+	})
 }
 
 func (r *reader) readHostLocal(at string, ipam map[string]any) {

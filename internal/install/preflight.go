@@ -8,11 +8,16 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/util/version"
+
+	"ropeway.dev/ropeway/api/v1alpha1"
+	"ropeway.dev/ropeway/internal/kube"
 )
 
-// MinimumKubernetes is the oldest API server that is supported: its tokens name
-// the node that they are bound to, which the admission policies rely on.
-const MinimumKubernetes = "1.30.0"
+// MinimumKubernetes is the oldest API server that is supported. Its tokens name the
+// node that they are bound to, which the admission policies rely on, and it admits
+// CRDs whose rules use CEL's library of addresses: that came with 1.30, and an API
+// server admits in new objects what the version before it knew.
+const MinimumKubernetes = "1.31.0"
 
 // Finding is something that stands in the way of an installation (Stops), or
 // that whoever installs should know.
@@ -69,6 +74,17 @@ func Preflight(s Settings, survey *Survey, acceptNoPolicy bool) []Finding {
 // Stopping returns the findings that stop an installation.
 func Stopping(findings []Finding) []Finding {
 	return slices.DeleteFunc(slices.Clone(findings), func(f Finding) bool { return !f.Stops })
+}
+
+// MissingCRDs are those of Ropeway's own that are not in the cluster.
+func (s *Survey) MissingCRDs() []string {
+	var out []string
+	for _, kind := range []string{"addressblocks", "addresspools", "clusternetworks", "nodenetworks"} {
+		if _, there := s.OwnCRDs[kind+"."+v1alpha1.GroupVersion.Group]; !there {
+			out = append(out, kind+"."+v1alpha1.GroupVersion.Group)
+		}
+	}
+	return out
 }
 
 func checkVersion(s *Survey) []Finding {
@@ -130,8 +146,10 @@ func workloads(s *Survey) []workload {
 	return out
 }
 
+// isOf goes by the images, and by the name of a DaemonSet: what has a pod network's
+// name and is a Deployment may be anything.
 func (w workload) isOf(p product) bool {
-	if slices.Contains(p.names, w.name) {
+	if w.kind == "DaemonSet" && slices.Contains(p.names, w.name) {
 		return true
 	}
 	return slices.ContainsFunc(w.images, func(image string) bool {
@@ -163,12 +181,11 @@ func OtherNetworks(s *Survey) []Finding {
 // route controller also writes the condition NetworkUnavailable.
 func checkCloudController(s *Survey) []Finding {
 	var out []Finding
-	for _, w := range workloads(s) {
-		if !strings.Contains(w.name, "cloud-controller-manager") || slices.Contains(w.args, "--configure-cloud-routes=false") {
-			continue
+	for _, c := range kube.CloudControllers(s.Deployments, s.DaemonSets) {
+		if c.WritesRoutes && !c.Idle {
+			out = append(out, warns(FindingCloud, "run it with "+kube.RoutesFlag+", so that a node is available only when its pods are reachable",
+				"%s writes routes and the condition NetworkUnavailable, which Ropeway's controller writes too", c))
 		}
-		out = append(out, warns(FindingCloud, "run it with --configure-cloud-routes=false, so that a node is available only when its pods are reachable",
-			"%s %s in namespace %s writes routes and the condition NetworkUnavailable, which Ropeway's controller writes too", w.kind, w.name, w.namespace))
 	}
 	return out
 }

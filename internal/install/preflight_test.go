@@ -53,17 +53,23 @@ func TestPreflight(t *testing.T) {
 	}{
 		{"calico-node", add(daemonSet("kube-system", "calico-node", "docker.m.daocloud.io/calico/node:v3.26.1")), Options{}, true, []string{"Calico runs", "DaemonSet calico-node in namespace kube-system", "kubectl -n kube-system delete daemonset calico-node"}},
 		{"Calico's operator", func(s *Survey) {
-			s.Deployments = append(s.Deployments, appsv1.Deployment{ObjectMeta: metav1.ObjectMeta{Namespace: "tigera-operator", Name: "tigera-operator"}})
+			s.Deployments = append(s.Deployments, appsv1.Deployment{ObjectMeta: metav1.ObjectMeta{Namespace: "tigera-operator", Name: "tigera-operator"},
+				Spec: appsv1.DeploymentSpec{Template: corev1.PodTemplateSpec{Spec: corev1.PodSpec{Containers: []corev1.Container{{Image: "quay.io/tigera/operator:v1.30.4"}}}}}})
 		}, Options{}, true, []string{"Deployment tigera-operator"}},
 		{"Spiderpool", add(daemonSet("kube-system", "spiderpool-agent", "ghcr.io/spidernet-io/spiderpool/spiderpool-agent:v1")), Options{}, true, []string{"Spiderpool runs", "spiderpool-agent"}},
 		{"flannel", add(daemonSet("kube-flannel", "kube-flannel-ds", "ghcr.io/flannel-io/flannel:v0.25")), Options{}, true, []string{"flannel runs", "namespace kube-flannel"}},
 		{"Cilium by its image only", add(daemonSet("net", "agent", "quay.io/cilium/cilium:v1.16@sha256:00")), Options{}, true, []string{"Cilium runs", "DaemonSet agent in namespace net"}},
 		{"Terway", add(daemonSet("kube-system", "terway-eniip", "registry.example/acs/terway:v1")), Options{}, true, []string{"Terway runs"}},
+		{"another program of that name", func(s *Survey) {
+			s.Deployments = append(s.Deployments, appsv1.Deployment{ObjectMeta: metav1.ObjectMeta{Namespace: "binlog", Name: "canal"},
+				Spec: appsv1.DeploymentSpec{Template: corev1.PodTemplateSpec{Spec: corev1.PodSpec{Containers: []corev1.Container{{Image: "canal/canal-server:v1.1.7"}}}}}})
+		}, Options{}, false, nil},
+		{"cloud controller without routes", add(daemonSet("kube-system", "ccm", "registry.example/cloud-controller-manager:v2", "--controllers=*,-route")), Options{}, false, nil},
 		{"cloud controller", add(daemonSet("kube-system", "cloud-controller-manager", "registry.example/ccm:v2")), Options{}, false, []string{"--configure-cloud-routes=false", "NetworkUnavailable"}},
 		{"NetworkPolicies", func(s *Survey) { s.Policies = []string{"shop/deny-all", "shop/web"} }, Options{}, true, []string{"2 NetworkPolicies (shop/deny-all, shop/web)", "--accept-no-policy"}},
 		{"accepted NetworkPolicy", func(s *Survey) { s.Policies = []string{"shop/deny-all"} }, Options{AcceptNoPolicy: true}, false, []string{"1 NetworkPolicy (shop/deny-all) will not be enforced", "ropeway doctor"}},
-		{"old Kubernetes", func(s *Survey) { s.Version = "v1.29.8" }, Options{}, true, []string{"v1.29.8 is older than 1.30.0"}},
-		{"vendor's version", func(s *Survey) { s.Version = "v1.30.1-aliyun.1" }, Options{}, false, nil},
+		{"old Kubernetes", func(s *Survey) { s.Version = "v1.30.14" }, Options{}, true, []string{"v1.30.14 is older than 1.31.0"}},
+		{"vendor's version", func(s *Survey) { s.Version = "v1.31.1-aliyun.1" }, Options{}, false, nil},
 		{"Services' range", func(s *Survey) { s.ServiceCIDRs = []string{"10.244.128.0/20"} }, Options{}, true, []string{"10.244.0.0/16 overlaps the Services' range 10.244.128.0/20", "another --pod-cidr"}},
 		{"Service kubernetes", func(s *Survey) { s.ServiceCIDRs, s.ServiceIP = nil, "10.244.0.1" }, Options{}, true, []string{"Service kubernetes, 10.244.0.1"}},
 		{"node address", func(s *Survey) { s.Nodes[1] = node("b", "10.244.9.9", "10.244.1.0/24") }, Options{}, true, []string{"address 10.244.9.9 of node b"}},

@@ -36,7 +36,10 @@ func DownIn(ctx context.Context, store ledger.Store, name string) error {
 	if errors.Is(err, os.ErrNotExist) {
 		// Its directory is the first thing that a lab makes and the last that
 		// it removes; but someone may have removed it by hand.
-		return errors.Join(fmt.Errorf("lab %q: %w", name, ErrNotFound), teardown(ctx, store, name))
+		if err := teardown(ctx, store, name); err != nil {
+			return err
+		}
+		return fmt.Errorf("lab %q: %w", name, ErrNotFound)
 	}
 	if err != nil {
 		return err

@@ -66,7 +66,7 @@ func pluginAnswers(name string) bool {
 
 func takeOverHint(name string) string {
 	if name == "calico" {
-		return "; Ropeway's plugin answers to the name calico after `ropeway install --take-over calico,calico-ipam`"
+		return "; Ropeway's plugin answers to the name calico after `ropeway install --take-over calico --take-over calico-ipam`"
 	}
 	return ""
 }

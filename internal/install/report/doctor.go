@@ -84,8 +84,8 @@ func (d *Diagnosis) okUnless(since int, name, message string) {
 func (d *Diagnosis) installed(s *install.Survey, c *kube.Objects) bool {
 	const name, remedy = "installed", "ropeway install --apply"
 	ok := true
-	if c == nil || len(s.OwnCRDs) < 3 {
-		d.add(name, Fail, remedy, "the CRDs of Ropeway are not in this cluster, or not all of them")
+	if missing := s.MissingCRDs(); c == nil || len(missing) > 0 {
+		d.add(name, Fail, remedy, "the CRDs of Ropeway are not in this cluster, or not all of them: %s", strings.Join(missing, ", "))
 		ok = false
 	}
 	if !slices.ContainsFunc(s.DaemonSets, func(x appsv1.DaemonSet) bool {

@@ -118,7 +118,7 @@ func scenarioSurvey(o *kube.Objects) *install.Survey {
 		DaemonSets:  []appsv1.DaemonSet{{ObjectMeta: in(install.AgentName)}, {ObjectMeta: in("kube-proxy")}},
 		Deployments: []appsv1.Deployment{{ObjectMeta: in(install.ControllerName)}},
 		Pods:        []corev1.Pod{pod("agent", nodeR, true), pod("agent", nodeS, true), pod("controller", nodeR, true)},
-		OwnCRDs:     map[string]bool{"a": true, "b": true, "c": true},
+		OwnCRDs:     map[string]bool{"addressblocks.ropeway.dev": true, "addresspools.ropeway.dev": true, "clusternetworks.ropeway.dev": true, "nodenetworks.ropeway.dev": true},
 	}
 }
 

@@ -33,6 +33,8 @@ type Who struct {
 	Links   []WhoLink   `json:"links,omitempty"`
 	// Files are containers that host-local has it for.
 	Files []WhoFile `json:"hostLocal,omitempty"`
+	// Silent are nodes that were asked and did not answer.
+	Silent []string `json:"silent,omitempty"`
 }
 
 // WhoPod is a pod with the address.
