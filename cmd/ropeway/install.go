@@ -182,6 +182,9 @@ func (c *installCommand) print(ctx context.Context) error {
 		c.note("note: %s", n)
 	}
 	if survey != nil {
+		for _, f := range install.CleanerLeft(survey) {
+			return fmt.Errorf("nothing is printed: %s", f)
+		}
 		for _, f := range install.Preflight(settings, survey, c.options.AcceptNoPolicy) {
 			c.note("%s: %s", severity(f), f)
 		}

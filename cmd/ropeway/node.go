@@ -127,8 +127,8 @@ func newNodeClean(env environment) *cobra.Command {
 		Short: "Take Ropeway off this node (uninstall runs it on each)",
 		Long: `Removes from this node what the agent and the plugin made: conflist, plugins,
 links, routes, rules, BPF programs and state; files of others that were taken over
-are put back. The agent must not be running here. Pods on this node lose their
-network.`,
+are put back. Where an agent runs, nothing is touched and it fails. Pods on this
+node lose their network.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if waitOnly {
@@ -139,8 +139,7 @@ network.`,
 			if c.Log, err = newLog(cmd.ErrOrStderr(), "info"); err != nil {
 				return err
 			}
-			// Pods' links last: until then, what they send meets the guards.
-			if err := errors.Join(agent.Clean(cmd.Context(), c), removePodLinks()); err != nil {
+			if err := agent.Clean(cmd.Context(), c, removePodLinks); err != nil {
 				return err
 			}
 			fmt.Fprintln(cmd.OutOrStdout(), "this node is clean")

@@ -446,13 +446,24 @@ func TestClean(t *testing.T) {
 		}
 		return ""
 	})
-	a.stop()
 	cfg := m.config
 	cfg.Defaults()
+	links := 0
+	podLinks := func() error { links++; return nil }
+	if err := clean(t.Context(), cfg, m.dataplane, podLinks); !errors.Is(err, journal.ErrLocked) {
+		t.Errorf("beside an agent that runs: %v, want %v", err, journal.ErrLocked)
+	}
+	if m.conflist() == "" || m.dataplane.Cleaned() || links > 0 {
+		t.Error("a node was cleaned under an agent that runs")
+	}
+	a.stop()
 	for range 2 {
-		if err := clean(t.Context(), cfg, m.dataplane); err != nil {
+		if err := clean(t.Context(), cfg, m.dataplane, podLinks); err != nil {
 			t.Fatal(err)
 		}
+	}
+	if links != 2 {
+		t.Errorf("pods' links were removed %d times, want each time", links)
 	}
 	var left []string
 	for _, dir := range []string{"bin", "net.d", "run"} {

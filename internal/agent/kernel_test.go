@@ -243,7 +243,7 @@ func TestTwoAgentsOnRealKernels(t *testing.T) {
 		a.stop()
 		cfg := nodes[i].config
 		cfg.Defaults()
-		if err := clean(t.Context(), cfg, inNetns{nodes[i].ns, nodes[i].linux}); err != nil {
+		if err := clean(t.Context(), cfg, inNetns{nodes[i].ns, nodes[i].linux}, func() error { return nil }); err != nil {
 			t.Errorf("clean: %v", err)
 		}
 		// The pods' own links and routes are the pods'; nothing else may stay.

@@ -32,9 +32,12 @@ const repeat = 10 * time.Second
 // Apply makes the cluster hold the manifest: CRDs, then, when they are
 // established, the rest in order. What an earlier installation made is changed
 // in place; something of that name that is not ours stops it before anything
-// is written.
+// is written. The cleaner of an interrupted uninstall is ended first.
 func Apply(ctx context.Context, c client.Client, m Manifest, say Progress) error {
 	if err := refuseForeign(ctx, c, m); err != nil {
+		return err
+	}
+	if err := endCleaner(ctx, c, say); err != nil {
 		return err
 	}
 	for _, crd := range m.CRDs {

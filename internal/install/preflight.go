@@ -46,6 +46,7 @@ const (
 	FindingNodes      = "nodes"
 	FindingKubeProxy  = "kube-proxy"
 	FindingOwnObjects = "own-objects"
+	FindingCleaner    = "cleaner" // of CleanerLeft: applying mends it by itself
 )
 
 func stops(name, remedy, what string, args ...any) Finding {

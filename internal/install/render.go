@@ -172,17 +172,3 @@ func (m Manifest) YAML(header string) ([]byte, error) {
 	}
 	return out.Bytes(), nil
 }
-
-// Cleaner makes the DaemonSet that takes Ropeway off each node. Of the settings
-// it uses the image and the node's directories.
-func Cleaner(s Settings) (*unstructured.Unstructured, error) {
-	objects, err := renderFiles(config.Removal(), s)
-	if err != nil {
-		return nil, fmt.Errorf("render what cleans the nodes: %w", err)
-	}
-	if len(objects) != 1 {
-		return nil, fmt.Errorf("render what cleans the nodes: %d objects, want one", len(objects))
-	}
-	label(objects[0], s.Version)
-	return objects[0], nil
-}

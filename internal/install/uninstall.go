@@ -177,29 +177,20 @@ func (r *Removal) stopWorkloads(ctx context.Context, c *Cluster, say Progress) e
 		}
 	}
 	return r.podsGone(ctx, c, "agents and controllers", func(p corev1.Pod) bool {
-		return p.Labels[LabelComponent] != "cleaner"
+		return !isCleaner(p)
 	})
 }
 
 // podsGone waits until no pod of ours that matches is left on a node that
 // answers.
 func (r *Removal) podsGone(ctx context.Context, c client.Client, what string, match func(corev1.Pod) bool) error {
-	for {
-		var pods corev1.PodList
-		err := c.List(ctx, &pods, client.InNamespace(Namespace), client.MatchingLabels{LabelName: ProductName})
-		var left []string
-		for _, p := range pods.Items {
-			if match(p) && !slices.Contains(r.Lost, p.Spec.NodeName) {
-				left = append(left, p.Name)
-			}
-		}
-		if err == nil && len(left) == 0 {
-			return nil
-		}
-		if pause(ctx, poll) != nil {
-			return errors.Join(fmt.Errorf("the %s did not end in the time given (--timeout): %s", what, strings.Join(left, ", ")), err)
-		}
+	left, err := waitPodsGone(ctx, c, func(p corev1.Pod) bool {
+		return match(p) && !slices.Contains(r.Lost, p.Spec.NodeName)
+	})
+	if err != nil {
+		return fmt.Errorf("the %s did not end in the time given (--timeout): %s: %w", what, strings.Join(left, ", "), err)
 	}
+	return nil
 }
 
 // cleanNodes runs the cleaner on every node and waits for it.
@@ -225,7 +216,7 @@ func (r *Removal) waitClean(ctx context.Context, c client.Client, say Progress) 
 	var when time.Time
 	for {
 		var pods corev1.PodList
-		err := c.List(ctx, &pods, client.InNamespace(Namespace), client.MatchingLabels{LabelName: ProductName, LabelComponent: "cleaner"})
+		err := c.List(ctx, &pods, client.InNamespace(Namespace), client.MatchingLabels{LabelName: ProductName, LabelComponent: cleanerComponent})
 		missing := r.notClean(pods.Items)
 		line := fmt.Sprintf("nodes cleaned %d/%d", len(r.Nodes)-len(missing), len(r.Nodes))
 		if err == nil && (line != said || time.Since(when) > repeat) {

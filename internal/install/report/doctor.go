@@ -53,6 +53,7 @@ func Doctor(s *install.Survey, c *kube.Objects) Diagnosis {
 	if !d.installed(s, c) {
 		return *d
 	}
+	d.cleaner(s)
 	d.workloads(s)
 	d.network(c)
 	d.surroundings(s, c)
@@ -100,6 +101,13 @@ func (d *Diagnosis) installed(s *install.Survey, c *kube.Objects) bool {
 	}
 	d.okUnless(0, name, "CRDs, agents and controllers are in the cluster")
 	return ok
+}
+
+// cleaner: no interrupted uninstall cleans the nodes under the agents.
+func (d *Diagnosis) cleaner(s *install.Survey) {
+	for _, f := range install.CleanerLeft(s) {
+		d.add(f.Name, Fail, f.Remedy, "%s", f.What)
+	}
 }
 
 // workloads: an agent Ready on each node, and the controllers.

@@ -272,6 +272,9 @@ func TestDoctor(t *testing.T) {
 		{"another network", func(s *install.Survey, _ *kube.Objects) {
 			s.DaemonSets = append(s.DaemonSets, appsv1.DaemonSet{ObjectMeta: metav1.ObjectMeta{Namespace: "kube-system", Name: "calico-node"}})
 		}, install.FindingOther, Fail, "calico-node"},
+		{"a cleaner beside the agents", func(s *install.Survey, _ *kube.Objects) {
+			s.DaemonSets = append(s.DaemonSets, appsv1.DaemonSet{ObjectMeta: metav1.ObjectMeta{Namespace: install.Namespace, Name: install.CleanerName}})
+		}, install.FindingCleaner, Fail, "ropeway-clean would take a new installation off the nodes again"},
 		{"agent missing", func(s *install.Survey, _ *kube.Objects) { s.Pods = s.Pods[1:] }, "agents", Fail, "node " + nodeR},
 		{"agent not ready", func(s *install.Survey, _ *kube.Objects) { s.Pods[0] = pod("agent", nodeR, false) }, "agents", Fail, "not ready yet"},
 		{"no controller", func(s *install.Survey, _ *kube.Objects) { s.Pods = s.Pods[:2] }, "controllers", Fail, "no controller is ready"},

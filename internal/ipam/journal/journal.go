@@ -60,6 +60,20 @@ func Open(path string) (*Journal, error) {
 	return j, nil
 }
 
+// Lock keeps every agent off the journal at path, without a look into it, until
+// the returned function is called. While an agent has it, the error is
+// ErrLocked. The directory is made if it is not there.
+func Lock(path string) (release func(), err error) {
+	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+		return nil, fmt.Errorf("make the directory of the address journal: %w", err)
+	}
+	lock, err := lockFile(path + ".lock")
+	if err != nil {
+		return nil, err
+	}
+	return func() { lock.Close() }, nil
+}
+
 // lockFile takes the lock that a process has until it ends. The journal itself
 // cannot be locked, since compaction replaces it.
 func lockFile(path string) (*os.File, error) {

@@ -1,0 +1,57 @@
+package install
+
+import (
+	"strings"
+	"testing"
+	"time"
+
+	appsv1 "k8s.io/api/apps/v1"
+	corev1 "k8s.io/api/core/v1"
+
+	"sigs.k8s.io/controller-runtime/pkg/client"
+)
+
+// TestInstallEndsAnInterruptedCleaner: the cleaner that an uninstall left is gone,
+// with its pods, before anything is applied.
+func TestInstallEndsAnInterruptedCleaner(t *testing.T) {
+	c := connect(t)
+	addNode(t, c, "left-a", "192.0.2.1")
+	puppet{c: c}.start(t)
+	ctx := limited(t, 2*time.Minute)
+	cleaner, err := Cleaner(settingsOf(t, Options{}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := applyOne(ctx, c, cleaner, (&lines{}).say); err != nil {
+		t.Fatal(err)
+	}
+	pod := client.ObjectKey{Namespace: Namespace, Name: CleanerName + "-left-a"}
+	for c.Get(ctx, pod, &corev1.Pod{}) != nil {
+		if pause(ctx, poll) != nil {
+			t.Fatal("the puppet made no pod of the cleaner")
+		}
+	}
+	out := installOn(t, c, Options{PodCIDRs: []string{"10.244.0.0/16"}})
+	if err := c.Get(ctx, client.ObjectKeyFromObject(cleaner), &appsv1.DaemonSet{}); !absent(err) {
+		t.Errorf("the cleaner: %v, want it gone", err)
+	}
+	if err := c.Get(ctx, pod, &corev1.Pod{}); !absent(err) {
+		t.Errorf("the cleaner's pod: %v, want it gone", err)
+	}
+	if first, _, _ := strings.Cut(out.text.String(), "\n"); first != "deleted DaemonSet kube-system/ropeway-clean" {
+		t.Errorf("the first that was done: %q", first)
+	}
+	uninstallFrom(t, c)
+}
+
+// TestCleanerLeft is what stops a printed installation.
+func TestCleanerLeft(t *testing.T) {
+	s := healthy()
+	if got := CleanerLeft(s); len(got) > 0 {
+		t.Errorf("found %v in a cluster without one", got)
+	}
+	s.DaemonSets = append(s.DaemonSets, daemonSet(Namespace, CleanerName, "x:y"))
+	if got := CleanerLeft(s); len(got) != 1 || !got[0].Stops || !strings.Contains(got[0].String(), "delete daemonset ropeway-clean") {
+		t.Errorf("found %v", got)
+	}
+}
