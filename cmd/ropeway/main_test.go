@@ -3,11 +3,13 @@ package main
 import (
 	"bytes"
 	"context"
+	"errors"
 	"io"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/rogpeppe/go-internal/testscript"
 
@@ -123,7 +125,7 @@ func TestConfirm(t *testing.T) {
 		t.Run(test.name, func(t *testing.T) {
 			var out bytes.Buffer
 			c := uninstallCommand{yes: test.yes, env: environment{stdin: strings.NewReader(test.answer), stdout: &out, terminal: test.terminal}}
-			err := c.confirm(&install.Removal{Nodes: []string{"a", "b"}, Pods: 7})
+			err := c.confirm(t.Context(), &install.Removal{Nodes: []string{"a", "b"}, Pods: 7})
 			if (err == nil) != (test.want == "") || err != nil && !strings.Contains(err.Error(), test.want) {
 				t.Errorf("%v, want %q", err, test.want)
 			}
@@ -131,5 +133,24 @@ func TestConfirm(t *testing.T) {
 				t.Errorf("what goes is not said: %s", out.String())
 			}
 		})
+	}
+}
+
+// TestConfirmEndsWithItsContext: Ctrl-C at the question is an answer.
+func TestConfirmEndsWithItsContext(t *testing.T) {
+	silent, keyboard := io.Pipe()
+	defer keyboard.Close()
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	c := uninstallCommand{env: environment{stdin: silent, stdout: io.Discard, terminal: true}}
+	done := make(chan error, 1)
+	go func() { done <- c.confirm(ctx, &install.Removal{}) }()
+	select {
+	case err := <-done:
+		if !errors.Is(err, context.Canceled) || !strings.Contains(err.Error(), "nothing was done") {
+			t.Errorf("got %v", err)
+		}
+	case <-time.After(time.Minute):
+		t.Fatal("the question does not end with its context")
 	}
 }

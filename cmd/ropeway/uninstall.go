@@ -45,13 +45,13 @@ func newUninstall(env environment, g *global) *cobra.Command {
 }
 
 func (c *uninstallCommand) run(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, c.timeout)
-	defer cancel()
 	cluster, err := c.g.connect(c.env.stderr)
 	if err != nil {
 		return err
 	}
-	removal, err := install.PlanRemoval(ctx, cluster, c.image)
+	looking, cancel := context.WithTimeout(ctx, c.timeout)
+	defer cancel()
+	removal, err := install.PlanRemoval(looking, cluster, c.image)
 	if err != nil {
 		return err
 	}
@@ -59,9 +59,12 @@ func (c *uninstallCommand) run(ctx context.Context) error {
 		fmt.Fprintln(c.env.stdout, "Ropeway is not installed on this cluster (--clean-nodes cleans the nodes all the same)")
 		return nil
 	}
-	if err := c.confirm(removal); err != nil {
+	if err := c.confirm(ctx, removal); err != nil {
 		return err
 	}
+	// From here: a person may take long to answer.
+	ctx, cancel = context.WithTimeout(ctx, c.timeout)
+	defer cancel()
 	say := elapsed(c.env.stdout)
 	if err := install.Uninstall(ctx, cluster, removal, c.abandon, say); err != nil {
 		return err
@@ -74,7 +77,7 @@ func (c *uninstallCommand) run(ctx context.Context) error {
 }
 
 // confirm says what will go, and asks unless told not to.
-func (c *uninstallCommand) confirm(r *install.Removal) error {
+func (c *uninstallCommand) confirm(ctx context.Context, r *install.Removal) error {
 	fmt.Fprintf(c.env.stdout, "This removes Ropeway from %d nodes and %d objects from the cluster. %d running pods use the pod network and lose it.\n",
 		len(r.Nodes), len(r.Found), r.Pods)
 	if c.yes {
@@ -84,7 +87,7 @@ func (c *uninstallCommand) confirm(r *install.Removal) error {
 		return errors.New("nothing was done: say --yes, since nobody can be asked here")
 	}
 	fmt.Fprint(c.env.stdout, "Go on? [y/N] ")
-	answer, err := bufio.NewReader(c.env.stdin).ReadString('\n')
+	answer, err := c.answer(ctx)
 	if err != nil {
 		return fmt.Errorf("nothing was done: read the answer: %w", err)
 	}
@@ -92,4 +95,24 @@ func (c *uninstallCommand) confirm(r *install.Removal) error {
 		return errors.New("nothing was done")
 	}
 	return nil
+}
+
+// answer reads a line, or stops at the context's end (Ctrl-C). The read itself
+// cannot be ended: it is left behind, and ends with the process.
+func (c *uninstallCommand) answer(ctx context.Context) (string, error) {
+	type line struct {
+		text string
+		err  error
+	}
+	read := make(chan line, 1)
+	go func() {
+		text, err := bufio.NewReader(c.env.stdin).ReadString('\n')
+		read <- line{text, err}
+	}()
+	select {
+	case <-ctx.Done():
+		return "", ctx.Err()
+	case l := <-read:
+		return l.text, l.err
+	}
 }
