@@ -33,7 +33,7 @@ var binaries = sync.OnceValues(func() (string, error) { //nolint:gochecknoglobal
 	const plugins = "github.com/containernetworking/plugins/plugins/"
 	for _, args := range [][]string{
 		{"-o", filepath.Join(dir, "ropeway"), "."},
-		{"-o", dir + "/", plugins + "ipam/host-local", plugins + "main/ptp", plugins + "meta/portmap", plugins + "meta/bandwidth", plugins + "meta/tuning"},
+		{"-o", dir + "/", plugins + "ipam/host-local", plugins + "main/ptp", plugins + "main/macvlan", plugins + "meta/portmap", plugins + "meta/bandwidth", plugins + "meta/tuning"},
 	} {
 		cmd := exec.Command("go", append([]string{"build", "-p", "2"}, args...)...)
 		cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
@@ -117,6 +117,11 @@ func (n *node) startAgent(observe func(cniwire.Request), ranges ...string) {
 		p := netip.MustParsePrefix(r)
 		cfg.Ranges, cfg.NodeCIDRs = append(cfg.Ranges, p), append(cfg.NodeCIDRs, p)
 	}
+	n.startAgentWith(cfg)
+}
+
+func (n *node) startAgentWith(cfg cniwire.FakeConfig) {
+	n.t.Helper()
 	agent, err := cniwire.NewFakeAgent(cniwire.RunDir, cfg)
 	if err != nil {
 		n.t.Fatal(err)

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -142,9 +143,14 @@ func TestUnderAnotherMainPlugin(t *testing.T) {
 	}{
 		{"ropeway-ipam", `{"type": "ptp", "ipam": {"type": "ropeway-ipam"}}`, []string{"10.88.0.0/24", "fd88::/64"}},
 		{"calico-ipam", `{"type": "ptp", "mtu": 1400, "ipam": {"type": "calico-ipam", "assign_ipv4": "true"}}`, []string{"10.88.0.0/24"}},
+		{"spiderpool", `{"type": "ptp", "ipam": {"type": "spiderpool", "default_ipv4_ippool": ["p"]}}`, []string{"10.88.0.0/24"}},
+		{"macvlan", `{"type": "macvlan", "master": "rwt-up", "mode": "bridge", "ipam": {"type": "spiderpool"}}`, []string{"10.88.0.0/24"}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			n := newNode(t, tt.ranges...)
+			if strings.Contains(tt.plugin, "rwt-up") {
+				master(t)
+			}
 			list := conflist(t, "1.1.0", tt.plugin)
 			if err := n.cni.GetStatusNetworkList(t.Context(), list); err != nil {
 				t.Errorf("STATUS: %v", err)
@@ -179,6 +185,47 @@ func TestUnderAnotherMainPlugin(t *testing.T) {
 			}
 		})
 	}
+}
+
+// master makes an uplink for the plugins that need one, with its other end up.
+func master(t *testing.T) {
+	t.Helper()
+	for _, args := range []string{"link add rwt-up type veth peer name rwt-far", "link set rwt-up up", "link set rwt-far up"} {
+		if out, err := exec.Command("ip", strings.Fields(args)...).CombinedOutput(); err != nil {
+			t.Fatalf("ip %s: %v: %s", args, err, out)
+		}
+	}
+}
+
+// TestPoolRoutesUnderAnotherMainPlugin: the routes of a pool reach the pod, each
+// by its own router, beside the default route by the gateway.
+func TestPoolRoutesUnderAnotherMainPlugin(t *testing.T) {
+	n := newNode(t)
+	n.agent.Close()
+	n.startAgentWith(cniwire.FakeConfig{
+		Ranges: []netip.Prefix{netip.MustParsePrefix("10.88.0.0/24")},
+		Routes: []cniwire.Route{{Dst: netip.MustParsePrefix("192.0.2.0/24"), Via: netip.MustParseAddr("10.88.0.200")}},
+	})
+	master(t)
+	list := conflist(t, "1.1.0", `{"type": "macvlan", "master": "rwt-up", "mode": "bridge", "ipam": {"type": "spiderpool"}}`)
+	p := n.pod("c1")
+	result := n.mustAdd(list, p)
+	if len(result.Routes) != 2 || result.Routes[1].Dst.String() != "192.0.2.0/24" || result.Routes[1].GW.String() != "10.88.0.200" {
+		t.Errorf("routes of the answer: %v", result.Routes)
+	}
+	err := p.Do(func() error {
+		out, err := exec.Command("ip", "route").CombinedOutput()
+		for _, want := range []string{"192.0.2.0/24 via 10.88.0.200 ", "default via 10.88.0.1 "} {
+			if !strings.Contains(string(out), want) {
+				t.Errorf("the pod's routes lack %q:\n%s", want, out)
+			}
+		}
+		return err
+	})
+	if err != nil {
+		t.Error(err)
+	}
+	n.mustDel(list, p)
 }
 
 // Whatever would be ignored is refused: what, where, what to do (invariant 8).

@@ -216,3 +216,74 @@ func TestPoolsWithoutAPI(t *testing.T) {
 		t.Errorf("p1 has %v, p2 %v", first, got)
 	}
 }
+
+// TestInterfacesOfOnePod: each interface of a pod has an address of its own, of
+// the same pool too, and lives apart from the others.
+func TestInterfacesOfOnePod(t *testing.T) {
+	_, agents := twoNodes(t, spiderPool(t, "two", "10.244.0.2-10.244.0.3", func(p *pool.Pool) { p.Default = true }))
+	a := agents["a"]
+	ask := func(verb cniwire.Verb, container, ifName string) cniwire.Request {
+		at := attachment(container)
+		at.IfName = ifName
+		return cniwire.Request{Verb: verb, Attachment: at, IPAM: "spiderpool", Pod: podNamed(container)}
+	}
+	add := func(ifName, want string) {
+		t.Helper()
+		if got, err := a.call(ask(cniwire.Add, "p", ifName)); err != nil || fmt.Sprint(got.Addresses) != "["+want+"]" {
+			t.Errorf("%s has %v, %v; want %s", ifName, got.Addresses, err, want)
+		}
+	}
+	for range 2 { // the second time as a runtime that lost the answer asks
+		add("eth0", "10.244.0.2")
+		add("net1", "10.244.0.3")
+	}
+	a.refused(ask(cniwire.Add, "p", "net2"), cniwire.CodeTryAgainLater, "2 addresses: 2 held")
+	if _, err := a.call(ask(cniwire.Del, "p", "eth0")); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := a.call(ask(cniwire.Check, "p", "net1")); err != nil {
+		t.Errorf("CHECK of the other interface: %v", err)
+	}
+	add("net1", "10.244.0.3")
+	if got := a.node.book.Count(); got != 1 {
+		t.Errorf("%d addresses are held, want net1's", got)
+	}
+}
+
+// TestPoolShrinks: an address that its pool states no more stays its pod's, and
+// neither the pool nor what serves by itself gives it again.
+func TestPoolShrinks(t *testing.T) {
+	api, agents := twoNodes(t, spiderPool(t, "p", "10.244.0.2-10.244.0.5"))
+	api.change(func(f *fakeAPI) {
+		f.words = map[string]kube.PodWords{}
+		for _, name := range []string{"p0", "p1", "p2", "p3", "p4"} {
+			f.words["default/"+name] = kube.PodWords{Annotations: map[string]string{pool.AnnotationPool: `{"ipv4": ["p"]}`}}
+		}
+		f.words["default/exact"] = kube.PodWords{Annotations: map[string]string{pool.AnnotationIPs: `["10.244.0.2"]`}}
+	})
+	a := agents["a"]
+	a.waitPasses()
+	add := func(name, want string) {
+		t.Helper()
+		if got := a.add(name); fmt.Sprint(got) != "["+want+"]" {
+			t.Errorf("%s has %v, want %s", name, got, want)
+		}
+	}
+	add("p0", "10.244.0.2")
+	add("p1", "10.244.0.3")
+	api.change(func(f *fakeAPI) { f.pools = []*pool.Pool{spiderPool(t, "p", "10.244.0.4-10.244.0.5")} })
+	a.waitPasses()
+	add("plain", "10.244.0.6")
+	add("p2", "10.244.0.4")
+	add("p3", "10.244.0.5")
+	ask := func(name string) cniwire.Request {
+		return cniwire.Request{Verb: cniwire.Add, Attachment: attachment(name), IPAM: "ropeway-ipam", Pod: podNamed(name)}
+	}
+	a.refused(ask("p4"), cniwire.CodeTryAgainLater, "2 addresses: 2 held")
+	a.refused(ask("exact"), cniwire.CodeNoAddress, "held by")
+	a.stop()
+	a = a.machine.start()
+	a.waitServing()
+	add("p0", "10.244.0.2")
+	add("plain2", "10.244.0.7")
+}

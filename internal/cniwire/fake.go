@@ -21,6 +21,7 @@ type FakeAgent struct {
 	ranges    []netip.Prefix // at most one per family
 	mtu       int
 	nodeCIDRs []netip.Prefix
+	routes    []Route
 	held      map[Attachment][]netip.Addr // attachment -> addresses
 	ipam      map[Attachment]string       // attachment -> ipam.type
 	requests  []Request
@@ -37,6 +38,7 @@ type FakeConfig struct {
 	Ranges    []netip.Prefix // at most one per family; its base and the one after it are never handed out
 	MTU       int            // bytes; 1500 if zero
 	NodeCIDRs []netip.Prefix // the answer to Node
+	Routes    []Route        // of what it answers to Add
 	// Observe, if set, is called with each request before it is answered, one
 	// at a time.
 	Observe func(Request)
@@ -52,7 +54,7 @@ func NewFakeAgent(dir string, cfg FakeConfig) (*FakeAgent, error) {
 	}
 	f := &FakeAgent{
 		Socket: filepath.Join(dir, filepath.Base(SocketPath)),
-		ranges: cfg.Ranges, mtu: cfg.MTU, nodeCIDRs: cfg.NodeCIDRs,
+		ranges: cfg.Ranges, mtu: cfg.MTU, nodeCIDRs: cfg.NodeCIDRs, routes: cfg.Routes,
 		held: map[Attachment][]netip.Addr{}, ipam: map[Attachment]string{}, failures: map[Verb][]*Error{},
 		observe: cfg.Observe, reap: cfg.Reap,
 		done: make(chan struct{}),
@@ -164,7 +166,7 @@ func (f *FakeAgent) add(req Request) Response {
 		}
 	}
 	f.held[req.Attachment], f.ipam[req.Attachment] = addrs, req.IPAM
-	resp.Addresses = addrs
+	resp.Addresses, resp.Routes = addrs, f.routes
 	for _, a := range addrs {
 		for _, r := range f.ranges {
 			if r.Contains(a) {

@@ -82,7 +82,9 @@ func parseResult(text []byte) (attachment, bool) {
 		}
 	}
 	for _, ip := range file.Result.IPs {
-		a.addresses = append(a.addresses, ip.Address.Addr())
+		if address := ip.Address.Addr(); address.IsValid() { // an entry may lack it
+			a.addresses = append(a.addresses, address)
+		}
 	}
 	return a, true
 }
