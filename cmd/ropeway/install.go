@@ -11,6 +11,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"ropeway.dev/ropeway/api/spiderpool/v2beta1"
 	"ropeway.dev/ropeway/api/v1alpha1"
 	"ropeway.dev/ropeway/internal/calico"
 	"ropeway.dev/ropeway/internal/install"
@@ -193,6 +194,10 @@ func (c *installCommand) print(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	if survey != nil && len(survey.AnothersCRDs) > 0 {
+		c.note("note: left out, since they are there and another's: %s", strings.Join(survey.AnothersCRDs, ", "))
+		m = m.Without(survey.AnothersCRDs)
+	}
 	text, err := m.YAML(header(settings))
 	if err != nil {
 		return err
@@ -204,7 +209,8 @@ func (c *installCommand) print(ctx context.Context) error {
 func header(s install.Settings) string {
 	return "Ropeway " + s.Version + ", rendered by ropeway install.\n" +
 		"kubectl apply -f - refuses the ClusterNetwork until the CRDs are established:\n" +
-		"apply twice, or let ropeway install --apply do it in order and wait."
+		"apply twice, or let ropeway install --apply do it in order and wait.\n" +
+		"Leave out the CRDs of " + v2beta1.GroupVersion.Group + " where Spiderpool's own are in the cluster."
 }
 
 func severity(f install.Finding) string {

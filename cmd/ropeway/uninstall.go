@@ -10,6 +10,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"ropeway.dev/ropeway/internal/few"
 	"ropeway.dev/ropeway/internal/install"
 )
 
@@ -19,6 +20,7 @@ type uninstallCommand struct {
 	g                       *global
 	image                   string
 	yes, abandon, cleanOnly bool
+	deletePools             bool
 	timeout                 time.Duration
 }
 
@@ -37,6 +39,7 @@ func newUninstall(env environment, g *global) *cobra.Command {
 	}
 	f := cmd.Flags()
 	f.BoolVarP(&c.yes, "yes", "y", false, "do not ask")
+	f.BoolVar(&c.deletePools, "delete-pools", false, "address pools (AddressPool, SpiderIPPool, SpiderReservedIP) may go with their CRDs; --yes alone deletes none")
 	f.BoolVar(&c.abandon, "abandon-lost-nodes", false, "go on although the kubelet of some nodes does not answer; they are left as they are")
 	f.BoolVar(&c.cleanOnly, "clean-nodes", false, "clean the nodes also when no object of Ropeway's is in the cluster")
 	f.StringVar(&c.image, "image", install.DefaultImage+":"+version, "image that cleans the nodes, if the agents' is not to be seen any more")
@@ -80,6 +83,12 @@ func (c *uninstallCommand) run(ctx context.Context) error {
 func (c *uninstallCommand) confirm(ctx context.Context, r *install.Removal) error {
 	fmt.Fprintf(c.env.stdout, "This removes Ropeway from %d nodes and %d objects from the cluster. %d running pods use the pod network and lose it.\n",
 		len(r.Nodes), len(r.Found), r.Pods)
+	if len(r.Pools) > 0 {
+		fmt.Fprintf(c.env.stdout, "%d address pools go with their CRDs: %s. To keep them: kubectl get addresspools,spiderippools,spiderreservedips -o yaml\n", len(r.Pools), few.Join(r.Pools, ", "))
+	}
+	if c.yes && len(r.Pools) > 0 && !c.deletePools {
+		return errors.New("nothing was done: say --delete-pools beside --yes, or delete the pools before")
+	}
 	if c.yes {
 		return nil
 	}

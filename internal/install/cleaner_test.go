@@ -1,14 +1,19 @@
 package install
 
 import (
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 
 	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"ropeway.dev/ropeway/api/v1alpha1"
 )
 
 // TestInstallEndsAnInterruptedCleaner: the cleaner that an uninstall left is gone,
@@ -41,7 +46,32 @@ func TestInstallEndsAnInterruptedCleaner(t *testing.T) {
 	if first, _, _ := strings.Cut(out.text.String(), "\n"); first != "deleted DaemonSet kube-system/ropeway-clean" {
 		t.Errorf("the first that was done: %q", first)
 	}
+	// On the way out: what persons wrote is named before it goes with its CRD.
+	create := &v1alpha1.AddressPool{ObjectMeta: metav1.ObjectMeta{Name: "by-hand"},
+		Spec: v1alpha1.AddressPoolSpec{Subnets: []string{"10.244.0.0/16"}, Ranges: []string{"10.244.0.19-10.244.0.29"}}}
+	if err := c.Create(ctx, create); err != nil {
+		t.Fatal(err)
+	}
+	removal, err := PlanRemoval(ctx, c, "x:y")
+	if err != nil || !slices.Equal(removal.Pools, []string{"AddressPool/by-hand"}) {
+		t.Errorf("pools that would go: %v, %v", removal.Pools, err)
+	}
 	uninstallFrom(t, c)
+}
+
+// TestAnothersCRDsAreNotPrinted: those of Spiderpool's that are there stay as they are.
+func TestAnothersCRDsAreNotPrinted(t *testing.T) {
+	m, err := Render(settingsOf(t, Options{}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	const name = "spiderippools.spiderpool.spidernet.io"
+	has := func(m Manifest) bool {
+		return slices.ContainsFunc(m.CRDs, func(o *unstructured.Unstructured) bool { return o.GetName() == name })
+	}
+	if !has(m) || has(m.Without([]string{name})) || len(m.Without([]string{name}).CRDs) != len(m.CRDs)-1 || !has(m) {
+		t.Errorf("without %s: %v", name, m.Without([]string{name}).CRDs)
+	}
 }
 
 // TestCleanerLeft is what stops a printed installation.

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io/fs"
 	"path"
+	"slices"
 	"strconv"
 	"strings"
 	"text/template"
@@ -154,6 +155,12 @@ func label(obj *unstructured.Unstructured, version string) {
 	labels[LabelManagedBy] = "ropeway-install"
 	labels[LabelVersion] = version
 	obj.SetLabels(labels)
+}
+
+// Without is the manifest without the CRDs of those names.
+func (m Manifest) Without(crds []string) Manifest {
+	m.CRDs = slices.DeleteFunc(slices.Clone(m.CRDs), func(o *unstructured.Unstructured) bool { return slices.Contains(crds, o.GetName()) })
+	return m
 }
 
 // YAML is the manifest for kubectl, preceded by what to know about it.

@@ -25,6 +25,7 @@ import (
 
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
+	"ropeway.dev/ropeway/api/spiderpool/v2beta1"
 	"ropeway.dev/ropeway/api/v1alpha1"
 	"ropeway.dev/ropeway/internal/kube"
 )
@@ -51,6 +52,9 @@ type Survey struct {
 	// OwnCRDs are the CRDs of ropeway.dev that are there: name -> whether an
 	// installation of ours made it.
 	OwnCRDs map[string]bool
+	// AnothersCRDs are those of Spiderpool's API that no installation of ours made:
+	// they are used as they are.
+	AnothersCRDs []string
 }
 
 // Cluster reads and writes one cluster.
@@ -196,8 +200,11 @@ func (s *Survey) lookAtOwn(ctx context.Context, r client.Reader) error {
 		return err
 	}
 	for _, crd := range crds.Items {
-		if crd.Spec.Group == v1alpha1.GroupVersion.Group {
-			s.OwnCRDs[crd.Name] = crd.Labels[LabelName] == ProductName
+		switch made := crd.Labels[LabelName] == ProductName; {
+		case crd.Spec.Group == v1alpha1.GroupVersion.Group:
+			s.OwnCRDs[crd.Name] = made
+		case crd.Spec.Group == v2beta1.GroupVersion.Group && !made:
+			s.AnothersCRDs = append(s.AnothersCRDs, crd.Name)
 		}
 	}
 	var network v1alpha1.ClusterNetwork

@@ -14,10 +14,13 @@ import (
 	apiextensionsv1 "k8s.io/apiextensions-apiserver/pkg/apis/apiextensions/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/types"
 
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
+	"ropeway.dev/ropeway/api/spiderpool/v2beta1"
+	"ropeway.dev/ropeway/api/v1alpha1"
 	"ropeway.dev/ropeway/internal/agent/hostinstall"
 	"ropeway.dev/ropeway/internal/kube"
 )
@@ -27,6 +30,9 @@ type Removal struct {
 	Settings Settings // of what is installed, as far as it can be seen
 	// Found are the objects of ours that are there.
 	Found []string
+	// Pools are address pools, as Kind/name, which go with their CRDs: persons wrote
+	// them.
+	Pools []string
 	// Pods counts the pods that run on the pod network and would lose it.
 	Pods int
 	// Nodes are those that have to be cleaned, Lost those whose kubelet does
@@ -55,10 +61,34 @@ func PlanRemoval(ctx context.Context, c *Cluster, image string) (*Removal, error
 	if err := r.find(ctx, c); err != nil {
 		return nil, err
 	}
+	if err := r.findPools(ctx, c); err != nil {
+		return nil, err
+	}
 	if err := r.findNodes(ctx, c); err != nil {
 		return nil, err
 	}
 	return r, r.countPods(ctx, c)
+}
+
+// findPools sees which pools go with CRDs that are found.
+func (r *Removal) findPools(ctx context.Context, c client.Client) error {
+	for _, kind := range []schema.GroupVersionKind{
+		v1alpha1.GroupVersion.WithKind("AddressPool"), v2beta1.GroupVersion.WithKind("SpiderIPPool"), v2beta1.GroupVersion.WithKind("SpiderReservedIP"),
+	} {
+		crd := "CustomResourceDefinition " + strings.ToLower(kind.Kind) + "s." + kind.Group
+		if !slices.Contains(r.Found, crd) {
+			continue
+		}
+		var list unstructured.UnstructuredList
+		list.SetGroupVersionKind(kind.GroupVersion().WithKind(kind.Kind + "List"))
+		if err := c.List(ctx, &list); err != nil {
+			return fmt.Errorf("list %ss: %w", kind.Kind, err)
+		}
+		for i := range list.Items {
+			r.Pools = append(r.Pools, kind.Kind+"/"+list.Items[i].GetName())
+		}
+	}
+	return nil
 }
 
 // find sees which objects are there, and reads from the DaemonSet what they

@@ -29,7 +29,7 @@ func TestUninstallThenCalicoManifest(t *testing.T) {
 	})
 	kubectl(t, cluster, "-n", "kube-system", "scale", "deploy/coredns", "--replicas=0")
 	kubectl(t, cluster, "-n", "kube-system", "wait", "--for=delete", "pod", "-l", "k8s-app=kube-dns", "--timeout=60s")
-	if out, err := ropeway(t, cluster, "uninstall", "--yes"); err != nil {
+	if out, err := ropeway(t, cluster, "uninstall", "--yes", "--delete-pools"); err != nil {
 		t.Fatalf("uninstall: %v\n%s", err, out)
 	}
 	t.Run("nothing is left", func(t *testing.T) {
