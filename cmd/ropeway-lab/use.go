@@ -98,7 +98,7 @@ func newExec(g *global) *cobra.Command {
 		Short: "Run a command on a node or in a pod",
 		Long: "exec runs a command in all namespaces of a node (or in the network namespace of \"control-plane\" and\n" +
 			"\"outside\"), else in a pod, as kubectl exec does.",
-		Example: "  ropeway-lab exec cn-chengdu.i-2vcxxr ip route\n  ropeway-lab exec test-0 -n default -- ip addr\n" +
+		Example: "  ropeway-lab exec cn-chengdu.i-2vcxxr ip route\n  ropeway-lab exec POD -n default -- ip addr\n" +
 			"  ropeway-lab exec outside curl http://192.168.1.11:30080",
 		Args: cobra.MinimumNArgs(2),
 		RunE: func(_ *cobra.Command, args []string) error {

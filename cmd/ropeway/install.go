@@ -183,8 +183,8 @@ func (c *installCommand) print(ctx context.Context) error {
 		c.note("note: %s", n)
 	}
 	if survey != nil {
-		for _, f := range install.CleanerLeft(survey) {
-			return fmt.Errorf("nothing is printed: %s", f)
+		if left := install.CleanerLeft(survey); len(left) > 0 {
+			return fmt.Errorf("nothing is printed: %s", left[0])
 		}
 		for _, f := range install.Preflight(settings, survey, c.options.AcceptNoPolicy) {
 			c.note("%s: %s", severity(f), f)
