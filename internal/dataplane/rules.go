@@ -217,15 +217,20 @@ var toClamp = rule{Text: "tcp flags & (syn | rst) == syn jump clamp"}
 
 // clampChains keep TCP between pods of different nodes, and between nodes and
 // pods, small enough for every allowed transport, so that a change of transport
-// needs no path MTU discovery. What is forwarded is clamped where it is looked at
-// anyway: a hook less for every packet.
+// needs no path MTU discovery. A path that is found to carry less has a route that
+// says so, and each connection by it is clamped to that: "rt mtu" is the smaller
+// one of the routes there and back, and never makes a segment larger. It holds for
+// what arrives from other nodes too, since only one end may know of the limit.
+// What is forwarded is clamped where it is looked at anyway: a hook less for every
+// packet.
 func clampChains(c clamps) []ruleChain {
-	clamp := ruleChain{Name: "clamp", Comment: "TCP fits the smallest allowed transport"}
+	clamp := ruleChain{Name: "clamp", Comment: "TCP fits the smallest allowed transport, and the path"}
 	add := func(family, set string, size int) {
 		if size > 0 {
 			clamp.Rules = append(clamp.Rules, rule{Text: fmt.Sprintf("%s daddr @%s %s "+
 				"tcp option maxseg size > %d tcp option maxseg size set %d", family, set, leaving, size, size)})
 		}
+		clamp.Rules = append(clamp.Rules, rule{Text: family + " daddr @" + set + " tcp option maxseg size set rt mtu"})
 	}
 	add("ip", setPods4, c.ipv4)
 	add("ip6", setPods6, c.ipv6)
