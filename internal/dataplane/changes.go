@@ -2,7 +2,6 @@ package dataplane
 
 import (
 	"context"
-	"errors"
 	"strings"
 	"syscall"
 
@@ -16,57 +15,36 @@ import (
 // addresses or routes changed in a way that Set may have to answer: an uplink
 // came back, a gateway moved, somebody deleted what is ours. Several changes
 // may be one value; a change that Set made itself may be one too. Pods' links
-// are not told. The channel is never closed, and falls silent when ctx ends. If
-// the kernel does not tell, that is logged, and the channel stays silent: a
-// caller calls Set now and then in any case.
+// are not told. The channel is never closed, and falls silent when ctx ends. While
+// the kernel does not tell, that is logged, and the channel is silent: a caller
+// calls Set now and then in any case.
 func (l *Linux) Changes(ctx context.Context) <-chan struct{} {
 	out := make(chan struct{}, 1)
-	socket, err := nl.Subscribe(unix.NETLINK_ROUTE, unix.RTNLGRP_LINK,
-		unix.RTNLGRP_IPV4_IFADDR, unix.RTNLGRP_IPV6_IFADDR, unix.RTNLGRP_IPV4_ROUTE, unix.RTNLGRP_IPV6_ROUTE, unix.RTNLGRP_IPV4_NETCONF)
-	if err != nil {
-		l.log.Error("cannot subscribe to changes of the network", "error", err)
-		return out
-	}
-	w := &watch{pods: map[uint32]bool{}}
-	if err := w.learnPods(l); err != nil {
-		l.log.Warn("cannot tell pods' links from others", "error", err)
-	}
-	stop := context.AfterFunc(ctx, socket.Close)
-	go func() {
-		defer func() {
-			if stop() {
-				socket.Close()
-			}
-		}()
-		l.watch(ctx, socket, w, out)
-	}()
-	return out
-}
-
-// watch speaks to out until the socket is closed.
-func (l *Linux) watch(ctx context.Context, socket *nl.NetlinkSocket, w *watch, out chan<- struct{}) {
-	for {
-		messages, _, err := socket.Receive()
-		if err != nil && !lostMessages(err) {
-			if ctx.Err() == nil {
-				l.log.Error("changes of the network are not told any more", "error", err)
-			}
-			return
-		}
-		if err == nil && !w.matter(messages) {
-			continue
-		}
+	l.watchNetwork(ctx, func() {
 		select {
 		case out <- struct{}{}:
 		default:
 		}
-	}
+	})
+	return out
 }
 
-// lostMessages reports whether the socket's buffer was too small for what
-// happened: anything may have changed.
-func lostMessages(err error) bool {
-	return errors.Is(err, unix.ENOBUFS) || errors.Is(err, unix.EINTR) || errors.Is(err, unix.EAGAIN)
+// watchNetwork tells of devices, addresses and routes.
+func (l *Linux) watchNetwork(ctx context.Context, tell func()) {
+	w := &watch{pods: map[uint32]bool{}}
+	s := l.listener("devices, addresses and routes", unix.NETLINK_ROUTE, unix.RTNLGRP_LINK,
+		unix.RTNLGRP_IPV4_IFADDR, unix.RTNLGRP_IPV6_IFADDR, unix.RTNLGRP_IPV4_ROUTE, unix.RTNLGRP_IPV6_ROUTE, unix.RTNLGRP_IPV4_NETCONF)
+	s.lost = tell
+	s.heard = func(messages []syscall.NetlinkMessage) {
+		if w.matter(messages) {
+			tell()
+		}
+	}
+	s.start(ctx, func() {
+		if err := w.learnPods(l); err != nil {
+			l.log.Warn("cannot tell pods' links from others", "error", err)
+		}
+	})
 }
 
 // watch tells apart what matters.
