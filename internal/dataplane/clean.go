@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"time"
 
 	"ropeway.dev/ropeway/internal/dataplane/bpf"
 )
@@ -20,7 +19,7 @@ func (l *Linux) Clean(ctx context.Context) error {
 		return err
 	}
 	defer k.close()
-	l.forwardChecked = time.Time{}
+	l.firewalls.forget()
 	errs := []error{cleanRoutes(k), cleanVXLAN(k)}
 	addresses, err := k.addresses()
 	errs = append(errs, err, k.removeSources(loopbackIndex, ownSources(addresses, loopbackIndex), nil))
@@ -64,7 +63,7 @@ func (l *Linux) cleanRules(ctx context.Context) error {
 	n := l.nft
 	if n == nil {
 		var err error
-		if n, err = newNFTables(l.options.StateDir); err != nil {
+		if n, err = newNFTables(l.options.StateDir, l.firewalls.transact); err != nil {
 			return err
 		}
 	}

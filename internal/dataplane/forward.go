@@ -10,7 +10,8 @@ import (
 	"os/exec"
 	"regexp"
 	"strings"
-	"time"
+
+	"golang.org/x/sys/unix"
 
 	"ropeway.dev/ropeway/internal/dataplane/podlink"
 )
@@ -22,12 +23,7 @@ import (
 // two rules marked as ours go in front of it. Nothing else of another's table is
 // touched, Options.KeepForward keeps even this from happening, and Clean takes them
 // away.
-const (
-	forwardMark = "ropeway: pods are forwarded"
-	// forwardEvery is how often other programs' chains are looked at: they are
-	// many where kube-proxy uses nftables, and change their policy seldom.
-	forwardEvery = time.Minute
-)
+const forwardMark = "ropeway: pods are forwarded"
 
 // forwardChain is another program's base chain at the forward hook.
 type forwardChain struct {
@@ -41,16 +37,23 @@ type forwardChain struct {
 
 func (c forwardChain) path() string { return c.Family + " " + c.Table + " " + c.Name }
 
+func (c forwardChain) id() forwardID {
+	family := map[string]byte{"ip": unix.NFPROTO_IPV4, "ip6": unix.NFPROTO_IPV6, "inet": unix.NFPROTO_INET}[c.Family]
+	return forwardID{family: family, table: c.Table, name: c.Name}
+}
+
 // acceptForward makes other programs' forward chains accept pods' packets.
 func (p *pass) acceptForward(ctx context.Context) error {
 	l := p.l
-	if l.options.KeepForward || time.Since(l.forwardChecked) < forwardEvery {
+	if l.options.KeepForward || !l.firewalls.due() {
 		return nil
 	}
+	l.firewalls.look()
 	chains, err := listForwardChains(ctx)
 	if err != nil {
 		return err
 	}
+	l.firewalls.found(chains)
 	var errs []error
 	for _, c := range chains {
 		rules, err := c.rules(ctx)
@@ -61,7 +64,7 @@ func (p *pass) acceptForward(ctx context.Context) error {
 		if c.Policy != "drop" && !endsClosed(rules) || len(ownForwardRules(rules)) > 0 {
 			continue
 		}
-		if err := c.insertAccept(ctx); err != nil {
+		if err := l.firewalls.transact(func() error { return c.insertAccept(ctx) }); err != nil {
 			errs = append(errs, err)
 			continue
 		}
@@ -78,7 +81,7 @@ func (p *pass) acceptForward(ctx context.Context) error {
 			"tools", missing, "links", podlink.Prefix+"+")
 	}
 	if err = errors.Join(append(errs, err)...); err == nil {
-		l.forwardChecked = time.Now()
+		l.firewalls.seen()
 	}
 	return err
 }

@@ -66,11 +66,11 @@ type Linux struct {
 	tunnel *bpf.Tunnel // nil until it could be opened
 	nft    *nftables   // nil until it could be opened
 
-	forwardChecked time.Time                 // when other programs' chains were looked at
-	legacyTold     bool                      // that some of them cannot be
-	refused        map[plan.Transport]string // why transports could not be used in the last Set
-	loose          map[string]bool           // uplink -> its rp_filter was not strict after the last Set
-	strict         map[string]time.Time      // uplink -> when somebody's strict rp_filter was last undone
+	firewalls  *firewalls                // others who write to nftables
+	legacyTold bool                      // that some of their chains cannot be looked at
+	refused    map[plan.Transport]string // why transports could not be used in the last Set
+	loose      map[string]bool           // uplink -> its rp_filter was not strict after the last Set
+	strict     map[string]time.Time      // uplink -> when somebody's strict rp_filter was last undone
 }
 
 var _ Dataplane = (*Linux)(nil)
@@ -82,7 +82,10 @@ func New(o Options) (*Linux, error) {
 		return nil, fmt.Errorf("dataplane options: %w", err)
 	}
 	o = o.withDefaults()
-	return &Linux{options: o, log: o.Log, refused: map[plan.Transport]string{}, loose: map[string]bool{}, strict: map[string]time.Time{}}, nil
+	return &Linux{
+		options: o, log: o.Log, firewalls: &firewalls{pause: firewallPause},
+		refused: map[plan.Transport]string{}, loose: map[string]bool{}, strict: map[string]time.Time{},
+	}, nil
 }
 
 // Close gives back what the process holds. What is in the kernel stays.
@@ -211,7 +214,7 @@ func (p *pass) refuse(t plan.Transport, err error) {
 // setRules writes the nftables table.
 func (p *pass) setRules(ctx context.Context) error {
 	if p.l.nft == nil {
-		n, err := newNFTables(p.l.options.StateDir)
+		n, err := newNFTables(p.l.options.StateDir, p.l.firewalls.transact)
 		if err != nil {
 			return err
 		}

@@ -35,6 +35,7 @@ type nftables struct {
 	// table as last has it: 0 for none.
 	generation func() (uint32, bool)
 	seen       uint32
+	transact   func(run func() error) error // runs a transaction of ours
 }
 
 // nftMemory is what was written last, as hashes.
@@ -47,12 +48,12 @@ type nftMemory struct {
 }
 
 // newNFTables finds nft and asks whether it works.
-func newNFTables(stateDir string) (*nftables, error) {
+func newNFTables(stateDir string, transact func(run func() error) error) (*nftables, error) {
 	run, err := knftables.New(knftables.InetFamily, tableName)
 	if err != nil {
 		return nil, fmt.Errorf("nftables (nft 1.0.1 and a kernel with nf_tables are needed): %w", err)
 	}
-	n := &nftables{run: run, list: listTable, generation: tableGeneration}
+	n := &nftables{run: run, list: listTable, generation: tableGeneration, transact: transact}
 	if stateDir != "" {
 		n.memory = filepath.Join(stateDir, "nftables.json")
 	}
@@ -143,7 +144,7 @@ func (n *nftables) set(ctx context.Context, want ruleset) (changed bool, err err
 	} else {
 		want.write(tx)
 	}
-	if err := n.run.Run(ctx, tx); err != nil {
+	if err := n.transact(func() error { return n.run.Run(ctx, tx) }); err != nil {
 		return false, fmt.Errorf("write nftables table inet %s: %w", tableName, err)
 	}
 	generation, _ = n.generation()

@@ -94,9 +94,9 @@ func TestNFTablesTransactions(t *testing.T) {
 			transactions++
 		}
 		return transactions, true
-	}}
+	}, transact: func(run func() error) error { return run() }}
 	restarted := func() *nftables {
-		return &nftables{run: n.run, list: n.list, memory: n.memory, generation: n.generation}
+		return &nftables{run: n.run, list: n.list, memory: n.memory, generation: n.generation, transact: n.transact}
 	}
 	state, segment := goldenState(), 1410
 	set := func(want string, changes bool) {
