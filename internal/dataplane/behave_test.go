@@ -270,9 +270,9 @@ func TestPodsCannotPretend(t *testing.T) {
 	node := addr("192.168.2.2")
 	inject := b.inner().bytes()
 	say(b.pod.v4, node, unix.IPPROTO_IPIP, inject)
-	eventually(t, "ipip to a node is dropped", func() bool { return counted("pods_tunnels", "ipip to a node") == 1 })
+	eventually(t, "ipip to a node is dropped", func() bool { return counted("tunnels", "ipip to a node") == 1 })
 	say(b.pod.v4, node, unix.IPPROTO_UDP, udp(1, 4789, vxlanFrame(4096, unix.ETH_P_IP, inject)))
-	eventually(t, "vxlan to a node is dropped", func() bool { return counted("pods_tunnels", "vxlan to a node") == 1 })
+	eventually(t, "vxlan to a node is dropped", func() bool { return counted("tunnels", "vxlan to a node") == 1 })
 	for i, own := range []netip.Addr{addr("192.168.1.2"), b.node.source()} {
 		say(b.pod.v4, own, unix.IPPROTO_UDP, udp(1, 4789, vxlanFrame(4096, unix.ETH_P_IP, inject)))
 		eventually(t, "vxlan to the pod's own node is dropped", func() bool { return counted("vxlan_guard", "no node") == i+1 })
@@ -284,7 +284,7 @@ func TestPodsCannotPretend(t *testing.T) {
 	b.sh(b.node.ns, "nft add table ip svc; nft add chain ip svc pre '{ type nat hook prerouting priority dstnat; }'; "+
 		"nft add rule ip svc pre ip daddr 10.96.0.9 dnat to 192.168.2.2")
 	say(b.pod.v4, addr("10.96.0.9"), unix.IPPROTO_UDP, udp(1, 4789, vxlanFrame(4096, unix.ETH_P_IP, inject)))
-	eventually(t, "vxlan to a node by a Service is dropped", func() bool { return counted("pods_tunnels", "vxlan to a node") == 2 })
+	eventually(t, "vxlan to a node by a Service is dropped", func() bool { return counted("tunnels", "vxlan to a node") == 2 })
 	// And what is right still passes.
 	say(b.pod.v4, addr("10.244.2.10"), unix.IPPROTO_UDP, hello)
 	b.wire.receive(func(p []byte) bool { return p[0]>>4 == 4 && p[9] == unix.IPPROTO_IPIP })

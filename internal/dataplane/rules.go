@@ -140,8 +140,14 @@ func (s ruleSet) sorted() ruleSet {
 // Destinations are checked where services have been resolved already, since a
 // Service may have any address as its endpoint.
 //
+// Nobody else speaks the nodes' tunnels either: what is masqueraded on its way out
+// (pods of another main plugin, another program's containers) would arrive as if
+// this node had sent it, and be believed. What comes from a node may be another
+// node's that is only passed on.
+//
 // All chains are passed by every packet that is forwarded, so each asks first
-// what most packets answer with no, and what costs a look-up last.
+// what most packets answer with no, and what costs a look-up last: TCP that is not
+// a pod's passes two rules.
 func podChains(port uint16) []ruleChain {
 	return []ruleChain{
 		{
@@ -152,24 +158,24 @@ func podChains(port uint16) []ruleChain {
 			},
 		},
 		{
-			Name: "pods_tunnels",
+			Name: "tunnels",
 			Rules: []rule{
-				{Text: "ip protocol 4 ip daddr @" + setNodes4 + " counter drop", Comment: "ipip to a node"},
-				{Text: fmt.Sprintf("udp dport %d ip daddr @%s counter drop", port, setNodes4), Comment: "vxlan to a node"},
-				{Text: fmt.Sprintf("udp dport %d ip6 daddr @%s counter drop", port, setNodes6), Comment: "vxlan to a node"},
+				{Text: fmt.Sprintf("ip protocol 4 ip daddr @%s ip saddr != @%s counter drop", setNodes4, setNodes4), Comment: "ipip to a node"},
+				{Text: fmt.Sprintf("udp dport %d ip daddr @%s ip saddr != @%s counter drop", port, setNodes4, setNodes4), Comment: "vxlan to a node"},
+				{Text: fmt.Sprintf("udp dport %d ip6 daddr @%s ip6 saddr != @%s counter drop", port, setNodes6, setNodes6), Comment: "vxlan to a node"},
 			},
 		},
 		{
 			Name: "forwarded", Type: "filter", Hook: "forward", Priority: -10,
-			Comment: "pods do not speak the nodes' tunnels, nor to the cloud's metadata; TCP fits",
+			Comment: "nobody but nodes speaks their tunnels, nor pods to the cloud's metadata; TCP fits",
 			Rules: []rule{
 				toClamp,
-				{Text: "iifname != " + podLinks + " return"},
-				{Text: "meta l4proto != 6 jump pods_tunnels"},
+				{Text: "iifname != " + podLinks + " meta l4proto 6 return"},
+				{Text: "meta l4proto != 6 jump tunnels"},
 				// An answer spares the many programs that ask it at their start, to
 				// see where they are, from waiting for none.
-				{Text: "ip daddr @" + setDenied4 + " iifname != @" + setExempt + refused, Comment: "the cloud's metadata"},
-				{Text: "ip6 daddr @" + setDenied6 + " iifname != @" + setExempt + refused, Comment: "the cloud's metadata"},
+				{Text: "ip daddr @" + setDenied4 + " iifname " + podLinks + " iifname != @" + setExempt + refused, Comment: "the cloud's metadata"},
+				{Text: "ip6 daddr @" + setDenied6 + " iifname " + podLinks + " iifname != @" + setExempt + refused, Comment: "the cloud's metadata"},
 			},
 		},
 	}

@@ -249,6 +249,18 @@ func TestIPIPSent(t *testing.T) {
 // sendFromPod puts a packet of the pod's on its veth.
 func (b *bench) sendFromPod(p packet4) {
 	b.t.Helper()
+	b.eth0.send(b.gateway(), unix.ETH_P_IP, p.bytes())
+}
+
+// send6FromPod is sendFromPod for a packet of IPv6.
+func (b *bench) send6FromPod(p []byte) {
+	b.t.Helper()
+	b.eth0.send(b.gateway(), unix.ETH_P_IPV6, p)
+}
+
+// gateway returns the MAC address of the node's end of the pod's veth.
+func (b *bench) gateway() net.HardwareAddr {
+	b.t.Helper()
 	var gateway net.HardwareAddr
 	err := b.node.ns.Do(func() error {
 		i, err := net.InterfaceByName(b.pod.link)
@@ -260,7 +272,7 @@ func (b *bench) sendFromPod(p packet4) {
 	if err != nil {
 		b.t.Fatal(err)
 	}
-	b.eth0.send(gateway, unix.ETH_P_IP, p.bytes())
+	return gateway
 }
 
 // TestVXLANGuard: the same as TestIPIPRefused for packets that the kernel's
