@@ -277,7 +277,13 @@ func TestPodsCannotPretend(t *testing.T) {
 		say(b.pod.v4, own, unix.IPPROTO_UDP, udp(1, 4789, vxlanFrame(4096, unix.ETH_P_IP, inject)))
 		eventually(t, "vxlan to the pod's own node is dropped", func() bool { return counted("vxlan_guard", "no node") == i+1 })
 		say(b.pod.v4, own, unix.IPPROTO_IPIP, inject)
+		eventually(t, "ipip to the pod's own node is dropped", func() bool { return counted("in_ip", "into the node") == i+1 })
 	}
+	// From a pod of another node, too: its packet is taken out of our tunnel.
+	far := b.inner()
+	far.protocol, far.dst, far.payload = unix.IPPROTO_IPIP, b.node.source(), inject
+	b.sendIn(b.ipip(far.bytes()))
+	eventually(t, "ipip of another node's pod is dropped", func() bool { return counted("in_ip", "into the node") == 3 })
 	say(b.pod.v4, addr("100.100.100.200"), unix.IPPROTO_UDP, hello)
 	eventually(t, "the metadata service is out of reach", func() bool { return counted("forwarded", "metadata") == 1 })
 	// By a Service that resolves to a node's address, too.
@@ -288,8 +294,8 @@ func TestPodsCannotPretend(t *testing.T) {
 	// And what is right still passes.
 	say(b.pod.v4, addr("10.244.2.10"), unix.IPPROTO_UDP, hello)
 	b.wire.receive(func(p []byte) bool { return p[0]>>4 == 4 && p[9] == unix.IPPROTO_IPIP })
-	if n := b.count("ipip_received"); n != 0 {
-		t.Errorf("%d of the pod's own ipip packets were decapsulated", n)
+	if n := b.count("ipip_received"); n != 1 {
+		t.Errorf("%d ipip packets were decapsulated, want that of another node only", n)
 	}
 }
 

@@ -184,7 +184,9 @@ func podChains(port uint16) []ruleChain {
 // vxlanChains accept vxlan packets from nodes only, and keep them out of
 // connection tracking: every one of them has another source port. The device's
 // socket listens on all addresses, the pod network's included. What comes from
-// pods is told apart here too, which spares a hook.
+// pods is told apart here too, which spares a hook. From them the node itself
+// takes in no IP in IP: a device of the kernel's own that another program left up
+// (Calico's tunl0) would let out what is inside, past the check of pods' sources.
 func vxlanChains(port uint16) []ruleChain {
 	untracked := func(from4, to4, from6, to6 string) []rule {
 		return []rule{
@@ -205,10 +207,20 @@ func vxlanChains(port uint16) []ruleChain {
 			Rules: untracked(setOwn4, setNodes4, setOwn6, setNodes6),
 		},
 		{
-			Name: "vxlan_guard", Type: "filter", Hook: "input", Priority: -10,
-			Comment: "vxlan is accepted from nodes only",
+			Name: "in_ip",
 			Rules: []rule{
-				{Text: "meta l4proto != 17 return"},
+				{Text: "meta l4proto != { 4, 41 } return"},
+				{Text: "iifname " + podLinks + " counter drop", Comment: "a pod's tunnel into the node"},
+				{Text: "ip saddr @" + setPods4 + " counter drop", Comment: "a pod's tunnel into the node"},
+				{Text: "ip6 saddr @" + setPods6 + " counter drop", Comment: "a pod's tunnel into the node"},
+			},
+		},
+		{
+			Name: "vxlan_guard", Type: "filter", Hook: "input", Priority: -10,
+			Comment: "vxlan is accepted from nodes only, and no tunnel of pods",
+			Rules: []rule{
+				{Text: "meta l4proto 6 return"},
+				{Text: "meta l4proto != 17 goto in_ip"},
 				{Text: fmt.Sprintf("th dport != %d return", port)},
 				{Text: "ip saddr @" + setNodes4 + " ip daddr @" + setOwn4 + " return"},
 				{Text: "ip6 saddr @" + setNodes6 + " ip6 daddr @" + setOwn6 + " ip6 nexthdr 17 return"},
