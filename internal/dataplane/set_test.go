@@ -3,6 +3,7 @@ package dataplane
 import (
 	"context"
 	"log/slog"
+	"maps"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -10,6 +11,7 @@ import (
 	"strings"
 	"testing"
 
+	"ropeway.dev/ropeway/internal/dataplane/podlink/netnstest"
 	"ropeway.dev/ropeway/internal/plan"
 )
 
@@ -309,6 +311,52 @@ func TestUplinkIsTheFIBsAnswer(t *testing.T) {
 	f.ping(a.ns, b.v4.String())
 	if i, err := n.dataplane.tunnel.Attached(); err != nil || len(i) != 1 {
 		t.Errorf("programs are attached to devices %v, %v", i, err)
+	}
+}
+
+// TestSeveralPaths: where the FIB answers with several next hops, peers are spread
+// over them; those of one that dies go by another, the others stay.
+func TestSeveralPaths(t *testing.T) {
+	f := newFabric(t, 1, plan.IPIP)
+	n := f.nodes[0]
+	for i := 2; i <= 9; i++ {
+		f.nodes = append(f.nodes, &testNode{f: f, index: i})
+	}
+	f.sh(f.router, "ip link add second type veth peer name eth1 netns "+n.ns.Path()+"; ip addr add 10.9.9.1/24 dev second; ip link set second up")
+	f.sh(n.ns, "ip addr add 10.9.9.2/24 dev eth1; ip link set eth1 up; ip route del default; "+
+		"ip route add default nexthop via 192.168.1.1 nexthop via 10.9.9.1")
+	routes := func() (by map[string]string) {
+		t.Helper()
+		if r, err := n.set(); err != nil || len(r.Failed) > 0 {
+			t.Fatalf("Set: %v, %+v", err, r)
+		}
+		by = map[string]string{}
+		for _, other := range f.nodes[1:] {
+			out := f.sh(n.ns, "ip route show "+other.cidr().String())
+			_, device, _ := strings.Cut(out, " dev ")
+			by[other.name()], _, _ = strings.Cut(device, " ")
+		}
+		return by
+	}
+	spread := routes()
+	if devices := slices.Collect(maps.Values(spread)); !slices.Contains(devices, "eth0") || !slices.Contains(devices, "eth1") {
+		t.Fatalf("peers are not spread over both devices: %v", spread)
+	}
+	for _, harm := range []struct {
+		at         *netnstest.NS
+		kill, heal string
+	}{
+		{f.router, "ip link set second down", "ip link set second up"}, // no carrier
+		{n.ns, "ip link set eth1 down", "ip link set eth1 up"},
+	} {
+		f.sh(harm.at, harm.kill)
+		for peer, device := range routes() {
+			if device != "eth0" {
+				t.Errorf("%s: %s is sent to by %s", harm.kill, peer, device)
+			}
+		}
+		f.sh(harm.at, harm.heal)
+		eventually(t, "the same spread again", func() bool { return maps.Equal(routes(), spread) })
 	}
 }
 

@@ -9,6 +9,7 @@ import (
 	"slices"
 
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 
 	"ropeway.dev/ropeway/internal/dataplane/bpf"
 	"ropeway.dev/ropeway/internal/plan"
@@ -107,11 +108,8 @@ func (k *kernel) findHop(outer netip.Addr, devices map[int]netlink.Link) (hop, e
 	}
 	r := routes[0]
 	h := hop{device: r.LinkIndex, via: addrOf(r.Gw), mtu: r.MTU}
-	if n := len(r.MultiPath); n > 0 {
-		// One path for each peer: the packets between two nodes stay in order.
-		sum := fnv.New32a()
-		sum.Write(outer.AsSlice())
-		one := r.MultiPath[int(sum.Sum32()%uint32(n))]
+	if len(r.MultiPath) > 0 {
+		one := choosePath(outer, r.MultiPath)
 		h.device, h.via = one.LinkIndex, addrOf(one.Gw)
 	}
 	d := devices[h.device]
@@ -129,6 +127,30 @@ func (k *kernel) findHop(outer netip.Addr, devices map[int]netlink.Link) (hop, e
 		h.mtu = d.Attrs().MTU
 	}
 	return h, nil
+}
+
+// choosePath picks one of several next hops for a peer, so that the packets between
+// two nodes stay in order. One that is dead is used only if all are, and moves no
+// peer but its own (rendezvous hashing).
+func choosePath(outer netip.Addr, paths []*netlink.NexthopInfo) *netlink.NexthopInfo {
+	// The kernel calls a next hop dead when its device is down, and where an
+	// operator wants that (ignore_routes_with_linkdown) already without a carrier.
+	const dead = unix.RTNH_F_DEAD | unix.RTNH_F_LINKDOWN
+	var best *netlink.NexthopInfo
+	var most uint64
+	for _, path := range paths {
+		sum := fnv.New32a()
+		fmt.Fprint(sum, path.LinkIndex, path.Gw)
+		sum.Write(outer.AsSlice()) // last, so that what differs before it is well mixed
+		weight := uint64(sum.Sum32()) + 1
+		if path.Flags&dead == 0 {
+			weight += 1 << 32
+		}
+		if weight > most {
+			best, most = path, weight
+		}
+	}
+	return best
 }
 
 // smallestMTU returns the least that any peer is reached by, in bytes.
