@@ -66,11 +66,26 @@ func TestCleanLeavesNothing(t *testing.T) {
 				}
 			}
 			f.sh(n.ns, "ip link del "+pod.link)
-			sameInventory(t, "after Clean", n.inventory(), before)
+			// Routers are listened to as long as the node forwards, which goes on.
+			was, is := "net.ipv6.conf.eth0.accept_ra = 1", "net.ipv6.conf.eth0.accept_ra = 2"
+			if !strings.Contains(before, was) {
+				t.Fatalf("the test sees no accept_ra:\n%s", before)
+			}
+			sameInventory(t, "after Clean", n.inventory(), strings.Replace(before, was, is, 1))
 			// The programs are really gone, not only their pins.
 			if out := f.sh(n.ns, "ip -d link show eth0"); strings.Contains(out, "tcx") || strings.Contains(out, "prog") {
 				t.Errorf("a program is left at the uplink:\n%s", out)
 			}
+			// Where it no longer forwards, they are listened to as before.
+			f.sh(n.ns, "sysctl -qw net.ipv6.conf.eth0.accept_ra=1")
+			if _, err := n.set(); err != nil {
+				t.Fatal(err)
+			}
+			f.sh(n.ns, "sysctl -qw net.ipv6.conf.all.forwarding=0")
+			if err := n.ns.Do(func() error { return n.dataplane.Clean(context.Background()) }); err != nil {
+				t.Fatal(err)
+			}
+			sameInventory(t, "after Clean of a node that does not forward", n.inventory(), before)
 			// And it can be set again.
 			n.pods = nil
 			if r, err := n.set(); err != nil || !r.Changed {

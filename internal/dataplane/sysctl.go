@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"ropeway.dev/ropeway/internal/plan"
@@ -27,7 +28,8 @@ import (
 //     net.ipv6.conf.rw-vxlan.disable_ipv6: 0.
 //
 // What is changed of an uplink is remembered in Options.StateDir, and Clean puts
-// it back.
+// it back, but for accept_ra while the uplink still forwards IPv6: with 1 the node
+// would lose its default route.
 //
 // The inner source of what arrives by a tunnel is checked by the eBPF guard,
 // which is stricter than any of these.
@@ -90,6 +92,11 @@ func (p *pass) setUplink(path, value string) error {
 func (l *Linux) restoreUplinks(k *kernel) error {
 	var errs []error
 	for path, was := range l.readFormer() {
+		if device, is := strings.CutSuffix(path, "/accept_ra"); is {
+			if now, err := readSysctl(device + "/forwarding"); err == nil && now == "1" {
+				continue
+			}
+		}
 		if err := k.setSysctl(path, was); !errors.Is(err, fs.ErrNotExist) {
 			errs = append(errs, err)
 		}
