@@ -11,6 +11,8 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/vishvananda/netlink"
+
 	"ropeway.dev/ropeway/internal/dataplane/podlink/netnstest"
 	"ropeway.dev/ropeway/internal/plan"
 )
@@ -378,8 +380,9 @@ func TestSeveralPaths(t *testing.T) {
 // TestUplinkRenamed: an uplink that gets another name is the same uplink.
 func TestUplinkRenamed(t *testing.T) {
 	f := newFabric(t, 2, plan.IPIP, plan.VXLAN)
-	f.setAll()
 	n := f.nodes[0]
+	f.sh(n.ns, "sysctl -qw net.ipv4.conf.eth0.rp_filter=1")
+	f.setAll()
 	a, b := n.addPod(1500), f.nodes[1].addPod(1500)
 	s := f.stream(a, b, 1000)
 	f.sh(n.ns, "ip link set eth0 name wan0")
@@ -392,6 +395,40 @@ func TestUplinkRenamed(t *testing.T) {
 	// A node that boots with the new name is set up like any.
 	if r, err := n.set(); err != nil || r.Changed {
 		t.Errorf("Set again: %v, %+v", err, r)
+	}
+	if err := n.ns.Do(func() error { return n.dataplane.Clean(t.Context()) }); err != nil {
+		t.Fatal(err)
+	}
+	if got := f.sh(n.ns, "cat /proc/sys/net/ipv4/conf/wan0/rp_filter"); got != "1\n" {
+		t.Errorf("Clean left rp_filter %s of an uplink that was renamed, which had 1", got)
+	}
+}
+
+// TestFormerSettingsFollowADevice: by its index, as long as nothing else has its
+// name; and what an older release wrote, without indexes, is kept.
+func TestFormerSettingsFollowADevice(t *testing.T) {
+	device := func(name string) netlink.Link { return &netlink.Dummy{LinkAttrs: netlink.LinkAttrs{Name: name}} }
+	for _, c := range []struct {
+		name      string
+		devices   map[int]netlink.Link
+		was, want former
+	}{
+		{"the same name", map[int]netlink.Link{2: device("eth0")},
+			former{"ipv4/conf/eth0/rp_filter": "1", "eth0": "2"}, former{"ipv4/conf/eth0/rp_filter": "1", "eth0": "2"}},
+		{"another name", map[int]netlink.Link{2: device("wan0"), 3: device("eth1")},
+			former{"ipv4/conf/eth0/rp_filter": "1", "ipv6/conf/eth0/accept_ra": "1", "eth0": "2", "ipv4/conf/eth1/rp_filter": "1", "eth1": "3"},
+			former{"ipv4/conf/wan0/rp_filter": "1", "ipv6/conf/wan0/accept_ra": "1", "wan0": "2", "ipv4/conf/eth1/rp_filter": "1", "eth1": "3"}},
+		{"its name is another's", map[int]netlink.Link{2: device("wan0"), 5: device("eth0")},
+			former{"ipv4/conf/eth0/rp_filter": "1", "eth0": "2"}, former{"ipv4/conf/eth0/rp_filter": "1", "eth0": "2"}},
+		{"the device is gone", map[int]netlink.Link{3: device("eth1")},
+			former{"ipv4/conf/eth0/rp_filter": "1", "eth0": "2"}, former{"ipv4/conf/eth0/rp_filter": "1", "eth0": "2"}},
+		{"an older release's", map[int]netlink.Link{2: device("wan0")},
+			former{"ipv4/conf/eth0/rp_filter": "1"}, former{"ipv4/conf/eth0/rp_filter": "1"}},
+	} {
+		c.was.follow(c.devices)
+		if !maps.Equal(c.was, c.want) {
+			t.Errorf("%s: %v, want %v", c.name, c.was, c.want)
+		}
 	}
 }
 

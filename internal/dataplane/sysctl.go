@@ -6,10 +6,15 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
+	"strconv"
 	"strings"
 	"time"
+
+	"github.com/vishvananda/netlink"
 
 	"ropeway.dev/ropeway/internal/plan"
 )
@@ -57,8 +62,33 @@ func (k *kernel) setSysctl(path, value string) error {
 	return nil
 }
 
-// former maps a setting of an uplink -> its value before Set changed it.
+// former maps a setting of an uplink (ipv4/conf/NAME/...) -> its value before Set
+// changed it; and, so that a renamed uplink is found again, its NAME -> its index.
+// Other releases, which know of no indexes, read and write the rest.
 type former map[string]string
+
+// follow gives settings of devices that have another name by now that name.
+func (f former) follow(devices map[int]netlink.Link) {
+	names := map[string]int{}
+	for index, d := range devices {
+		names[d.Attrs().Name] = index
+	}
+	for _, name := range slices.Collect(maps.Keys(f)) {
+		index, err := strconv.Atoi(f[name])
+		if _, there := names[name]; strings.Contains(name, "/") || err != nil || there || devices[index] == nil {
+			continue
+		}
+		for path, was := range maps.Clone(f) {
+			if parts := strings.Split(path, "/"); len(parts) == 4 && parts[2] == name {
+				delete(f, path)
+				parts[2] = devices[index].Attrs().Name
+				f[strings.Join(parts, "/")] = was
+			}
+		}
+		delete(f, name)
+		f[devices[index].Attrs().Name] = strconv.Itoa(index)
+	}
+}
 
 func (l *Linux) formerPath() string { return filepath.Join(l.options.StateDir, "settings.json") }
 
@@ -71,15 +101,18 @@ func (l *Linux) readFormer() former {
 	return f
 }
 
-// setUplink is setSysctl with a memory of what was.
-func (p *pass) setUplink(path, value string) error {
+// setUplink is setSysctl with a memory of what was. The path has UPLINK where the
+// uplink's name is to be.
+func (p *pass) setUplink(u Uplink, path, value string) error {
+	path = strings.Replace(path, "UPLINK", u.Name, 1)
 	was, err := readSysctl(path)
 	if err != nil || was == value {
 		return err
 	}
 	f := p.l.readFormer()
+	f.follow(p.devices)
 	if _, known := f[path]; !known {
-		f[path] = was
+		f[path], f[u.Name] = was, strconv.Itoa(u.Index)
 		if err := writeState(p.l.formerPath(), f); err != nil {
 			return fmt.Errorf("remember net/%s: %w", path, err)
 		}
@@ -90,8 +123,14 @@ func (p *pass) setUplink(path, value string) error {
 // restoreUplinks puts back what setUplink changed. Devices that are gone have
 // nothing to put back.
 func (l *Linux) restoreUplinks(k *kernel) error {
-	var errs []error
-	for path, was := range l.readFormer() {
+	devices, err := k.links()
+	errs := []error{err}
+	f := l.readFormer()
+	f.follow(devices)
+	for path, was := range f {
+		if !strings.Contains(path, "/") {
+			continue
+		}
 		if device, is := strings.CutSuffix(path, "/accept_ra"); is {
 			if now, err := readSysctl(device + "/forwarding"); err == nil && now == "1" {
 				continue
@@ -131,7 +170,7 @@ func (p *pass) nodeSysctls() error {
 	for _, u := range p.report.Uplinks {
 		own, err := readSysctl("ipv4/conf/" + u.Name + "/rp_filter")
 		if err == nil && max(own, all) == "1" {
-			err = p.loosen(u.Name)
+			err = p.loosen(u)
 		}
 		p.l.loose[u.Name] = err == nil
 		errs = append(errs, err)
@@ -149,15 +188,14 @@ const strictMemory = 10 * time.Minute
 
 // loosen sets an uplink's rp_filter from strict to loose. That it is strict when
 // it is first seen is nothing special; after that, somebody has set it.
-func (p *pass) loosen(uplink string) error {
-	path := "ipv4/conf/" + uplink + "/rp_filter"
-	_, again := p.l.readFormer()[path]
-	again = again || p.l.loose[uplink]
-	if err := p.setUplink(path, "2"); err != nil || !again {
+func (p *pass) loosen(u Uplink) error {
+	_, again := p.l.readFormer()["ipv4/conf/"+u.Name+"/rp_filter"]
+	again = again || p.l.loose[u.Name]
+	if err := p.setUplink(u, "ipv4/conf/UPLINK/rp_filter", "2"); err != nil || !again {
 		return err
 	}
-	p.l.strict[uplink] = time.Now()
-	p.l.log.Warn("somebody has set rp_filter of an uplink to strict; it is loose again", "uplink", uplink)
+	p.l.strict[u.Name] = time.Now()
+	p.l.log.Warn("somebody has set rp_filter of an uplink to strict; it is loose again", "uplink", u.Name)
 	return nil
 }
 
@@ -174,11 +212,10 @@ func (p *pass) strictFault() {
 
 func (p *pass) forwardIPv6() error {
 	for _, u := range p.report.Uplinks {
-		path := "ipv6/conf/" + u.Name + "/accept_ra"
-		if now, err := readSysctl(path); err != nil || now != "1" {
+		if now, err := readSysctl("ipv6/conf/" + u.Name + "/accept_ra"); err != nil || now != "1" {
 			continue
 		}
-		if err := p.setUplink(path, "2"); err != nil {
+		if err := p.setUplink(u, "ipv6/conf/UPLINK/accept_ra", "2"); err != nil {
 			return err
 		}
 	}
