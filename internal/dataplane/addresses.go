@@ -19,11 +19,14 @@ const (
 	sourceLabel   = loopback + ":ropeway" // the mark of IPv4 where the kernel keeps no protocol
 )
 
-// ownSources picks the addresses that Set assigned to a device.
+// ownSources picks the addresses that Set assigned to the loopback device or to
+// the vxlan device. That one is ours, and so are the addresses of IPv4 that it has:
+// kernels before 5.18 keep no mark of them.
 func ownSources(all []assigned, index int) []netip.Addr {
 	var out []netip.Addr
 	for _, a := range all {
-		if a.Index == index && (a.Protocol == podlink.RouteProtocol || a.Label == sourceLabel) {
+		marked := a.Protocol == podlink.RouteProtocol || a.Label == sourceLabel
+		if a.Index == index && (marked || index != loopbackIndex && a.Prefix.Addr().Is4()) {
 			out = append(out, a.Prefix.Addr())
 		}
 	}

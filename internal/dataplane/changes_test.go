@@ -3,6 +3,7 @@ package dataplane
 import (
 	"context"
 	"net"
+	"strings"
 	"testing"
 	"time"
 
@@ -82,6 +83,26 @@ func TestStrictReversePathFilter(t *testing.T) {
 			}
 		}
 		f.sh(n.ns, "sysctl -qw net.ipv4.conf.all.rp_filter=0")
+	}
+}
+
+// TestAddressOfTheVXLANDeviceOnOldKernels: one that has no mark, as kernels before
+// 5.18 leave it, is known as ours: it is not assigned again and again, and goes when
+// it is not needed.
+func TestAddressOfTheVXLANDeviceOnOldKernels(t *testing.T) {
+	f := newFabric(t, 2, plan.VXLAN)
+	n := f.nodes[0]
+	f.setAll()
+	// What Set does for a strict filter, but for the mark.
+	f.sh(n.ns, "sysctl -qw net.ipv4.conf.all.rp_filter=1 net.ipv4.conf.eth0.rp_filter=2 net.ipv4.conf."+VXLANDeviceName+".rp_filter=2; "+
+		"ip addr add "+n.source().String()+"/32 dev "+VXLANDeviceName)
+	if r, err := n.set(); err != nil || r.Changed {
+		t.Errorf("Set again: changed %v, %v", r.Changed, err)
+	}
+	f.sh(n.ns, "sysctl -qw net.ipv4.conf.all.rp_filter=0")
+	f.setAll()
+	if out := f.sh(n.ns, "ip -4 addr show dev "+VXLANDeviceName); strings.Contains(out, "inet") {
+		t.Errorf("it is left:\n%s", out)
 	}
 }
 
