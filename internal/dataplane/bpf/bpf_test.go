@@ -1,11 +1,16 @@
 package bpf
 
 import (
+	"errors"
+	"maps"
 	"net/netip"
 	"slices"
 	"testing"
 
+	"github.com/cilium/ebpf"
 	"pgregory.net/rapid"
+
+	"ropeway.dev/ropeway/internal/dataplane/podlink/netnstest"
 )
 
 // TestObjectAndGoAgree: the counters' names and the maps' keys and values are
@@ -55,6 +60,52 @@ func TestKeysHoldPrefixes(t *testing.T) {
 			t.Fatalf("%v covers addresses of IPv6", p)
 		}
 	})
+}
+
+// TestReadWithoutBatches: a map that the kernel does not read many entries of in a
+// call, as tries before Linux 5.13, is read one by one; and a trie that it does,
+// either way.
+func TestReadWithoutBatches(t *testing.T) {
+	netnstest.NeedRoot(t)
+	spec, err := loadRopeway()
+	if err != nil {
+		t.Fatal(err)
+	}
+	trie, err := ebpf.NewMap(spec.Maps[ropewayMapDestinations])
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer trie.Close()
+	want := map[lpmKey]endpoint{}
+	for i := range readAtOnce + 10 {
+		key := keyOf(netip.PrefixFrom(netip.AddrFrom4([4]byte{10, byte(i >> 8), byte(i), 0}), 24))
+		want[key] = endpoint{Remote: [4]byte{192, 0, 2, byte(i)}}
+		if err := trie.Put(key, want[key]); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for name, read := range map[string]func(*ebpf.Map) (map[lpmKey]endpoint, error){
+		"many": readMany[lpmKey, endpoint], "each": readEach[lpmKey, endpoint],
+	} {
+		if got, err := read(trie); err != nil || !maps.Equal(got, want) {
+			t.Errorf("%s: %d of %d entries are as they were written: %v", name, len(got), len(want), err)
+		}
+	}
+	// A map of devices (loopback's here) has no batches in any kernel so far.
+	devices, err := ebpf.NewMap(&ebpf.MapSpec{Type: ebpf.DevMapHash, KeySize: 4, ValueSize: 4, MaxEntries: 4})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer devices.Close()
+	if err := devices.Put(uint32(7), uint32(1)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := readMany[uint32, uint32](devices); !errors.Is(err, ebpf.ErrNotSupported) {
+		t.Fatalf("many entries of a map of devices: %v; the test needs another map", err)
+	}
+	if got, err := read[uint32, uint32](devices); err != nil || !maps.Equal(got, map[uint32]uint32{7: 1}) {
+		t.Errorf("%v, %v", got, err)
+	}
 }
 
 // TestContentsLeaveOutNonsense: what a map cannot say is not written as

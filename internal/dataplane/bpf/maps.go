@@ -185,9 +185,21 @@ func adjust[K, V comparable](m *ebpf.Map, want map[K]V, fill bool) (changed bool
 // readAtOnce is how many entries one call reads.
 const readAtOnce = 1024
 
-// read returns all of a map, many entries in a call: in a large cluster each
-// Set reads thousands.
+// read returns all of a map.
 func read[K, V comparable](m *ebpf.Map) (map[K]V, error) {
+	have, err := readMany[K, V](m)
+	if errors.Is(err, ebpf.ErrNotSupported) {
+		have, err = readEach[K, V](m)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read eBPF map %s: %w", nameOf(m), err)
+	}
+	return have, nil
+}
+
+// readMany reads many entries in a call: in a large cluster each Set reads
+// thousands. Of tries, kernels before 5.13 do not support it.
+func readMany[K, V comparable](m *ebpf.Map) (map[K]V, error) {
 	have := map[K]V{}
 	var (
 		cursor ebpf.MapBatchCursor
@@ -204,9 +216,21 @@ func read[K, V comparable](m *ebpf.Map) (map[K]V, error) {
 		case errors.Is(err, ebpf.ErrKeyNotExist): // that was the last
 			return have, nil
 		case err != nil:
-			return nil, fmt.Errorf("read eBPF map %s: %w", nameOf(m), err)
+			return nil, err
 		}
 	}
+}
+
+// readEach reads one entry in a call.
+func readEach[K, V comparable](m *ebpf.Map) (map[K]V, error) {
+	have := map[K]V{}
+	var key K
+	var value V
+	entries := m.Iterate()
+	for entries.Next(&key, &value) {
+		have[key] = value
+	}
+	return have, entries.Err()
 }
 
 func nameOf(m *ebpf.Map) string {

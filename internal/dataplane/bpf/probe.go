@@ -21,6 +21,9 @@ func Probe() (tcx bool, err error) {
 	}
 	t := &Tunnel{maps: objects.ropewayMaps, progs: objects.ropewayPrograms}
 	defer t.Close()
+	if _, err := t.Destinations(); err != nil {
+		return false, err
+	}
 	loopback := Uplink{Name: "lo", Index: 1}
 	if !haveTCX(t.progs.RwIngress) {
 		_, err := t.attachClsact(loopback, directions()[0])
