@@ -3,6 +3,7 @@ package dataplane
 import (
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -164,6 +165,59 @@ func TestDirectInsideATunnelledRange(t *testing.T) {
 	f.run(a.ns, "ping -c 1 -W 1 10.244.9.9")
 	if now := n.count(t, "ipip_sent"); now != before+1 {
 		t.Errorf("%d packets to the wide range were encapsulated, want 1", now-before)
+	}
+}
+
+// TestPartOfABareRange: a destination that is to be reached by a tunnel, and was a
+// part of a range that is reached bare, stays bare until its route is written.
+func TestPartOfABareRange(t *testing.T) {
+	bare, tunnel := bpf.Endpoint{Remote: addr("192.168.2.2")}, bpf.Endpoint{Remote: addr("192.168.2.2"), Local: addr("192.168.1.2")}
+	prefix := netip.MustParsePrefix
+	have := map[netip.Prefix]bpf.Endpoint{
+		prefix("10.244.2.0/25"): bare, prefix("10.244.2.64/26"): tunnel, prefix("10.244.3.0/24"): tunnel, prefix("10.244.3.0/26"): bare,
+	}
+	for dst, want := range map[string]bool{
+		"10.244.2.0/25": true, "10.244.2.0/26": true, "10.244.2.64/26": false, "10.244.2.64/32": false, "10.244.2.128/26": false,
+		"10.244.3.0/24": false, "10.244.3.64/26": false, "10.244.3.1/32": true, "10.244.0.0/16": false,
+	} {
+		if got := bareSoFar(have, prefix(dst)); got != want {
+			t.Errorf("%s leaves bare: %t, want %t", dst, got, want)
+		}
+	}
+
+	// On a kernel: the route cannot be written, and the packets stay as they were.
+	f := newDirectFabric(t, plan.Direct, plan.IPIP)
+	f.setAll()
+	n, b := f.nodes[0], f.nodes[1].addPod(1500)
+	a := n.addPod(1500)
+	f.ping(a.ns, b.v4.String())
+	state := plan.Compute(f.snapshot(n))
+	whole := slices.IndexFunc(state.Routes, func(r plan.Route) bool { return r.Dst == f.nodes[1].cidr() })
+	part := state.Routes[whole]
+	part.Dst, part.Transport = netip.MustParsePrefix("10.244.2.0/26"), plan.IPIP
+	state.Routes = append(state.Routes, part)
+	f.sh(n.ns, "ip route add 10.244.2.0/26 via 192.168.1.1 proto bird")
+	before := n.count(t, "ipip_sent")
+	err := n.ns.Do(func() error {
+		if r, err := n.dataplane.Set(t.Context(), state); err == nil || r.Failed[part.Dst] == "" {
+			t.Errorf("Set over a foreign route: %+v, %v", r, err)
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	f.ping(a.ns, b.v4.String())
+	if now := n.count(t, "ipip_sent"); now != before {
+		t.Errorf("%d packets were encapsulated before their route was written", now-before)
+	}
+	f.sh(n.ns, "ip route del 10.244.2.0/26 proto bird")
+	if err := n.ns.Do(func() error { _, err := n.dataplane.Set(t.Context(), state); return err }); err != nil {
+		t.Fatal(err)
+	}
+	f.ping(a.ns, b.v4.String())
+	if now := n.count(t, "ipip_sent"); now == before {
+		t.Error("no packet was encapsulated after its route was written")
 	}
 }
 

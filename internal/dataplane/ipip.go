@@ -53,13 +53,25 @@ func (p *pass) fillTunnel(routed bool) error {
 	}
 	want := p.tunnelState()
 	for dst, e := range want.Destinations {
-		if old, known := have[dst]; known && old.Bare() && !e.Bare() && (!routed || p.report.Failed[dst] != "") {
-			want.Destinations[dst] = old
+		if !e.Bare() && bareSoFar(have, dst) && (!routed || p.report.Failed[dst] != "") {
+			want.Destinations[dst] = bpf.Endpoint{Remote: e.Remote}
 		}
 	}
 	changed, err := p.l.tunnel.Fill(want)
 	p.tunnelChanged(changed)
 	return err
+}
+
+// bareSoFar reports whether packets to a destination leave bare by these entries:
+// by its own, or else by that of the range which it is a part of, if that was one
+// range until now.
+func bareSoFar(have map[netip.Prefix]bpf.Endpoint, dst netip.Prefix) bool {
+	for bits := dst.Bits(); bits >= 0; bits-- {
+		if e, known := have[netip.PrefixFrom(dst.Addr(), bits).Masked()]; known {
+			return e.Bare()
+		}
+	}
+	return false
 }
 
 // refuseDirect says why this node cannot use direct: its packets need nothing,
