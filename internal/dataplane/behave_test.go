@@ -384,12 +384,9 @@ X`)
 
 func maxSegment(t *testing.T, c net.Conn) (mss int) {
 	t.Helper()
-	raw, err := c.(*net.TCPConn).SyscallConn()
-	if err != nil {
-		t.Fatal(err)
-	}
-	raw.Control(func(fd uintptr) {
-		mss, err = unix.GetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_MAXSEG)
+	err := control(c, func(fd int) (err error) {
+		mss, err = unix.GetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_MAXSEG)
+		return err
 	})
 	if err != nil {
 		t.Fatal(err)

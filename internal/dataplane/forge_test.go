@@ -62,3 +62,53 @@ func TestNeighboursCannotBeForged(t *testing.T) {
 	b.ping(b.node.ns, victim.v4.String())
 	b.ping(b.node.ns, victim.v6.String())
 }
+
+// Extension headers of IPv6 (RFC 8200, sections 4.3 to 4.6), each of 8 bytes, in
+// front of a payload of the next protocol.
+func extended(header, next byte, payload []byte) []byte {
+	b := []byte{next, 0, 1, 4, 0, 0, 0, 0} // options: padding
+	if header == unix.IPPROTO_FRAGMENT {
+		b = []byte{next, 0, 0, 0, 0, 0, 0, 7} // the only fragment
+	}
+	return append(b, payload...)
+}
+
+// TestPodsCannotPretendByIPv6 holds invariant 10 for IPv6: neither an extension
+// header nor fragments hide a source that is not the pod's, or a packet of the
+// nodes' tunnel.
+func TestPodsCannotPretendByIPv6(t *testing.T) {
+	b := newBench(t, Options{})
+	victim := b.node.addPod(1500)
+	hello := udp(1, 2, []byte("hello"))
+	inject := udp(1, 4789, vxlanFrame(4096, unix.ETH_P_IP, b.inner().bytes()))
+	spoofed, dropped := 0, 0
+	for _, header := range []byte{unix.IPPROTO_UDP, unix.IPPROTO_HOPOPTS, unix.IPPROTO_DSTOPTS, unix.IPPROTO_FRAGMENT} {
+		wrap := func(payload []byte) []byte {
+			if header == unix.IPPROTO_UDP {
+				return payload
+			}
+			return extended(header, unix.IPPROTO_UDP, payload)
+		}
+		for _, src := range []string{victim.v6.String(), "fd00:244:0:2::a", "fd00:1::2", "2001:db8::1"} {
+			b.send6FromPod(ipv6(src, "fd00:244:0:2::a", header, wrap(hello)))
+			spoofed++
+			eventually(t, "a packet from "+src+" is dropped", func() bool {
+				return b.node.counter(t, "from_pods", "not the pod's address") == spoofed
+			})
+		}
+		b.send6FromPod(ipv6(b.pod.v6.String(), "fd00:2::2", header, wrap(inject)))
+		dropped++
+		eventually(t, "vxlan to a node is dropped", func() bool { return b.node.counter(t, "tunnels", "vxlan to a node") == dropped })
+	}
+	// In two real fragments, which are one packet where it is looked at.
+	first := append([]byte{unix.IPPROTO_UDP, 0, 0, 1, 0, 0, 0, 8}, inject[:16]...)
+	rest := append([]byte{unix.IPPROTO_UDP, 0, 0, 16, 0, 0, 0, 8}, inject[16:]...)
+	for _, piece := range [][]byte{first, rest} {
+		b.send6FromPod(ipv6(b.pod.v6.String(), "fd00:2::2", unix.IPPROTO_FRAGMENT, piece))
+	}
+	dropped++
+	eventually(t, "vxlan to a node in fragments is dropped", func() bool { return b.node.counter(t, "tunnels", "vxlan to a node") == dropped })
+	// And what is right still passes.
+	b.send6FromPod(ipv6(b.pod.v6.String(), "2001:db8::1", unix.IPPROTO_DSTOPTS, extended(unix.IPPROTO_DSTOPTS, unix.IPPROTO_UDP, hello)))
+	b.wire.receive(func(p []byte) bool { return p[0]>>4 == 6 && p[6] == unix.IPPROTO_DSTOPTS })
+}
