@@ -15,9 +15,9 @@ import (
 // addresses, routes or nftables' rules changed in a way that Set may have to
 // answer: an uplink came back, a gateway moved, a firewall closed, somebody deleted
 // what is ours. Several changes may be one value; a change that Set made itself may
-// be one too. Pods' links are not told. The channel is never closed, and falls silent when ctx ends. While
-// the kernel does not tell, that is logged, and the channel is silent: a caller
-// calls Set now and then in any case.
+// be one too. Pods' links are not told. The channel is never closed, and falls
+// silent when ctx ends. While the kernel does not tell, that is logged, and the
+// channel is silent: a caller calls Set now and then in any case.
 func (l *Linux) Changes(ctx context.Context) <-chan struct{} {
 	out := make(chan struct{}, 1)
 	tell := func() {

@@ -241,10 +241,13 @@ INLINE int encapsulate(struct __sk_buff *skb, const u32 l2)
 	outer.version_ihl = 0x45;
 	outer.tos = inner.tos; /* DSCP, and ECN as RFC 6040 section 4.1 says */
 	outer.total_length = BE16(skb->len - l2 + sizeof(outer));
-	outer.fragment = inner.fragment & IPV4_DF; /* RFC 2003, section 3.1 */
+	/* Always: RFC 2003, section 3.1, leaves it to us where the inner packet may
+	 * be fragmented. Nobody takes in fragments of the outer one, so a narrow
+	 * path has to refuse it, which its router says by ICMP. */
+	outer.fragment = IPV4_DF;
 	/* A packet that nobody may fragment needs no unique id (RFC 6864); the
 	 * inner one's keeps receive offload working, which wants a sequence. */
-	outer.id = outer.fragment ? inner.id : (u16)random_u32();
+	outer.id = inner.id;
 	outer.ttl = 64;
 	outer.protocol = PROTO_IPIP;
 	outer.source = at->local;

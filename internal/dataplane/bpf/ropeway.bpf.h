@@ -57,7 +57,6 @@ struct __sk_buff {
 };
 
 static void *(*map_lookup)(void *map, const void *key) = (void *)1;
-static u32 (*random_u32)(void) = (void *)7;
 static long (*store_bytes)(struct __sk_buff *, u32 offset, const void *from, u32 len, u64 flags) = (void *)9;
 static long (*l3_csum_replace)(struct __sk_buff *, u32 offset, u64 from, u64 to, u64 size) = (void *)10;
 static long (*load_bytes)(const void *skb, u32 offset, void *to, u32 len) = (void *)26;
