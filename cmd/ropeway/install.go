@@ -29,6 +29,7 @@ type installCommand struct {
 	nat           bool
 	calicoFiles   []string
 	apply, wait   bool
+	offline       bool
 	timeout       time.Duration
 }
 
@@ -37,8 +38,9 @@ ClusterNetwork. Without --apply they are printed. With --apply they are applied,
 and the command waits until every agent and controller is ready and every node is
 proven reachable.
 
-What is not said by a flag is taken from the cluster: first from its
-ClusterNetwork, so that running install again changes only what it is told to.`
+What is not said by a flag is taken from the cluster: first from what is installed
+there, so that running install again changes only what it is told to, and the
+version. With --offline no cluster is asked.`
 
 const installExample = `  ropeway install --pod-cidr 10.244.0.0/16 --apply
   ropeway install --calico-manifest calico.yaml            # what would become of it
@@ -74,6 +76,8 @@ func newInstall(env environment, g *global) *cobra.Command {
 	f.BoolVar(&c.apply, "apply", false, "apply to the cluster and wait, instead of printing")
 	f.BoolVar(&c.wait, "wait", true, "with --apply: wait until all is ready and reachable")
 	f.DurationVar(&c.timeout, "timeout", 5*time.Minute, "with --apply: how long to wait")
+	f.BoolVar(&c.offline, "offline", false, "print without asking a cluster: defaults stand where no flag does")
+	cmd.MarkFlagsMutuallyExclusive("offline", "apply")
 	return cmd
 }
 
@@ -168,11 +172,11 @@ func (c *installCommand) note(format string, args ...any) {
 	fmt.Fprintf(c.talk(), format+"\n", args...)
 }
 
-// print renders to stdout. The cluster is asked only for what the flags leave
-// open, and need not be there.
+// print renders to stdout. The cluster is asked what is installed and what the
+// flags leave open; it need not be there.
 func (c *installCommand) print(ctx context.Context) error {
 	var survey *install.Survey
-	if len(c.options.PodCIDRs) == 0 || c.options.APIServer == "" {
+	if !c.offline {
 		survey = c.lookIfThere(ctx)
 	}
 	settings, notes, err := install.Resolve(c.options, survey)

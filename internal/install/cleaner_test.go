@@ -85,3 +85,30 @@ func TestCleanerLeft(t *testing.T) {
 		t.Errorf("found %v", got)
 	}
 }
+
+// TestUninstallAgainKnowsWhatWasInstalled: interrupted after any of its steps, and
+// run again, it cleans with the image and in the directories of the installation.
+func TestUninstallAgainKnowsWhatWasInstalled(t *testing.T) {
+	c := connect(t)
+	addNode(t, c, "again-a", "192.0.2.1")
+	puppet{c: c}.start(t)
+	installOn(t, c, Options{PodCIDRs: []string{"10.244.0.0/16"}, Image: "registry.example/ropeway:v9", CNIBinDir: "/data/cni/bin", CNIConfDir: "/data/cni/net.d"})
+	ctx := limited(t, 5*time.Minute)
+	plan := func() *Removal {
+		r, err := PlanRemoval(ctx, c, "docker.io/ropeway/ropeway:v1.2.3")
+		if err != nil {
+			t.Fatal(err)
+		}
+		return r
+	}
+	for i, step := range plan().steps() {
+		s := plan().Settings
+		if got := s.Image + " " + s.CNIBinDir + " " + s.CNIConfDir; got != "registry.example/ropeway:v9 /data/cni/bin /data/cni/net.d" {
+			t.Errorf("run again before step %d it cleans with %s", i+1, got)
+		}
+		if err := step(ctx, c, (&lines{}).say); err != nil {
+			t.Fatal(err)
+		}
+	}
+	checkNothingLeft(t, c)
+}

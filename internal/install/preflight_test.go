@@ -125,10 +125,12 @@ func installed() *Survey {
 		s.Nodes[i].Status.Conditions = []corev1.NodeCondition{{Type: corev1.NodeNetworkUnavailable, Status: corev1.ConditionFalse, Reason: kube.ReasonProven}}
 	}
 	s.Network = &v1alpha1.ClusterNetwork{ObjectMeta: metav1.ObjectMeta{Name: "default", Generation: 3}}
+	setAccepted(s, metav1.ConditionTrue, 3)
 	return s
 }
 
 func setAccepted(s *Survey, status metav1.ConditionStatus, generation int64) {
+	s.Network.Status.ObservedGeneration = generation
 	s.Network.Status.Conditions = []metav1.Condition{{Type: v1alpha1.ConditionAccepted, Status: status, ObservedGeneration: generation, Message: "overlaps Services"}}
 }
 
@@ -142,9 +144,9 @@ func TestReadiness(t *testing.T) {
 		fatal   string
 	}{
 		{"all", func(*Survey) {}, true, "", ""},
-		{"accepted", func(s *Survey) { setAccepted(s, metav1.ConditionTrue, 3) }, true, "", ""},
+		{"accepted in an older generation", func(s *Survey) { setAccepted(s, metav1.ConditionTrue, 2) }, false, "has not judged the ClusterNetwork as it is now", ""},
 		{"refused", func(s *Survey) { setAccepted(s, metav1.ConditionFalse, 3) }, false, "", "refuses ClusterNetwork default: overlaps Services"},
-		{"refused in an older generation", func(s *Survey) { setAccepted(s, metav1.ConditionFalse, 2) }, true, "", ""},
+		{"refused in an older generation", func(s *Survey) { setAccepted(s, metav1.ConditionFalse, 2) }, false, "has not judged the ClusterNetwork as it is now", ""},
 		{"node not proven", func(s *Survey) {
 			s.Nodes[1].Status.Conditions[0].Status = corev1.ConditionTrue
 			s.Nodes[1].Status.Conditions[0].Message = "no answer by ipip"

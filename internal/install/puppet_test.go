@@ -4,19 +4,23 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"testing"
 	"time"
 
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/types"
 
 	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"ropeway.dev/ropeway/api/v1alpha1"
 )
 
-// puppet plays the kubelets and the controllers of DaemonSets and Deployments
-// until the test ends.
+// puppet plays the kubelets, the controllers of DaemonSets and Deployments, and
+// ours as it judges the ClusterNetwork, until the test ends.
 type puppet struct {
 	c     client.Client
 	stuck string // name of a node whose pods never get ready
@@ -46,13 +50,13 @@ func (p puppet) turn(ctx context.Context) {
 	for i := range sets.Items {
 		ds := &sets.Items[i]
 		ready := int32(0)
-		for _, n := range nodes.Items {
+		for _, n := range onNodes(ds, nodes.Items) {
 			wanted[ds.Name+"-"+n.Name] = onNode(ds.Spec.Template, n.Name)
 			if n.Name != p.stuck {
 				ready++
 			}
 		}
-		n := int32(len(nodes.Items))
+		n := int32(len(onNodes(ds, nodes.Items)))
 		ds.Status = appsv1.DaemonSetStatus{ObservedGeneration: ds.Generation, DesiredNumberScheduled: n, CurrentNumberScheduled: n, UpdatedNumberScheduled: n, NumberReady: ready}
 		_ = p.c.Status().Update(ctx, ds)
 	}
@@ -66,6 +70,17 @@ func (p puppet) turn(ctx context.Context) {
 		_ = p.c.Status().Update(ctx, d)
 	}
 	p.makePods(ctx, pods.Items, wanted)
+	var network v1alpha1.ClusterNetwork
+	if p.c.Get(ctx, client.ObjectKey{Name: v1alpha1.ClusterNetworkName}, &network) == nil && len(deployments.Items) > 0 {
+		network.Status.ObservedGeneration = network.Generation
+		_ = p.c.Status().Update(ctx, &network)
+	}
+}
+
+// onNodes are the nodes that the DaemonSet's selector takes in.
+func onNodes(ds *appsv1.DaemonSet, nodes []corev1.Node) []corev1.Node {
+	selector := labels.SelectorFromSet(ds.Spec.Template.Spec.NodeSelector)
+	return slices.DeleteFunc(slices.Clone(nodes), func(n corev1.Node) bool { return !selector.Matches(labels.Set(n.Labels)) })
 }
 
 func onNode(t corev1.PodTemplateSpec, node string) corev1.PodTemplateSpec {

@@ -1,6 +1,7 @@
 package install
 
 import (
+	"encoding/json"
 	"fmt"
 	"net"
 	"net/netip"
@@ -24,10 +25,19 @@ type Settings struct {
 	CNIBinDir          string
 	CNIConfDir         string
 	LogLevel           string
+	VethMTU            string // of the ConfigMap: bytes, or 0
 	ControllerReplicas int
 	AgentPort          int
 	ControllerPort     int
 }
+
+// What stands where nothing else was asked for.
+const (
+	defaultBinDir   = "/opt/cni/bin"
+	defaultConfDir  = "/etc/cni/net.d"
+	defaultLogLevel = "info"
+	defaultVethMTU  = "0"
+)
 
 // DefaultCloudSecret is the Secret that the controller may read where the
 // ClusterNetwork names none.
@@ -45,12 +55,16 @@ func (s Settings) CloudSecret() string {
 // which it needs rights on Nodes.
 func (s Settings) KeepsNodes() bool { return s.Network.Cloud.KeepsNodes() }
 
-// Resolve finds what the options leave open: in the cluster's own ClusterNetwork,
-// in the cluster, or in the defaults. survey is nil when there is no cluster to
+// Resolve finds what the options leave open: in what is installed, in the cluster,
+// or in the defaults. survey is nil when there is no cluster to
 // look at. The notes say, as sentences, what was found or assumed.
 func Resolve(o Options, survey *Survey) (Settings, []string, error) {
 	if err := o.Validate(); err != nil {
 		return Settings{}, nil, err
+	}
+	var notes []string
+	if survey != nil {
+		notes = o.addInstalled(survey.Installed)
 	}
 	image, err := imageReference(o.Image, o.Version, o.Registry)
 	if err != nil {
@@ -59,18 +73,25 @@ func Resolve(o Options, survey *Survey) (Settings, []string, error) {
 	s := Settings{
 		Namespace: Namespace, Image: image, Version: labelVersion(o.Version),
 		Conflist: orElse(o.Conflist, hostinstall.DefaultTemplate), TakeOver: o.TakeOver,
-		CNIBinDir: orElse(o.CNIBinDir, "/opt/cni/bin"), CNIConfDir: orElse(o.CNIConfDir, "/etc/cni/net.d"),
-		LogLevel: orElse(o.LogLevel, "info"), ControllerReplicas: 2,
+		CNIBinDir: orElse(o.CNIBinDir, defaultBinDir), CNIConfDir: orElse(o.CNIConfDir, defaultConfDir),
+		LogLevel: orElse(o.LogLevel, defaultLogLevel), VethMTU: defaultVethMTU, ControllerReplicas: 2,
 		AgentPort: AgentPort, ControllerPort: ControllerPort,
 	}
-	if _, err := hostinstall.Render(s.Conflist, hostinstall.Values{NodeName: "node"}); err != nil {
+	if survey != nil {
+		overrideIfSet(&s.VethMTU, survey.Installed.VethMTU)
+	}
+	conflist, err := hostinstall.Render(s.Conflist, hostinstall.Values{NodeName: "node"})
+	if err != nil {
 		return Settings{}, nil, fmt.Errorf("the conflist would be refused by every agent: %w", err)
 	}
-	var notes []string
-	if s.Network, notes, err = resolveNetwork(o, survey); err != nil {
+	var more []string
+	if s.Network, more, err = resolveNetwork(o, survey); err != nil {
+		return Settings{}, append(notes, more...), err
+	}
+	notes = append(notes, more...)
+	if err := checkFamilies(conflist, s.Network.PodCIDRs); err != nil {
 		return Settings{}, notes, err
 	}
-	var more []string
 	if s.APIServerHost, s.APIServerPort, more, err = resolveAPIServer(o, survey); err != nil {
 		return Settings{}, notes, err
 	}
@@ -80,6 +101,31 @@ func Resolve(o Options, survey *Survey) (Settings, []string, error) {
 		notes = append(notes, "one controller instead of two, since the cluster has one node")
 	}
 	return s, notes, nil
+}
+
+// checkFamilies refuses a conflist whose ipam asks for a family (assign_ipv4,
+// assign_ipv6, as calico-ipam has them) that the pod network does not have: no pod
+// would get its addresses.
+func checkFamilies(conflist []byte, podCIDRs []string) error {
+	var list struct {
+		Plugins []struct{ IPAM map[string]any }
+	}
+	if err := json.Unmarshal(conflist, &list); err != nil {
+		return fmt.Errorf("the conflist: %w", err)
+	}
+	for i, plugin := range list.Plugins {
+		for key, is := range map[string]func(netip.Addr) bool{"assign_ipv4": netip.Addr.Is4, "assign_ipv6": netip.Addr.Is6} {
+			has := slices.ContainsFunc(podCIDRs, func(cidr string) bool {
+				p, err := netip.ParsePrefix(cidr)
+				return err == nil && is(p.Addr())
+			})
+			if fmt.Sprint(plugin.IPAM[key]) == "true" && !has {
+				return fmt.Errorf("plugins[%d].ipam.%s of the conflist asks for addresses that the pod network %s does not have: give a --pod-cidr of that family too, or take it out of the conflist",
+					i, key, strings.Join(podCIDRs, ", "))
+			}
+		}
+	}
+	return nil
 }
 
 // labelVersion makes a version fit a label's value.

@@ -2,6 +2,8 @@ package install
 
 import (
 	"fmt"
+	"net"
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
@@ -10,6 +12,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"ropeway.dev/ropeway/api/v1alpha1"
+	"ropeway.dev/ropeway/internal/agent/hostinstall"
 	"ropeway.dev/ropeway/internal/calico"
 )
 
@@ -66,6 +69,16 @@ func TestSplitAPIServer(t *testing.T) {
 	}
 }
 
+const asksForIPv6 = `{"cniVersion": "1.0.0", "name": "k8s-pod-network", "plugins": [{"type": "calico", "ipam": {"type": "calico-ipam", "assign_ipv4": "true", "assign_ipv6": "true"}}]}`
+
+// TestConflistAsksForBothFamilies, which is right where the pod network has both.
+func TestConflistAsksForBothFamilies(t *testing.T) {
+	o := Options{Version: "v1", Conflist: asksForIPv6, PodCIDRs: []string{"10.244.0.0/16", "fd00:10:244::/48"}}
+	if _, _, err := Resolve(o, nil); err != nil {
+		t.Error(err)
+	}
+}
+
 // TestWrongOptions: every wrong input has a sentence that names the flag.
 func TestWrongOptions(t *testing.T) {
 	for want, o := range map[string]Options{
@@ -86,6 +99,7 @@ func TestWrongOptions(t *testing.T) {
 		"podCIDRs[1]":                                 {PodCIDRs: []string{"10.0.0.0/8", "10.1.0.0/16"}},
 		"transports":                                  {Transports: []v1alpha1.Transport{"ipip", "ipip"}},
 		"the conflist":                                {Conflist: "{\n  \"name\": }"},
+		"plugins[0].ipam.assign_ipv6 of the conflist": {Conflist: asksForIPv6, PodCIDRs: []string{"10.244.0.0/16"}},
 	} {
 		o.Version = "v1"
 		if _, _, err := Resolve(o, nil); err == nil || !strings.Contains(err.Error(), want) {
@@ -147,6 +161,42 @@ func TestInstallAgainKeepsTheNetwork(t *testing.T) {
 	}
 	if fmt.Sprint(survey.Network.Spec.MTU) != "<nil>" {
 		t.Error("Resolve changed the survey")
+	}
+}
+
+// TestInstallAgainKeepsTheRest: what is installed stays, with its directories,
+// names, conflist and registry, but for what a flag says; the tag is the new one.
+func TestInstallAgainKeepsTheRest(t *testing.T) {
+	in := Installed{
+		Image: "mirror.example:5000/hub/ropeway:v1", CNIBinDir: "/data/bin", CNIConfDir: "/data/net.d", TakeOver: []string{"calico"},
+		LogLevel: "debug", APIServer: "[fd00::10]:6443", Conflist: "{\"cniVersion\": \"1.0.0\", \"name\": \"mine\", \"plugins\": [{\"type\": \"ropeway\"}]}", VethMTU: "1400",
+	}
+	survey := &Survey{Server: "https://192.0.2.2:6443", Installed: in}
+	s, notes, err := Resolve(Options{Version: "v2"}, survey)
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := Installed{s.Image, s.CNIBinDir, s.CNIConfDir, s.TakeOver, s.LogLevel, net.JoinHostPort(s.APIServerHost, s.APIServerPort), s.Conflist, s.VethMTU}
+	want := in
+	want.Image = "mirror.example:5000/hub/ropeway:v2"
+	if !reflect.DeepEqual(got, want) {
+		t.Errorf("became %+v\nwant   %+v", got, want)
+	}
+	for _, part := range []string{"--image stays mirror.example:5000/hub/ropeway", "--cni-bin-dir stays /data/bin", "--take-over stays calico", "cni_network_config of ConfigMap"} {
+		if !strings.Contains(strings.Join(notes, "\n"), part) {
+			t.Errorf("the notes do not say %q: %q", part, notes)
+		}
+	}
+	s, _, err = Resolve(Options{
+		Version: "v2", Registry: "other.example", CNIBinDir: "/opt/cni/bin", TakeOver: []string{"calico-ipam"}, APIServer: "192.0.2.9:6443", LogLevel: "warn",
+		Conflist: hostinstall.DefaultTemplate,
+	}, survey)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if s.Image != "other.example/hub/ropeway:v2" || s.CNIBinDir != "/opt/cni/bin" || s.CNIConfDir != "/data/net.d" || fmt.Sprint(s.TakeOver) != "[calico-ipam]" ||
+		s.APIServerHost != "192.0.2.9" || s.LogLevel != "warn" || s.Conflist != hostinstall.DefaultTemplate {
+		t.Errorf("flags did not win: %+v", s)
 	}
 }
 

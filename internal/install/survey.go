@@ -48,7 +48,8 @@ type Survey struct {
 	ServiceCIDRs   []string // empty: not known
 	ServiceIP      string   // of the Service kubernetes
 
-	Network *v1alpha1.ClusterNetwork // nil: none
+	Network   *v1alpha1.ClusterNetwork // nil: none
+	Installed Installed
 	// OwnCRDs are the CRDs of ropeway.dev that are there: name -> whether an
 	// installation of ours made it.
 	OwnCRDs map[string]bool
@@ -114,6 +115,9 @@ func Look(ctx context.Context, c *Cluster) (*Survey, error) {
 	var err error
 	if s.Version, err = c.ServerVersion(); err != nil {
 		return nil, fmt.Errorf("ask the API server %s for its version: %w", c.Server, err)
+	}
+	if s.Installed, err = lookAtInstalled(ctx, c); err != nil {
+		return nil, err
 	}
 	for _, look := range []func(context.Context, client.Reader) error{
 		s.lookAtWorkloads, s.lookAtPolicies, s.lookAtAPIServers, s.lookAtServices, s.lookAtPodSubnets, s.lookAtOwn,

@@ -8,7 +8,6 @@ import (
 	"strings"
 	"time"
 
-	appsv1 "k8s.io/api/apps/v1"
 	coordinationv1 "k8s.io/api/coordination/v1"
 	corev1 "k8s.io/api/core/v1"
 	apiextensionsv1 "k8s.io/apiextensions-apiserver/pkg/apis/apiextensions/v1"
@@ -46,9 +45,16 @@ type Removal struct {
 // if nothing that is installed says which image that is.
 func PlanRemoval(ctx context.Context, c *Cluster, image string) (*Removal, error) {
 	r := &Removal{Settings: Settings{
-		Namespace: Namespace, Image: image, CNIBinDir: "/opt/cni/bin", CNIConfDir: "/etc/cni/net.d",
-		Conflist: hostinstall.DefaultTemplate, LogLevel: "info", ControllerReplicas: 1, AgentPort: AgentPort, ControllerPort: ControllerPort,
+		Namespace: Namespace, Image: image, CNIBinDir: defaultBinDir, CNIConfDir: defaultConfDir,
+		Conflist: hostinstall.DefaultTemplate, LogLevel: defaultLogLevel, VethMTU: defaultVethMTU, ControllerReplicas: 1, AgentPort: AgentPort, ControllerPort: ControllerPort,
 	}}
+	in, err := lookAtInstalled(ctx, c)
+	if err != nil {
+		return nil, err
+	}
+	overrideIfSet(&r.Settings.Image, in.Image)
+	overrideIfSet(&r.Settings.CNIBinDir, in.CNIBinDir)
+	overrideIfSet(&r.Settings.CNIConfDir, in.CNIConfDir)
 	m, err := Render(r.Settings)
 	if err != nil {
 		return nil, err
@@ -91,8 +97,7 @@ func (r *Removal) findPools(ctx context.Context, c client.Client) error {
 	return nil
 }
 
-// find sees which objects are there, and reads from the DaemonSet what they
-// were installed with.
+// find sees which objects are there.
 func (r *Removal) find(ctx context.Context, c client.Client) error {
 	for _, want := range r.objects {
 		have := &unstructured.Unstructured{}
@@ -106,27 +111,6 @@ func (r *Removal) find(ctx context.Context, c client.Client) error {
 		}
 		if ours(have) {
 			r.Found = append(r.Found, describe(want))
-		}
-	}
-	var agent appsv1.DaemonSet
-	err := c.Get(ctx, client.ObjectKey{Namespace: Namespace, Name: AgentName}, &agent)
-	if err != nil {
-		err = c.Get(ctx, client.ObjectKey{Namespace: Namespace, Name: CleanerName}, &agent)
-	}
-	if err != nil {
-		return client.IgnoreNotFound(err)
-	}
-	pod := agent.Spec.Template.Spec
-	if len(pod.Containers) > 0 {
-		r.Settings.Image = pod.Containers[0].Image
-	}
-	for _, v := range pod.Volumes {
-		switch {
-		case v.HostPath == nil:
-		case v.Name == "cni-bin":
-			r.Settings.CNIBinDir = v.HostPath.Path
-		case v.Name == "cni-conf":
-			r.Settings.CNIConfDir = v.HostPath.Path
 		}
 	}
 	return nil
@@ -186,14 +170,32 @@ func Uninstall(ctx context.Context, c *Cluster, r *Removal, abandon bool, say Pr
 	if len(r.Lost) > 0 && !abandon {
 		return fmt.Errorf("the kubelet of %s does not answer, so nothing can be cleaned there: bring these nodes back, delete their Node objects if they are gone for good, or leave them as they are with --abandon-lost-nodes", strings.Join(r.Lost, ", "))
 	}
-	for _, step := range []func(context.Context, *Cluster, Progress) error{
-		r.stopWorkloads, r.cleanNodes, r.clearNodeObjects, r.deleteObjects,
-	} {
+	for _, step := range r.steps() {
 		if err := step(ctx, c, say); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+func (r *Removal) steps() []func(context.Context, *Cluster, Progress) error {
+	return []func(context.Context, *Cluster, Progress) error{
+		r.parkCleaner, r.stopWorkloads, r.cleanNodes, r.clearNodeObjects, r.deleteObjects, r.deleteCleaner,
+	}
+}
+
+// parkCleaner makes the cleaner, on no node: it keeps the image and the nodes'
+// directories for an uninstall that is run again, which finds no agents to read
+// them from. It is there from before the agents end until everything is gone.
+func (r *Removal) parkCleaner(ctx context.Context, c *Cluster, say Progress) error {
+	cleaner, err := Cleaner(r.Settings)
+	if err != nil {
+		return err
+	}
+	if err := unstructured.SetNestedField(cleaner.Object, "true", "spec", "template", "spec", "nodeSelector", "ropeway.dev/on-no-node"); err != nil {
+		return fmt.Errorf("render what cleans the nodes: %w", err)
+	}
+	return applyOne(ctx, c, cleaner, say)
 }
 
 // stopWorkloads ends controllers and agents, and waits for them: nobody may
@@ -235,7 +237,7 @@ func (r *Removal) cleanNodes(ctx context.Context, c *Cluster, say Progress) erro
 	if err := r.waitClean(ctx, c, say); err != nil {
 		return err
 	}
-	if err := deleteOne(ctx, c, cleaner, say); err != nil {
+	if err := r.parkCleaner(ctx, c, say); err != nil {
 		return err
 	}
 	return r.podsGone(ctx, c, "cleaners", func(corev1.Pod) bool { return true })
@@ -320,6 +322,9 @@ func (r *Removal) deleteObjects(ctx context.Context, c *Cluster, say Progress) e
 		return err
 	}
 	for _, obj := range slices.Backward(r.objects) {
+		if obj.GetName() == CleanerName {
+			continue
+		}
 		if err := deleteOne(ctx, c, obj, say); err != nil {
 			return err
 		}
@@ -330,6 +335,16 @@ func (r *Removal) deleteObjects(ctx context.Context, c *Cluster, say Progress) e
 		}
 		if err := crdGone(ctx, c, obj.GetName()); err != nil {
 			return err
+		}
+	}
+	return nil
+}
+
+// deleteCleaner ends what another run would need.
+func (r *Removal) deleteCleaner(ctx context.Context, c *Cluster, say Progress) error {
+	for _, obj := range r.objects {
+		if obj.GetName() == CleanerName {
+			return deleteOne(ctx, c, obj, say)
 		}
 	}
 	return nil

@@ -92,7 +92,10 @@ func readiness(s *Survey) Readiness {
 	r.Line = fmt.Sprintf("agents ready %d/%d, controllers ready %d/%d, nodes reachable %d/%d",
 		agents, agentsWanted, controllers, controllersWanted, reachable, wanted)
 	r.Fatal = refusal(s.Network)
-	r.Ready = agentsSettled && controllersSettled && reachable == wanted && r.Fatal == nil
+	if !judged(s.Network) {
+		r.Missing = append(r.Missing, "the controller has not judged the ClusterNetwork as it is now")
+	}
+	r.Ready = agentsSettled && controllersSettled && reachable == wanted && judged(s.Network) && r.Fatal == nil
 	if !r.Ready && len(r.Missing) == 0 {
 		r.Missing = []string{r.Line}
 	}
@@ -138,6 +141,12 @@ func notProven(n corev1.Node) string {
 		return c.Reason
 	}
 	return c.Message
+}
+
+// judged says whether the controller has seen the ClusterNetwork in its present
+// form: what it said of an earlier one is no word on this.
+func judged(network *v1alpha1.ClusterNetwork) bool {
+	return network != nil && network.Status.ObservedGeneration >= network.Generation
 }
 
 // refusal is the controller's word that the pod network cannot be as it was
