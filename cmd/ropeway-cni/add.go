@@ -22,11 +22,13 @@ type undoing []func() error
 
 func (u *undoing) push(f func() error) { *u = append(*u, f) }
 
-// after runs all of it and returns err, with what could not be undone.
+// after runs all of it and returns err, with what could not be undone. It stops
+// there: an address must not be given back while a link has it. The runtime's DEL
+// goes on.
 func (u *undoing) after(err error) error {
 	for _, f := range slices.Backward(*u) {
 		if failed := f(); failed != nil {
-			err = fmt.Errorf("%w; and undoing: %w", err, failed)
+			return fmt.Errorf("%w; and undoing: %w", err, failed)
 		}
 	}
 	return err
@@ -126,13 +128,12 @@ func (j *job) allocate(ctx context.Context, undo *undoing) (granted, error) {
 // the one that it gave last.
 func (j *job) delegateFree(ctx context.Context, undo *undoing) (*types100.Result, cniwire.Response, error) {
 	given := map[string]bool{}
+	// Before it is run: one that fails, or is killed, may have written its file.
+	undo.push(func() error { return j.delegateDel(context.Background()) })
 	for {
 		result, err := j.delegateAdd(ctx)
 		if err != nil {
 			return nil, cniwire.Response{}, err
-		}
-		if len(given) == 0 {
-			undo.push(func() error { return j.delegateDel(context.Background()) })
 		}
 		addresses, err := addressesOf(result.IPs, nil)
 		if err != nil {
@@ -167,6 +168,9 @@ func (j *job) register(ctx context.Context, delegated []netip.Addr) (cniwire.Res
 			r.Wanted = j.exact
 		}
 	})
+	if _, unsure := errors.AsType[*cniwire.UnsureError](err); unsure {
+		return resp, errors.Join(err, j.giveBack())
+	}
 	if err != nil {
 		return resp, err
 	}

@@ -56,9 +56,9 @@ func codeOf(err error) uint {
 	return cniwire.CodeInternal
 }
 
-// unready is coded for STATUS: what ADD would answer by "try again later", or
+// unavailable is coded for STATUS: what ADD would answer by "try again later", or
 // not at all, means here that the plugin is not available (code 50).
-func unready(err error) error {
+func unavailable(err error) error {
 	if err == nil {
 		return nil
 	}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 
 	"github.com/containernetworking/cni/pkg/skel"
 	"github.com/containernetworking/cni/pkg/types"
@@ -38,10 +39,16 @@ func (p *plugin) ipamAdd(args *skel.CmdArgs) error {
 		return err
 	}
 	result, err := j.lease(ctx, resp)
+	if err == nil {
+		err = ctx.interrupted()
+	}
+	if err == nil {
+		err = j.print(result)
+	}
 	if err != nil {
 		return errors.Join(err, j.giveBack())
 	}
-	return j.print(result)
+	return nil
 }
 
 // lease is the result of an IPAM plugin (section 5, "Delegated plugins"): main
@@ -104,14 +111,34 @@ func (p *plugin) ipamDel(args *skel.CmdArgs) error {
 	return j.giveBack()
 }
 
+// ipamCheck is CHECK (section 2): what the agent holds is what the ADD gave.
 func (p *plugin) ipamCheck(args *skel.CmdArgs) error {
 	j, err := p.ipamJob(args)
 	if err != nil {
 		return err
 	}
+	prev, err := j.conf.previous()
+	if err != nil {
+		return err
+	}
+	if prev == nil {
+		return needsResult()
+	}
+	given, err := addressesOf(prev.IPs, nil)
+	if err != nil {
+		return fmt.Errorf("prevResult: %w", err)
+	}
 	ctx := p.patience(checkTimeout)
-	_, err = j.ask(ctx, cniwire.Check, nil)
-	return err
+	resp, err := j.ask(ctx, cniwire.Check, nil)
+	if err != nil {
+		return err
+	}
+	for _, a := range resp.Addresses {
+		if !slices.Contains(given, a) { // given may have another plugin's addresses too
+			return types.NewError(cniwire.CodeMismatch, fmt.Sprintf("the agent holds %s for container %s, and its interface was given %v: delete the pod, so that it gets an address that is its own", a, j.att.ContainerID, given), "")
+		}
+	}
+	return nil
 }
 
 func (p *plugin) ipamStatus(args *skel.CmdArgs) error {
@@ -121,7 +148,7 @@ func (p *plugin) ipamStatus(args *skel.CmdArgs) error {
 	}
 	ctx := p.patience(statusWait)
 	_, err = j.ask(ctx, cniwire.Status, nil)
-	return unready(err)
+	return j.unready(err)
 }
 
 func (p *plugin) ipamGC(args *skel.CmdArgs) error {

@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -107,9 +108,12 @@ func TestDelegateFails(t *testing.T) {
 		}
 		t.Cleanup(func() { os.Remove(filepath.Join(n.bin, name)) })
 	}
-	script("rwt-says", `echo '{"cniVersion": "1.0.0", "code": 123, "msg": "the pool is empty"}'; exit 1`)
-	script("rwt-dies", `echo oops; exit 3`)
-	script("rwt-garbage", `echo '[]'`)
+	// What they were asked, last: each may have taken an address before it failed.
+	verbs := filepath.Join(t.TempDir(), "verbs")
+	note := "echo $CNI_COMMAND > " + verbs + "; [ $CNI_COMMAND = DEL ] && exit 0; "
+	script("rwt-says", note+`echo '{"cniVersion": "1.0.0", "code": 123, "msg": "the pool is empty"}'; exit 1`)
+	script("rwt-dies", note+`echo oops; exit 3`)
+	script("rwt-garbage", note+`echo '[]'`)
 	script("rwt-nothing", `[ $CNI_COMMAND = DEL ] || echo '{}'`)
 	for _, tt := range []struct {
 		ipam string
@@ -131,6 +135,10 @@ func TestDelegateFails(t *testing.T) {
 		if n.state() != before || len(n.agent.Held()) != 0 {
 			t.Errorf("%s left something", tt.ipam)
 		}
+		if last, err := os.ReadFile(verbs); slices.Contains([]string{"rwt-says", "rwt-dies", "rwt-garbage"}, tt.ipam) && string(last) != "DEL\n" {
+			t.Errorf("%s was asked %q last (%v), want DEL", tt.ipam, last, err)
+		}
+		_ = os.Remove(verbs) // of the next one
 	}
 }
 

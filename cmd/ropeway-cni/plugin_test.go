@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/netip"
 	"os"
@@ -12,6 +13,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -373,6 +375,90 @@ func TestAddIsInterrupted(t *testing.T) {
 	}
 	if after := n.state(); after != before {
 		t.Errorf("left:\n%s", after)
+	}
+}
+
+// An agent allocates and dies before it answers; the next one refuses. The ADD fails,
+// and its address is free.
+func TestAddWhoseAnswerIsLost(t *testing.T) {
+	n := newNode(t)
+	p := n.pod("c1")
+	// Where all of the test's threads see it: /run is the first one's.
+	agent, err := cniwire.NewFakeAgent(t.TempDir(), cniwire.FakeConfig{Ranges: []netip.Prefix{netip.MustParsePrefix("10.88.0.0/24")}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer agent.Close()
+	socket := filepath.Join(t.TempDir(), "cni.sock")
+	between, err := net.Listen("unix", socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var calls sync.WaitGroup
+	defer calls.Wait()
+	defer between.Close()
+	calls.Go(func() {
+		for first := true; ; first = false {
+			conn, err := between.Accept()
+			if err != nil {
+				return
+			}
+			passOn(t, conn, agent.Socket, first)
+			if first {
+				if len(agent.Held()) != 1 {
+					t.Error("the first try has not allocated: this test shows nothing")
+				}
+				agent.FailNext(cniwire.Add, &cniwire.Error{Code: cniwire.CodeInvalidConfig, Msg: "another mind"})
+			}
+		}
+	})
+	_, failure := n.run(run{verb: "ADD", netns: p.Path(), conf: fmt.Sprintf(`{"cniVersion": "1.0.0", "name": "rwt-net", "type": "ropeway", "socket": %q}`, socket)})
+	if failure == nil || failure.Code != cniwire.CodeInvalidConfig || !strings.Contains(failure.Msg, "another mind") {
+		t.Errorf("got %+v", failure)
+	}
+	if held := agent.Held(); len(held) != 0 {
+		t.Errorf("the agent still holds %v", held)
+	}
+}
+
+// passOn passes a request on to a socket, and its answer back, unless that is to get
+// lost.
+func passOn(t *testing.T, conn net.Conn, socket string, lost bool) {
+	t.Helper()
+	defer conn.Close()
+	agent, err := net.Dial("unix", socket)
+	if err != nil {
+		t.Error(err)
+		return
+	}
+	defer agent.Close()
+	asked := make(chan struct{})
+	go func() {
+		defer close(asked)
+		_, _ = io.Copy(agent, conn) // until the plugin has its answer, and closes
+	}()
+	var answer io.Writer = conn
+	if lost {
+		answer = io.Discard
+	}
+	if _, err := io.Copy(answer, agent); err != nil {
+		t.Error(err)
+	}
+	conn.Close()
+	<-asked
+}
+
+// An IPAM plugin whose result cannot be printed keeps nothing either.
+func TestIPAMAddNobodyReads(t *testing.T) {
+	n := newNode(t, "10.88.0.0/24")
+	full, err := os.OpenFile("/dev/full", os.O_WRONLY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer full.Close()
+	_, failure := n.run(run{name: "ropeway-ipam", verb: "ADD", netns: n.pod("c1").Path(), stdout: full, conf: `{"cniVersion": "1.0.0", "name": "rwt-net", "type": "ptp", "ipam": {"type": "ropeway-ipam"}}`})
+	if held := n.agent.Held(); failure == nil || len(held) != 0 {
+		t.Errorf("got %+v, and the agent holds %v", failure, held)
 	}
 }
 

@@ -44,7 +44,7 @@ func (p *plugin) check(args *skel.CmdArgs) error {
 		return err
 	}
 	if prev == nil {
-		return invalid("CHECK needs the prevResult of the ADD in the network configuration (CNI specification 1.1.0, section 2)")
+		return needsResult()
 	}
 	cfg, err := j.expected(prev)
 	if err != nil {
@@ -64,6 +64,10 @@ func (p *plugin) check(args *skel.CmdArgs) error {
 		}
 	}
 	return j.checkRecord(ctx, cfg)
+}
+
+func needsResult() error {
+	return invalid("CHECK needs the prevResult of the ADD in the network configuration (CNI specification 1.1.0, section 2)")
 }
 
 // expected is what the result of the ADD says of the interface.
@@ -103,7 +107,7 @@ func (j *job) checkRecord(ctx context.Context, cfg podlink.Config) error {
 }
 
 // status is STATUS of a main plugin (section 2): success means that an ADD
-// would be served.
+// would be served, maybe after it has waited for an agent that is being restarted.
 func (p *plugin) status(args *skel.CmdArgs) error {
 	j, err := p.job(args)
 	if err != nil {
@@ -111,18 +115,28 @@ func (p *plugin) status(args *skel.CmdArgs) error {
 	}
 	ctx := p.patience(statusWait)
 	if _, err := j.ask(ctx, cniwire.Status, nil); err != nil {
-		return unready(err)
+		return j.unready(err)
 	}
 	if served(j.conf.IPAM.Type) {
 		return nil
 	}
 	conf, err := j.delegateConf(ctx) // also says whether the node has the CIDRs
 	if err != nil {
-		return unready(err)
+		return unavailable(err)
 	}
 	if _, err := j.runDelegate(ctx, "STATUS", conf); err != nil && !unsupported(err) {
 		return err
 	}
+	return nil
+}
+
+// unready is what STATUS says where the agent does not serve: nothing, if it did so
+// until lately, and that the plugin is not available otherwise.
+func (j *job) unready(err error) error {
+	if err = unavailable(err); err == nil || coded(err).Code != cniwire.CodeNotAvailable || !cniwire.ReadyLately(j.conf.Socket) {
+		return err
+	}
+	j.warn("an ADD would wait now: %v", err)
 	return nil
 }
 

@@ -55,6 +55,61 @@ func TestStatus(t *testing.T) {
 	}
 }
 
+// A runtime whose STATUS fails makes its node NotReady: while an agent is restarted or
+// upgraded an ADD waits for it, and STATUS says nothing. One that stays away is told.
+func TestStatusWhileTheAgentIsAway(t *testing.T) {
+	n := newNode(t, "10.88.0.0/24")
+	if err := cniwire.MarkReady(cniwire.RunDir); err != nil {
+		t.Fatal(err)
+	}
+	status := func(name, ipam string) *types.Error {
+		_, failure := n.run(run{name: name, verb: "STATUS", conf: `{"cniVersion": "1.1.0", "name": "rwt-net", "type": "ropeway", "ipam": ` + ipam + `}`})
+		return failure
+	}
+	n.agent.FailNext(cniwire.Status, &cniwire.Error{Code: 50, Msg: "the agent is starting"})
+	if failure := status("ropeway", `{}`); failure != nil {
+		t.Errorf("an agent that starts: %+v", failure)
+	}
+	if failure := status("ropeway", `{"type": "host-local", "subnet": "usePodCidrIPv6"}`); failure == nil || failure.Code != 50 {
+		t.Errorf("the node has no such CIDR: %+v", failure)
+	}
+	n.agent.Close()
+	for name, ipam := range map[string]string{"ropeway": `{"type": "host-local", "subnet": "usePodCidr"}`, "ropeway-ipam": `{}`} {
+		if failure := status(name, ipam); failure != nil {
+			t.Errorf("%s without an agent since a moment ago: %+v", name, failure)
+		}
+	}
+	long := time.Now().Add(-cniwire.ReadyFor - time.Second)
+	if err := os.Chtimes(cniwire.RunDir+"/ready", long, long); err != nil {
+		t.Fatal(err)
+	}
+	if failure := status("ropeway", `{}`); failure == nil || failure.Code != 50 {
+		t.Errorf("without an agent for long: %+v", failure)
+	}
+}
+
+// CHECK under the name of an IPAM plugin compares what is held with what was given.
+func TestIPAMCheckCompares(t *testing.T) {
+	n := newNode(t, "10.88.0.0/24")
+	p := n.pod("c1")
+	conf := func(prev string) string {
+		return `{"cniVersion": "1.0.0", "name": "rwt-net", "type": "ptp", "ipam": {"type": "ropeway-ipam"}` + prev + `}`
+	}
+	if out, failure := n.run(run{name: "ropeway-ipam", verb: "ADD", netns: p.Path(), conf: conf("")}); failure != nil || !strings.Contains(out, "10.88.0.2") {
+		t.Fatalf("ADD: %s %+v", out, failure)
+	}
+	for prev, code := range map[string]uint{
+		"": 7,
+		`, "prevResult": {"cniVersion": "1.0.0", "ips": [{"address": "10.88.0.2/24"}, {"address": "fd00::9/64"}]}`: 0,
+		`, "prevResult": {"cniVersion": "1.0.0", "ips": [{"address": "10.88.0.9/24"}]}`:                            cniwire.CodeMismatch,
+	} {
+		_, failure := n.run(run{name: "ropeway-ipam", verb: "CHECK", netns: p.Path(), conf: conf(prev)})
+		if failure == nil && code != 0 || failure != nil && failure.Code != code {
+			t.Errorf("%s: %+v, want code %d", prev, failure, code)
+		}
+	}
+}
+
 // CNI specification 1.1.0, section 2, CHECK.
 func TestCheckFinds(t *testing.T) {
 	for _, tt := range []struct {

@@ -61,6 +61,7 @@ func (s service) network(a netip.Addr) netip.Prefix {
 type board struct {
 	mu      sync.Mutex
 	current service
+	turn    uint64        // counts what woke them
 	changed chan struct{} // closed at the next set
 }
 
@@ -75,18 +76,56 @@ func (b *board) get() (service, <-chan struct{}) {
 	return b.current, b.changed
 }
 
+// look is get, with a number that is another one after each change.
+func (b *board) look() (service, <-chan struct{}, uint64) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.current, b.changed, b.turn
+}
+
 func (b *board) set(s service) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.current = s
-	close(b.changed)
-	b.changed = make(chan struct{})
+	b.wake()
 }
 
 // poke wakes whoever waits: an address may have become free.
 func (b *board) poke() {
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	b.wake()
+}
+
+func (b *board) wake() {
+	b.turn++
 	close(b.changed)
 	b.changed = make(chan struct{})
+}
+
+// lacking remembers what could not be had at which turn of the board: of many
+// requests that wait for the same, one finds out for all.
+type lacking struct {
+	mu    sync.Mutex
+	turns map[string]uint64
+}
+
+// lackingMost bounds what is remembered; to forget costs a try, and no more.
+const lackingMost = 256
+
+func (l *lacking) note(what string, turn uint64) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.turns == nil || len(l.turns) >= lackingMost {
+		l.turns = map[string]uint64{}
+	}
+	l.turns[what] = max(l.turns[what], turn)
+}
+
+// knows reports whether nothing has changed since it could not be had.
+func (l *lacking) knows(what string, turn uint64) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	since, known := l.turns[what]
+	return known && since >= turn
 }

@@ -17,6 +17,7 @@ import (
 	"ropeway.dev/ropeway/internal/agent/laststate"
 	"ropeway.dev/ropeway/internal/agent/lease"
 	"ropeway.dev/ropeway/internal/agent/probe"
+	"ropeway.dev/ropeway/internal/cniwire"
 	"ropeway.dev/ropeway/internal/dataplane"
 	"ropeway.dev/ropeway/internal/ipam"
 	"ropeway.dev/ropeway/internal/kube"
@@ -73,6 +74,10 @@ type node struct {
 	moves       plan.Moves                 // transports that were left because they failed
 	needed      map[netip.Prefix]time.Time // podCIDR -> when an address of it was last in use, while blocks are given
 
+	noted time.Time // when it was noted last that pods are served
+
+	took time.Duration // by the last pass
+
 	beat   atomic.Int64 // when the last pass began, in ns since 1970
 	exempt atomic.Pointer[exemption]
 	shown  sync.Mutex // guards what others may read
@@ -102,7 +107,9 @@ func (n *node) run(ctx context.Context, changes <-chan struct{}) {
 			n.sweep()
 		}
 		wait := resync.Sub(now)
-		if err := n.pass(ctx); err != nil && ctx.Err() == nil {
+		err := n.pass(ctx)
+		n.took = time.Since(now)
+		if err != nil && ctx.Err() == nil {
 			wait = min(wait, pause/2+rand.N(pause))
 			pause = min(2*pause, n.config.timing.retryMax)
 			n.log.Warn("the node is not as it should be; trying again", "err", err, "in", wait)
@@ -155,10 +162,19 @@ func (n *node) sleep(ctx context.Context, wait time.Duration, changes <-chan str
 	select {
 	case <-ctx.Done():
 		return false
-	case <-time.After(n.config.timing.settle):
+	case <-time.After(n.settleFor()):
 		return true
 	}
 }
+
+// settleFor is the moment that a reason waits for others: longer where a pass takes
+// long, so that no stream of changes keeps a node's CPU busy with passes alone.
+func (n *node) settleFor() time.Duration {
+	return max(n.config.timing.settle, min(2*n.took, settleMost))
+}
+
+// settleMost bounds it: routes that fail are left within seconds.
+const settleMost = 500 * time.Millisecond
 
 func (n *node) sweep() {
 	if err := n.book.Sweep(); err != nil {
@@ -334,7 +350,7 @@ func (n *node) serve(s plan.Snapshot, want plan.State, singles []kube.Lease) {
 	n.last.Ranges = ranges
 	n.book.SetRanges(ranges)
 	n.kept = keptAddresses(singles)
-	n.board.set(n.service(problemsOf(want.Problems, s.Self)))
+	n.offer(n.service(problemsOf(want.Problems, s.Self)))
 }
 
 // serveLast is serve for what the node did last. Single addresses are left out
@@ -342,8 +358,25 @@ func (n *node) serve(s plan.Snapshot, want plan.State, singles []kube.Lease) {
 // given them back.
 func (n *node) serveLast() {
 	n.book.SetRanges(slices.DeleteFunc(slices.Clone(n.last.Ranges), func(r ipam.Range) bool { return r.Single && !n.admitted }))
-	n.board.set(n.service(nil))
+	n.offer(n.service(nil))
 }
+
+// offer serves pods by s, and notes now and then that it does: STATUS goes by that
+// note while there is no agent.
+func (n *node) offer(s service) {
+	n.board.set(s)
+	if s.notReady != "" || time.Since(n.noted) < noteEvery {
+		return
+	}
+	if err := cniwire.MarkReady(n.config.RunDir); err != nil {
+		n.log.Warn("a restart of this agent will make the node NotReady", "err", err)
+		return
+	}
+	n.noted = time.Now()
+}
+
+// noteEvery is well within cniwire.ReadyFor.
+const noteEvery = time.Minute
 
 // service is what the CNI server serves by, from n.last.
 func (n *node) service(problems []plan.Problem) service {

@@ -146,6 +146,18 @@ func (w wanted) pool(a netip.Addr) *pool.Pool {
 	return w.pools[i]
 }
 
+// common names what is wanted, if it would do for others as well.
+func (w wanted) common() string {
+	var b strings.Builder
+	for i, want := range w.wants {
+		if want.Exact.IsValid() || w.needs[i].KeptFor != (share.Kept{}) {
+			return ""
+		}
+		fmt.Fprintf(&b, "%s %q ", want.Family, want.Pools)
+	}
+	return b.String()
+}
+
 // wantsOf says which addresses will do for a request. A pod that is not known
 // yet waits: what it says of its addresses is never guessed.
 func (s *server) wantsOf(now service, req cniwire.Request) (wanted, error) {

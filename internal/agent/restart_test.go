@@ -22,6 +22,9 @@ func TestKillAndRestart(t *testing.T) {
 	a := m.start()
 	p1, p2 := a.add("p1"), a.add("p2")
 	a.stop()
+	if !cniwire.ReadyLately(m.root + "/run/cni.sock") {
+		t.Error("STATUS will not know that the agent was just there")
+	}
 	// The agent was killed while it wrote its journal, and a DEL came after.
 	f, err := os.OpenFile(m.root+"/run/journal", os.O_APPEND|os.O_WRONLY, 0)
 	if err != nil {

@@ -29,6 +29,7 @@ type server struct {
 	wait    time.Duration // how long an ADD waits for what it needs
 	more    func()        // asks for another block, without waiting
 	sharer  *sharer
+	lacking lacking
 	version string
 	metrics *metrics
 	log     *slog.Logger
@@ -46,6 +47,9 @@ type later struct {
 	why string
 	// soon asks for another look within milliseconds.
 	soon bool
+	// lacks names what all lack that fail with it, until something changes; empty for
+	// what is the request's own affair.
+	lacks string
 }
 
 func (e *later) Error() string { return e.why }
@@ -104,21 +108,41 @@ func (s *server) waiting(ctx context.Context, req cniwire.Request, try func(serv
 	ctx, cancel := context.WithTimeout(ctx, s.wait)
 	defer cancel()
 	for {
-		current, changed := s.board.get()
+		current, changed, turn := s.board.look()
 		resp, err := try(current, req)
 		wait, ok := errors.AsType[*later](err)
 		if !ok {
 			return resp, err
 		}
-		again := tryEvery
-		if wait.soon {
-			again = trySoon
+		if wait.lacks != "" {
+			s.lacking.note(wait.lacks, turn)
 		}
-		select {
-		case <-changed:
-		case <-time.After(again): // an address has rested for long enough
-		case <-ctx.Done():
+		if !s.worthATry(ctx, wait, changed) {
 			return cniwire.Response{}, err
+		}
+	}
+}
+
+// worthATry waits until what a request waits for may be there; false if ctx ends
+// before.
+func (s *server) worthATry(ctx context.Context, wait *later, changed <-chan struct{}) bool {
+	again := tryEvery
+	if wait.soon {
+		again = trySoon
+	}
+	timer := time.NewTimer(again)
+	defer timer.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return false
+		case <-timer.C: // an address has rested for long enough
+			return true
+		case <-changed:
+		}
+		var turn uint64
+		if _, changed, turn = s.board.look(); wait.lacks == "" || !s.lacking.knows(wait.lacks, turn) {
+			return true
 		}
 	}
 }
@@ -232,7 +256,7 @@ func (s *server) exhausted(now service, req cniwire.Request, w wanted, err error
 		if len(w.pools) > 0 {
 			err = fmt.Errorf("%w: delete pods, enlarge the pool, or name another beside it", err)
 		}
-		return &later{why: err.Error()}
+		return &later{why: err.Error(), lacks: w.common()}
 	}
 	if now.nodeCIDRMode {
 		return &cniwire.Error{Code: cniwire.CodeNoAddress,
@@ -242,7 +266,7 @@ func (s *server) exhausted(now service, req cniwire.Request, w wanted, err error
 		return &cniwire.Error{Code: cniwire.CodeNoAddress, Msg: fmt.Sprintf("%v, and %s", err, now.leaseProblem)}
 	}
 	s.more()
-	return &later{why: fmt.Sprintf("%v; another block is being leased", err)}
+	return &later{why: fmt.Sprintf("%v; another block is being leased", err), lacks: w.common()}
 }
 
 // node answers what usePodCidr and usePodCidrIPv6 stand for.

@@ -35,6 +35,17 @@ func (e *UnavailableError) Error() string {
 // Unwrap gives what was seen last.
 func (e *UnavailableError) Unwrap() error { return e.Err }
 
+// UnsureError is an error of Call's that leaves open whether an agent has served the
+// request: one took it and went away before it answered. Whoever asked for something
+// has to give it back.
+type UnsureError struct{ Err error }
+
+// Error implements error.
+func (e *UnsureError) Error() string { return e.Err.Error() }
+
+// Unwrap gives what Call ended with.
+func (e *UnsureError) Unwrap() error { return e.Err }
+
 // Call sends one request to the agent that listens on socket and returns its
 // answer. It sets the request's version.
 //
@@ -42,7 +53,8 @@ func (e *UnavailableError) Unwrap() error { return e.Err }
 // answered (a restart), Call tries again until DialTimeout has passed or ctx
 // ends, whichever is first: every verb may be repeated. The error is then an
 // *UnavailableError. An answer that is an error is returned as *Error,
-// together with the response.
+// together with the response. Either is wrapped into an *UnsureError where an
+// earlier try, or the last, was taken and not answered.
 //
 // Of ctx, only the deadline is looked at as long as nobody has to wait: what
 // ctx stands for need not begin to watch before.
@@ -50,21 +62,29 @@ func Call(ctx context.Context, socket string, req Request) (Response, error) {
 	start := time.Now()
 	req.Version = Version
 	until := earlier(start.Add(DialTimeout), ctx)
-	for pause := firstPause; ; pause = min(2*pause, lastPause) {
-		resp, err := exchange(ctx, socket, req)
-		if err == nil {
-			return resp, resp.failure()
+	taken := false // by an agent that has not answered
+	sure := func(err error) error {
+		if err == nil || !taken {
+			return err
 		}
+		return &UnsureError{err}
+	}
+	for pause := firstPause; ; pause = min(2*pause, lastPause) {
+		resp, sent, err := exchange(ctx, socket, req)
+		if err == nil {
+			return resp, sure(resp.failure())
+		}
+		taken = taken || sent
 		if !transient(err) {
-			return Response{}, unanswered(err, socket, start)
+			return Response{}, sure(unanswered(err, socket, start))
 		}
 		select {
 		case <-ctx.Done():
-			return Response{}, &UnavailableError{Socket: socket, Waited: time.Since(start), Err: err}
+			return Response{}, sure(&UnavailableError{Socket: socket, Waited: time.Since(start), Err: err})
 		case <-time.After(min(pause, time.Until(until))):
 		}
 		if !time.Now().Before(until) {
-			return Response{}, &UnavailableError{Socket: socket, Waited: time.Since(start), Err: err}
+			return Response{}, sure(&UnavailableError{Socket: socket, Waited: time.Since(start), Err: err})
 		}
 	}
 }
@@ -90,21 +110,21 @@ func (r Response) failure() error {
 	return nil
 }
 
-// exchange speaks once, bounded by ctx and AnswerTimeout.
-func exchange(ctx context.Context, socket string, req Request) (Response, error) {
+// exchange speaks once, bounded by ctx and AnswerTimeout. sent says that the agent
+// may have the whole request.
+func exchange(ctx context.Context, socket string, req Request) (resp Response, sent bool, err error) {
 	c, err := dial(ctx, socket)
 	if err != nil {
-		return Response{}, err
+		return Response{}, false, err
 	}
 	defer c.close()
 	if err := writeMessage(c, req); err != nil {
-		return Response{}, err
+		return Response{}, false, err
 	}
-	var resp Response
 	if err := readMessage(c, &resp); err != nil {
-		return Response{}, err
+		return Response{}, true, err
 	}
-	return resp, nil
+	return resp, true, nil
 }
 
 // transient reports whether err is what a missing or restarting agent looks

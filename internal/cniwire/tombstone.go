@@ -56,7 +56,7 @@ func WriteTombstone(dir string, t Tombstone) error {
 	} else if err != nil && !errors.Is(err, os.ErrExist) {
 		return fmt.Errorf("making the directory for tombstones: %w", err)
 	}
-	temp, err := os.CreateTemp(dir, ".new-*") // no reader looks at these
+	temp, err := os.CreateTemp(dir, unfinished+"*")
 	if err != nil {
 		return fmt.Errorf("writing a tombstone: %w", err)
 	}
@@ -86,6 +86,7 @@ func ReadTombstones(dir string) ([]Tombstone, error) {
 	var found []Tombstone
 	var errs []error
 	for _, e := range entries {
+		removeUnfinished(dir, e)
 		if strings.HasPrefix(e.Name(), ".") || !strings.HasSuffix(e.Name(), tombstoneSuffix) {
 			continue
 		}
@@ -97,6 +98,20 @@ func ReadTombstones(dir string) ([]Tombstone, error) {
 		found = append(found, t)
 	}
 	return found, errors.Join(errs...)
+}
+
+// unfinished begins the names of tombstones that are being written.
+const unfinished = ".new-"
+
+// removeUnfinished removes what a plugin left that was killed as it wrote: the
+// runtime runs that DEL again, and nobody reads the file.
+func removeUnfinished(dir string, e os.DirEntry) {
+	if !strings.HasPrefix(e.Name(), unfinished) {
+		return
+	}
+	if info, err := e.Info(); err == nil && time.Since(info.ModTime()) > time.Minute {
+		_ = os.Remove(filepath.Join(dir, e.Name())) // the next reader tries again
+	}
 }
 
 func readTombstone(path string) (Tombstone, error) {

@@ -14,7 +14,7 @@ import (
 
 // Decide compares what the node holds with what its pods wait for.
 func Decide(in Input) Decision {
-	d := &decider{Input: in, singles: map[netip.Addr]Lease{}, kept: map[Kept][]Lease{}, matched: map[netip.Addr]bool{}, coming: map[netip.Prefix]uint64{}}
+	d := &decider{Input: in, singles: map[netip.Addr]Lease{}, kept: map[Kept][]Lease{}, matched: map[netip.Addr]bool{}, searches: map[string]*search{}, coming: map[netip.Prefix]uint64{}}
 	d.Wait = map[string]string{}
 	if !d.concerned() {
 		return d.Decision
@@ -46,6 +46,35 @@ type decider struct {
 	coming map[netip.Prefix]uint64
 	part   int // which part of a pool this node begins in, of parts; see place
 	parts  int // 0 while that is not known
+	// searches are how far it has looked: pool and family -> that.
+	searches map[string]*search
+}
+
+// search is how far a decision has looked for a free address of a pool. What it has
+// passed is taken until its end, so that many needs cost hardly more than one.
+type search struct {
+	ranges []netip.Prefix // of the family
+	shared []netip.Prefix // those of them that nodes share
+	// from is where to go on, none that there is nothing any more: first without the
+	// addresses that are better avoided, then with them.
+	from [2]netip.Addr
+	none [2]bool
+	// noMore is set once no further block of the pool can be shared.
+	noMore bool
+	usedUp *bool // nil: not known yet
+}
+
+// search returns the one of a pool and family.
+func (d *decider) search(p string, f ipam.Family) *search {
+	key := string(f) + " " + p
+	s := d.searches[key]
+	if s == nil {
+		ranges := ofFamily(d.Pools[p], f)
+		place := d.place(ranges)
+		s = &search{ranges: ranges, shared: both(ranges, d.confirmed), from: [2]netip.Addr{place, place}}
+		d.searches[key] = s
+	}
+	return s
 }
 
 // concerned reports whether there is anything to decide. On most nodes, most of the
@@ -264,22 +293,29 @@ func (d *decider) pick(n Need) string {
 		_, lost := d.lost(a)
 		return leased || lost
 	}
-	for _, avoid := range []bool{true, false} {
+	for pass, avoid := range []bool{true, false} {
 		for _, p := range n.Pools {
-			ranges := ofFamily(d.Pools[p], n.Family)
-			if a, ok := pool.Free(both(ranges, d.confirmed), func(a netip.Addr) bool { return taken(a) || avoid && d.Avoid(a) }, d.Reserved, d.place(ranges)); ok {
+			s := d.search(p, n.Family)
+			if s.none[pass] {
+				continue
+			}
+			a, ok := pool.Free(s.shared, func(a netip.Addr) bool { return taken(a) || avoid && d.Avoid(a) }, d.Reserved, s.from[pass])
+			if ok {
+				s.from[pass] = a
 				d.claim(n, a, p, "")
 				return ""
 			}
+			s.none[pass] = true
 		}
 	}
 	var why []string
 	for _, p := range n.Pools {
-		ranges := ofFamily(d.Pools[p], n.Family)
-		if d.shareOf(ranges) {
+		s := d.search(p, n.Family)
+		if !s.noMore && d.shareOf(s.ranges) {
 			return ""
 		}
-		if shared := both(ranges, d.confirmed); len(shared) > 0 {
+		s.noMore = true
+		if len(s.shared) > 0 {
 			why = append(why, fmt.Sprintf("the addresses of %s that nodes share are all in use, and the pod gets one when it is given back", p))
 		} else {
 			why = append(why, fmt.Sprintf("every address of %s lies in a range of some node, which alone gives it", p))
@@ -429,7 +465,7 @@ func (d *decider) giveBack() {
 			continue
 		}
 		at := idle.Since.Add(Rest)
-		if !idle.Used {
+		if !idle.Used && !d.usedUp(l) {
 			at = idle.Since.Add(Spare)
 		}
 		if idle.Leaving || l.Unsure || l.Grant == Refused || d.unowned(l) {
@@ -441,6 +477,22 @@ func (d *decider) giveBack() {
 			d.LetGo = append(d.LetGo, l)
 		}
 	}
+}
+
+// usedUp reports whether the pool that an address is leased of has no other: then
+// pods of other nodes wait for it, of whom this node does not know.
+func (d *decider) usedUp(l Lease) bool {
+	if !l.ForAnyone() {
+		return false
+	}
+	s := d.search(l.Pool, ipam.FamilyOf(l.Address()))
+	if s.usedUp == nil {
+		leased := func(a netip.Addr) bool { _, is := d.singles[a]; return is }
+		_, free := pool.Free(s.shared, leased, d.Reserved, s.from[0])
+		up := !free && len(cidr.Subtract(s.ranges, slices.Concat(d.taken, d.Reserved))) == 0
+		s.usedUp = &up
+	}
+	return *s.usedUp
 }
 
 // unowned reports whether an address was asked from a node that does not own it

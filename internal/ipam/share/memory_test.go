@@ -100,3 +100,20 @@ func TestKeptIsNotTakenTwiceAtOnce(t *testing.T) {
 		t.Errorf("later takes %v, want the address", d.Take)
 	}
 }
+
+// TestSpareOfAUsedUpPool: where the pool has no other address, pods of other nodes wait
+// for one that no pod of this node took.
+func TestSpareOfAUsedUpPool(t *testing.T) {
+	l := single("10.0.0.2", "a", "uid-1")
+	l.Pool = "P"
+	for pool, last := range map[string]bool{"10.0.0.2/31": true, "10.0.0.0/30": false, "10.0.0.0/16": false} {
+		in := input(l, share.Idle{Since: noon})
+		in.Leases = append(in.Leases, share.Lease{Prefix: netip.MustParsePrefix("10.0.0.0/24"), Sharing: share.Confirmed},
+			share.Lease{Prefix: netip.MustParsePrefix("10.0.0.3/32"), Node: "b", Pool: "P"})
+		in.Pools = map[string][]netip.Prefix{"P": {netip.MustParsePrefix(pool)}}
+		in.Now = noon.Add(share.Rest)
+		if d := share.Decide(in); (len(d.LetGo) == 1) != last {
+			t.Errorf("of pool %s lets go of %v", pool, d.LetGo)
+		}
+	}
+}
