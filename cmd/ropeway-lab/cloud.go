@@ -168,8 +168,10 @@ func settingNames() map[string]func(*openapi.Settings, string) error {
 		"role-detached":   flag(func(s *openapi.Settings) *bool { return &s.RoleDetached }),
 		"token-required":  flag(func(s *openapi.Settings) *bool { return &s.TokenRequired }),
 		"quota": func(s *openapi.Settings, value string) (err error) {
-			s.Quota, err = strconv.Atoi(value)
-			return err
+			if s.Quota, err = strconv.Atoi(value); err != nil || s.Quota < 0 {
+				return fmt.Errorf("want a number of entries in a route table, not %q", value)
+			}
+			return nil
 		},
 		"allow": func(s *openapi.Settings, value string) error {
 			s.Allow = nil
@@ -190,10 +192,13 @@ func newCloudSet(g *global) *cobra.Command {
 		RunE: func(cmd *cobra.Command, args []string) error {
 			var edits []func(*openapi.Settings)
 			for _, arg := range args {
-				name, value, _ := strings.Cut(arg, "=")
+				name, value, given := strings.Cut(arg, "=")
 				apply, found := settingNames()[name]
 				if !found {
 					return fmt.Errorf("setting %q: give one of %s", name, strings.Join(names, ", "))
+				}
+				if !given {
+					return fmt.Errorf("setting %s: give %s=VALUE", name, name)
 				}
 				if err := apply(&openapi.Settings{}, value); err != nil {
 					return fmt.Errorf("setting %s: %w", arg, err)

@@ -63,11 +63,11 @@ func newDemo(g *global) *cobra.Command {
 // demo boots, plays and takes down; whatever happens in between, the lab goes.
 func demo(ctx context.Context, g *global, o lab.Options, out io.Writer, keep bool) (err error) {
 	began := time.Now()
-	if _, err := lab.Open(g.name); err == nil {
-		return fmt.Errorf("a lab %q is up: take it down (ropeway-lab --name %s down), or give the demo another --name", g.name, g.name)
-	}
 	ropeway, err := g.ropeway(o.Progress)
 	if err != nil {
+		return err
+	}
+	if err := ropeway.Validate(); err != nil {
 		return err
 	}
 	o.Install = product.Installer(ropeway)

@@ -15,7 +15,15 @@ import (
 )
 
 func main() {
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	ends := []os.Signal{os.Interrupt, syscall.SIGTERM}
+	if !signal.Ignored(syscall.SIGHUP) { // as nohup has it
+		ends = append(ends, syscall.SIGHUP)
+	}
+	// Whoever reads what is printed (tee, less) may end before this program, by the
+	// same Ctrl-C: that must not end it before the lab is down. A write then fails,
+	// and no more. (A handler, since what is ignored is inherited by what runs here.)
+	signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE)
+	ctx, stop := signal.NotifyContext(context.Background(), ends...)
 	// Further signals change nothing: taking a lab down takes a few seconds
 	// and must not be cut short by an impatient second Ctrl-C.
 	defer stop()

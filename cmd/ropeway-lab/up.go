@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -32,6 +33,13 @@ func newUp(g *global) *cobra.Command {
 			}
 			o.Progress = elapsed(cmd.OutOrStdout(), time.Now)
 			ropeway, err := g.ropeway(o.Progress)
+			if err != nil {
+				return err
+			}
+			err = o.Validate()
+			if err == nil && !o.Bare && !o.TestNetwork {
+				err = ropeway.Validate()
+			}
 			if err != nil {
 				return err
 			}
@@ -78,7 +86,9 @@ func newDown(g *global) *cobra.Command {
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			began := time.Now()
-			err := lab.Down(cmd.Context(), g.name)
+			ctx, cancel := context.WithTimeout(cmd.Context(), downLimit)
+			defer cancel()
+			err := lab.Down(ctx, g.name)
 			if errors.Is(err, lab.ErrNotFound) {
 				fmt.Fprintf(cmd.OutOrStdout(), "there is no lab %q; nothing to take down\n", g.name)
 				return nil

@@ -43,6 +43,9 @@ func OpenIn(store ledger.Store, name string) (*Lab, error) {
 	if errors.Is(err, os.ErrNotExist) {
 		return nil, fmt.Errorf("lab %q: %w", name, ErrNotFound)
 	}
+	if errors.Is(err, os.ErrPermission) && os.Geteuid() != 0 {
+		return nil, fmt.Errorf("look at lab %q as root (sudo): %w", name, err)
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -51,6 +54,10 @@ func OpenIn(store ledger.Store, name string) (*Lab, error) {
 
 // Name is the lab's name.
 func (l *Lab) Name() string { return l.manifest.Name }
+
+// Orphaned says that the process which booted the lab has ended, as `up` does and a
+// test that was interrupted.
+func (l *Lab) Orphaned() bool { return !l.manifest.Maker.Alive() }
 
 // Dir is the lab's directory.
 func (l *Lab) Dir() string { return l.store.Dir(l.manifest.Name) }

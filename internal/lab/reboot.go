@@ -23,8 +23,7 @@ import (
 // node's programs run; when the node and its pods are ready again is the cluster's
 // affair. Other Labs that are open on the same lab have to be opened anew.
 func (l *Lab) Reboot(ctx context.Context, node string) error {
-	h, err := l.nodeHost(node)
-	if err != nil {
+	if _, err := l.nodeHost(node); err != nil {
 		return err
 	}
 	lock, err := acquire(ctx, l.store, l.Name(), false)
@@ -32,6 +31,15 @@ func (l *Lab) Reboot(ctx context.Context, node string) error {
 		return err
 	}
 	defer lock.Unlock()
+	// Whoever had the lock may have booted another node, which has another first
+	// process since.
+	if l.manifest, err = l.store.Read(l.Name()); err != nil {
+		return err
+	}
+	h, err := l.nodeHost(node)
+	if err != nil {
+		return err
+	}
 	layout, err := cgroup.Detect()
 	if err != nil {
 		return err

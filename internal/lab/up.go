@@ -63,8 +63,12 @@ func acquire(ctx context.Context, store ledger.Store, name string, create bool) 
 func clearRemains(ctx context.Context, o Options) error {
 	m, err := o.Store.Read(o.Name)
 	if errors.Is(err, os.ErrNotExist) {
-		// Even without a manifest there may be remains under the lab's name.
-		return teardown(ctx, o.Store, o.Name)
+		// Even without a manifest there may be remains under the lab's name, as of
+		// a `down` that was killed.
+		if err := teardown(ctx, o.Store, o.Name); err != nil {
+			return err
+		}
+		return emptyDir(o.Store.Dir(o.Name))
 	}
 	if err == nil && m.Phase == ledger.Running && runs(m) {
 		return fmt.Errorf("lab %q is up since %s; use it, take it down (`ropeway-lab down --name %s`), or give this one another --name",

@@ -5,6 +5,7 @@ package e2e
 import (
 	"encoding/json"
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -62,4 +63,52 @@ func TestIPAM(t *testing.T) {
 		t.Errorf("it is left: %s", left)
 	}
 	eventually(t, 2*time.Minute, agrees)
+}
+
+// tight is a pool of as many addresses as its Deployment has pods, of no node's range.
+const tight = `apiVersion: ropeway.dev/v1alpha1
+kind: AddressPool
+metadata: {name: tight}
+spec: {subnets: ["10.244.250.0/24"], ranges: ["10.244.250.11-10.244.250.14"]}
+---
+apiVersion: apps/v1
+kind: Deployment
+metadata: {name: tight}
+spec:
+  replicas: 4
+  selector: {matchLabels: {app: tight}}
+  template:
+    metadata: {labels: {app: tight}, annotations: {ipam.spidernet.io/ippool: '{"ipv4": ["tight"]}'}}
+    spec:
+      terminationGracePeriodSeconds: 0
+      topologySpreadConstraints: [{maxSkew: 1, topologyKey: kubernetes.io/hostname, whenUnsatisfiable: DoNotSchedule, labelSelector: {matchLabels: {app: tight}}}]
+      containers: [{name: web, image: "lab.ropeway.dev/web:1", imagePullPolicy: IfNotPresent, readinessProbe: {httpGet: {path: /, port: 80}, periodSeconds: 1}}]
+`
+
+// TestRestartWithAsManyAddressesAsPods: a rolling restart makes pods on all nodes wait
+// for the addresses of those that end; each is reached on its node at once.
+func TestRestartWithAsManyAddressesAsPods(t *testing.T) {
+	apply(t, cluster, tight)
+	defer kubectl(t, cluster, "delete", "deploy/tight", "addresspool/tight", "--ignore-not-found", "--cascade=foreground", "--timeout=60s")
+	kubectl(t, cluster, "rollout", "status", "deploy/tight", "--timeout=90s")
+	for range 2 {
+		began := time.Now()
+		kubectl(t, cluster, "rollout", "restart", "deploy/tight")
+		kubectl(t, cluster, "rollout", "status", "deploy/tight", "--timeout=120s")
+		t.Logf("restarted within %.1f s", time.Since(began).Seconds())
+		eventually(t, 60*time.Second, func() error {
+			got := strings.Fields(kubectl(t, cluster, "get", "pods", "-l", "app=tight", "-o", "jsonpath={.items[*].status.podIP}"))
+			slices.Sort(got)
+			if want := []string{"10.244.250.11", "10.244.250.12", "10.244.250.13", "10.244.250.14"}; !slices.Equal(got, want) {
+				return fmt.Errorf("the pods have %v, want %v", got, want) // one may be on its way out
+			}
+			return nil
+		})
+		noAddressTwice(t)
+		for _, n := range cluster.Nodes() {
+			for i := range 4 {
+				onNode(t, cluster, n.Name, "ping", "-c1", "-W2", fmt.Sprintf("10.244.250.%d", 11+i))
+			}
+		}
+	}
 }

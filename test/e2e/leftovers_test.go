@@ -4,6 +4,7 @@ package e2e
 
 import (
 	"bufio"
+	"context"
 	"fmt"
 	"io/fs"
 	"os"
@@ -18,8 +19,8 @@ import (
 
 // TestDownLeavesNothing boots a lab by the command that a person types, killed
 // half-way and to the end, takes it down, and compares the machine with what it
-// was before. The one that comes up whole is the lab on a plain layer-2 network,
-// and plays its scenario.
+// was before. Those that are killed have the VPC and its cloud; the one that comes up
+// whole is the lab on a plain layer-2 network, and plays its scenario.
 func TestDownLeavesNothing(t *testing.T) {
 	const name = "e2egone"
 	for _, until := range []string{"VPC is up", "nodes have joined", ""} {
@@ -29,7 +30,12 @@ func TestDownLeavesNothing(t *testing.T) {
 		}
 		t.Run(title, func(t *testing.T) {
 			before := machine(t, name)
-			boot(t, name, until)
+			t.Cleanup(func() { _ = lab.Down(context.Background(), name) }) // ErrNotFound, where all went well
+			fabric := "vpc"
+			if until == "" {
+				fabric = "switch"
+			}
+			boot(t, name, fabric, until)
 			if until == "" {
 				command(t, labProgram(t), "--name", name, "scenario", "layer2")
 				if out := strings.Join(machine(t, name)["processes"], "\n"); out == "" {
@@ -58,9 +64,9 @@ func labProgram(t *testing.T) string {
 }
 
 // boot runs `ropeway-lab up`, and kills it with -9 when it prints until.
-func boot(t *testing.T, name, until string) {
+func boot(t *testing.T, name, fabric, until string) {
 	t.Helper()
-	cmd := exec.Command(labProgram(t), "--name", name, "up", "--fabric", "switch")
+	cmd := exec.Command(labProgram(t), "--name", name, "up", "--fabric", fabric)
 	cmd.Stderr = os.Stderr
 	out, err := cmd.StdoutPipe()
 	if err != nil {

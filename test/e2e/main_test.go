@@ -50,12 +50,22 @@ func run(m *testing.M) (code int, err error) {
 	if err != nil {
 		return 1, err
 	}
-	cluster, err = lab.Up(ctx, o)
-	if err != nil {
+	if cluster, err = bootLab(ctx, o); err != nil {
 		return 1, err
 	}
 	defer func() { err = errors.Join(err, takeDown(ctx, cluster, code != 0)) }()
 	return m.Run(), nil
+}
+
+// bootLab boots a lab. One of that name that a run left which was interrupted goes
+// first; one that belongs to a run beside this one does not.
+func bootLab(ctx context.Context, o lab.Options) (*lab.Lab, error) {
+	if left, err := lab.Open(o.Name); err == nil && left.Orphaned() {
+		if err := left.Down(ctx); err != nil {
+			return nil, fmt.Errorf("take down what an interrupted run left: %w", err)
+		}
+	}
+	return lab.Up(ctx, o)
 }
 
 // takeDown takes a lab down and keeps its logs if something failed.

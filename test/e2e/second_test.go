@@ -23,7 +23,7 @@ func TestSecondLab(t *testing.T) {
 		t.Fatal(err)
 	}
 	o.Bare, o.AllocateNodeCIDRs, o.ProxyMode = true, false, "iptables"
-	l, err := lab.Up(ctx, o)
+	l, err := bootLab(ctx, o)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -34,8 +34,14 @@ func (s Store) Lock(ctx context.Context, lab string, create bool) (*Lock, error)
 	defer ticker.Stop()
 	for {
 		lock, err := tryLock(dir, create)
-		if err == nil || !errors.Is(err, ErrBusy) {
+		// With create, that something is missing means that another lab's end took the
+		// common parent away just now.
+		vanished := create && errors.Is(err, os.ErrNotExist)
+		if err == nil || !errors.Is(err, ErrBusy) && !vanished {
 			return lock, err
+		}
+		if ctx.Err() != nil && vanished {
+			return nil, err
 		}
 		select {
 		case <-ctx.Done():

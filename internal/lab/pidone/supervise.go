@@ -150,13 +150,13 @@ func (v *supervisor) settled(names []string) bool {
 
 func (v *supervisor) start(ctx context.Context, i int, now time.Time) {
 	p, st := v.spec.Programs[i], &v.status[i]
+	if st.Phase == Ended {
+		st.Restarts++ // also where it cannot be: whoever waits for it gives up by this count
+	}
 	pid, err := spawn(p)
 	if err != nil {
 		v.ended(i, now, err.Error())
 		return
-	}
-	if st.Phase == Ended {
-		st.Restarts++
 	}
 	st.PID, st.Phase = pid, Starting
 	v.log.Info("program started", "program", p.Name, "pid", pid)

@@ -35,6 +35,15 @@ type Config struct {
 	Progress func(line string)
 }
 
+// Validate says whether there is a program to install with, before a lab is booted
+// for it.
+func (c Config) Validate() error {
+	if _, err := os.Stat(c.Program); err != nil {
+		return fmt.Errorf("the ropeway program is not beside ropeway-lab: %w: run `make build`", err)
+	}
+	return nil
+}
+
 // Installer returns what installs Ropeway on a lab.
 func Installer(c Config) lab.Installer {
 	return func(ctx context.Context, l *lab.Lab) error {
@@ -100,8 +109,8 @@ func (c Config) Run(ctx context.Context, l *lab.Lab, args ...string) ([]byte, er
 }
 
 func (c Config) command(ctx context.Context, l *lab.Lab, args []string) (*exec.Cmd, error) {
-	if _, err := os.Stat(c.Program); err != nil {
-		return nil, fmt.Errorf("the ropeway program is not beside ropeway-lab: %w: run `make build`", err)
+	if err := c.Validate(); err != nil {
+		return nil, err
 	}
 	argv := append([]string{c.Program}, args...)
 	return l.HostCommand(ctx, "control-plane", append(argv, "--kubeconfig", l.Kubeconfig())...)

@@ -21,3 +21,22 @@ func TestRuleCounters(t *testing.T) {
 		t.Errorf("got %v, want %v", got, want)
 	}
 }
+
+func TestPingsLost(t *testing.T) {
+	for out, want := range map[string]int{
+		"300 packets transmitted, 300 received, 0% packet loss, time 5998ms":     0,
+		"301 packets transmitted, 300 received, 0.332% packet loss, time 5998ms": 0, // on its way
+		"303 packets transmitted, 300 received, 0.990% packet loss, time 5998ms": 2,
+		"303 packets transmitted, 0 received, 100% packet loss, time 5998ms":     -1,
+		"ping: connect: Network is unreachable":                                  -1,
+		"":                                                                       -1,
+	} {
+		lost, err := pingsLost([]byte(out))
+		if (err != nil) != (want < 0) || err == nil && lost != want {
+			t.Errorf("%q: %d lost, %v, want %d", out, lost, err, want)
+		}
+		if none := noneLost([]byte(out)); (none == nil) != (want == 0) {
+			t.Errorf("%q: %v", out, none)
+		}
+	}
+}

@@ -4,8 +4,10 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"slices"
 	"time"
 
+	"ropeway.dev/ropeway/internal/lab/openapi"
 	"ropeway.dev/ropeway/internal/lab/product"
 	"ropeway.dev/ropeway/internal/lab/vpc"
 )
@@ -26,7 +28,10 @@ func (s *stage) routed(ctx context.Context) error {
 		return err
 	}
 	s.probes(ctx)
-	return s.r.Step(ctx, "on the wire: bare pod packets, and no tunnelled pod traffic", func(ctx context.Context) error { return s.bareOnTheWire(ctx, before) })
+	if err := s.r.Step(ctx, "on the wire: bare pod packets, and no tunnelled pod traffic", func(ctx context.Context) error { return s.bareOnTheWire(ctx, before) }); err != nil {
+		return err
+	}
+	return s.r.Step(ctx, "a route is deleted by hand: by the tunnel, until it is published again", s.routeDeleted)
 }
 
 // cloudAccess puts the cloud's credentials into a Secret, as the manual says.
@@ -55,6 +60,72 @@ func (s *stage) publish(ctx context.Context) error {
 		err = fmt.Errorf("the VPC has %d routes for %d nodes", len(routes), len(s.nodes()))
 	}
 	return err
+}
+
+// routeDeleted deletes a pod's route by the cloud's console, where it cannot be made
+// again for a while, under a ping to that pod.
+func (s *stage) routeDeleted(ctx context.Context) error {
+	console, err := s.l.Cloud()
+	if err != nil {
+		return err
+	}
+	pods, err := s.pods(ctx, "app=test")
+	if err != nil {
+		return err
+	}
+	to, err := onOtherNode(pods, pods[0])
+	if err != nil {
+		return err
+	}
+	cloud, err := console.Snapshot(ctx)
+	if err != nil {
+		return err
+	}
+	at := slices.IndexFunc(cloud.Entries, func(e openapi.Entry) bool { return e.Dst.Contains(to.address) })
+	if at < 0 {
+		return fmt.Errorf("no route of the VPC's leads to %s of pod %s", to.address, to.name)
+	}
+	route := cloud.Entries[at]
+	cut := func(ctx context.Context) error {
+		if err := s.deleteRoute(ctx, console, route); err != nil {
+			return err
+		}
+		return s.until(ctx, 60*time.Second, func() error { return s.somePeerBy(ctx, pods[0].node, "ipip") })
+	}
+	out, err := s.pingWhile(ctx, pods[0], to, cut)
+	if cleared := console.ClearFaults(ctx); err == nil {
+		err = cleared
+	}
+	if err != nil {
+		return err
+	}
+	lost, err := pingsLost(out)
+	if err != nil {
+		return err
+	}
+	s.note("%.1f s were lost, from the deletion to the tunnel", float64(lost)*pingEvery.Seconds())
+	out, err = s.pingWhile(ctx, pods[0], to, func(ctx context.Context) error {
+		return s.until(ctx, 3*time.Minute, func() error { return s.everyPeerBy(ctx, "direct") })
+	})
+	if err != nil {
+		return err
+	}
+	return noneLost(out)
+}
+
+// deleteRoute deletes an entry, and lets nobody make it again.
+func (s *stage) deleteRoute(ctx context.Context, console *openapi.Client, e openapi.Entry) error {
+	_, err := console.Inject(ctx, openapi.Fault{Action: "CreateRouteEntr*", Kind: openapi.FaultError, Code: "Throttling.User"})
+	if err != nil {
+		return err
+	}
+	s.note("deleted by the console: %s -> %s", e.Dst, e.NextHop)
+	return s.until(ctx, 30*time.Second, func() error { // another change may be under way
+		_, err := console.Call(ctx, "2016-04-28", "DeleteRouteEntry", map[string]string{
+			"RouteTableId": e.Table, "DestinationCidrBlock": e.Dst.String(), "NextHopId": e.NextHop,
+		})
+		return err
+	})
 }
 
 // showVPC prints the VPC's own route table.

@@ -79,10 +79,27 @@ func (s *stage) steady(ctx context.Context, begin func(context.Context) error, e
 	if err != nil {
 		return err
 	}
+	before, err := s.readySince(ctx)
+	if err != nil {
+		return err
+	}
 	for _, e := range events {
 		_ = s.r.Step(ctx, e.name+": nothing is noticed", func(ctx context.Context) error { return s.unnoticed(ctx, watched, e) })
 	}
-	return nil
+	return s.r.Step(ctx, "every node was Ready all the time", func(ctx context.Context) error {
+		after, err := s.readySince(ctx)
+		if err == nil && after != before {
+			err = fmt.Errorf("nodes are Ready since:\n%s\nand were so since:\n%s", after, before)
+		}
+		return err
+	})
+}
+
+// readySince is a line for each node: whether it is Ready, since when, and whether a
+// condition keeps pods from it.
+func (s *stage) readySince(ctx context.Context) (string, error) {
+	return s.quiet(ctx, "get", "nodes", "-o",
+		`jsonpath={range .items[*]}{.metadata.name} Ready={.status.conditions[?(@.type=="Ready")].status} since {.status.conditions[?(@.type=="Ready")].lastTransitionTime}, NetworkUnavailable={.status.conditions[?(@.type=="NetworkUnavailable")].status} since {.status.conditions[?(@.type=="NetworkUnavailable")].lastTransitionTime}{"\n"}{end}`)
 }
 
 // startSteady puts both ends in place and returns the ways between them, the

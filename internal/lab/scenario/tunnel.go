@@ -140,36 +140,51 @@ func (s *stage) change(ctx context.Context, transport string) error {
 	if err != nil {
 		return err
 	}
-	type result struct {
-		out []byte
-		err error
-	}
-	done := make(chan result, 1)
-	go func() {
-		out, err := s.l.Kubectl(ctx, "exec", from.name, "--", "ping", "-q", "-i", "0.02", "-c", "400", to.address.String())
-		done <- result{out, err}
-	}()
-	patch := fmt.Sprintf(`{"spec":{"transports":[%q]}}`, transport)
-	_, err = s.kubectl(ctx, "patch", "clusternetwork", "default", "--type", "merge", "-p", patch)
-	if err == nil {
-		err = s.until(ctx, 60*time.Second, func() error { return s.everyPeerBy(ctx, transport) })
-	}
-	ping := <-done
-	s.r.Command("kubectl exec "+from.name+" -- ping -q -i 0.02 -c 400 "+to.address.String(), ping.out)
+	out, err := s.pingWhile(ctx, from, to, func(ctx context.Context) error {
+		patch := fmt.Sprintf(`{"spec":{"transports":[%q]}}`, transport)
+		if _, err := s.kubectl(ctx, "patch", "clusternetwork", "default", "--type", "merge", "-p", patch); err != nil {
+			return err
+		}
+		return s.until(ctx, 60*time.Second, func() error { return s.everyPeerBy(ctx, transport) })
+	})
 	if err != nil {
 		return err
 	}
-	if !bytes.Contains(ping.out, []byte(" 0% packet loss")) {
-		return fmt.Errorf("packets were lost while the transport changed: %s", lastLine(ping.out))
-	}
-	return ping.err
+	return noneLost(out)
 }
 
 // everyPeerBy checks that every node says it reaches every other by transport.
 func (s *stage) everyPeerBy(ctx context.Context, transport string) error {
-	out, err := s.quiet(ctx, "get", "nodenetworks", "-o", "json")
+	peers, err := s.peersBy(ctx)
 	if err != nil {
 		return err
+	}
+	nodes := len(s.nodes())
+	if len(peers) != nodes {
+		return fmt.Errorf("%d of %d nodes have published a NodeNetwork", len(peers), nodes)
+	}
+	for node, by := range peers {
+		if by[transport] != nodes-1 {
+			return fmt.Errorf("node %s reaches its peers by %v, not all by %s", node, by, transport)
+		}
+	}
+	return nil
+}
+
+// somePeerBy checks that a node says it reaches one of the others by transport.
+func (s *stage) somePeerBy(ctx context.Context, node, transport string) error {
+	peers, err := s.peersBy(ctx)
+	if err == nil && peers[node][transport] == 0 {
+		err = fmt.Errorf("node %s reaches its peers by %v, none by %s", node, peers[node], transport)
+	}
+	return err
+}
+
+// peersBy is how many peers each node reaches by each transport.
+func (s *stage) peersBy(ctx context.Context) (map[string]map[string]int, error) {
+	out, err := s.quiet(ctx, "get", "nodenetworks", "-o", "json")
+	if err != nil {
+		return nil, err
 	}
 	var list struct {
 		Items []struct {
@@ -178,18 +193,13 @@ func (s *stage) everyPeerBy(ctx context.Context, transport string) error {
 		}
 	}
 	if err := json.Unmarshal([]byte(out), &list); err != nil {
-		return fmt.Errorf("reading NodeNetworks: %w", err)
+		return nil, fmt.Errorf("reading NodeNetworks: %w", err)
 	}
-	nodes := len(s.nodes())
-	if len(list.Items) != nodes {
-		return fmt.Errorf("%d of %d nodes have published a NodeNetwork", len(list.Items), nodes)
-	}
+	peers := map[string]map[string]int{}
 	for _, item := range list.Items {
-		if item.Status.Peers[transport] != nodes-1 {
-			return fmt.Errorf("node %s reaches its peers by %v, not all by %s", item.Metadata.Name, item.Status.Peers, transport)
-		}
+		peers[item.Metadata.Name] = item.Status.Peers
 	}
-	return nil
+	return peers, nil
 }
 
 var reply = regexp.MustCompile(`ttl=(\d+) `)
