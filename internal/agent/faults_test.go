@@ -148,8 +148,10 @@ func tunnelsBlocked(_ *testing.T, l *faultLab) func() {
 	return undo
 }
 
+// podCIDRNotAllowed: by a group that lets answers in, as a cloud's does. What node-1
+// sends to others' pods, and the connections from before, prove nothing for theirs.
 func podCIDRNotAllowed(_ *testing.T, l *faultLab) func() {
-	undo := l.drop("oifname n1 ip saddr 10.244.0.0/16")
+	undo := l.drop("oifname n1 ip saddr 10.244.0.0/16 ct state new")
 	l.named(0, 1, plan.Direct, plan.PodCIDRNotAllowed, "security group", l.agents[0].node.look().State.Sources[0].String())
 	return undo
 }

@@ -168,7 +168,7 @@ func (w *fakeWire) Send(p Path, message []byte) error {
 		message = f.mangle(message)
 	}
 	f.carried[kind]++
-	deliver(to, Datagram{From: p.InnerSrc, Message: message, Hops: cmp.Or(p.Hops, fullHops) - f.passed(p)})
+	deliver(to, Datagram{From: p.InnerSrc, Port: cmp.Or(p.SrcPort, Port), Message: message, Hops: cmp.Or(p.Hops, fullHops) - f.passed(p)})
 	return nil
 }
 

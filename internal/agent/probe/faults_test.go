@@ -1,6 +1,7 @@
 package probe
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"log/slog"
@@ -85,6 +86,9 @@ func TestFaultsGetTheirNames(t *testing.T) {
 				tt.inject(p)
 				start := time.Now()
 				for p.reachable(tt.transport) != "no" {
+					if time.Since(start) > 20*time.Second {
+						t.Fatalf("%s does not fail: %+v", tt.transport, p.a.Results())
+					}
 					time.Sleep(20 * time.Millisecond)
 				}
 				failed := time.Now()
@@ -104,6 +108,62 @@ func TestFaultsGetTheirNames(t *testing.T) {
 				p.named(t, tt.transport, "")
 			})
 		})
+	}
+}
+
+// statefulGroup drops what comes bare from pods' addresses, except for answers to
+// what the other end has sent: as a security group does without a rule for them.
+func statefulGroup(pods func(netip.Addr) bool) func(Path, []byte) bool {
+	type connection struct{ from, to netip.AddrPort }
+	known := map[connection]bool{}
+	return func(p Path, _ []byte) bool {
+		if p.Transport != plan.Direct {
+			return false
+		}
+		from, to := netip.AddrPortFrom(p.InnerSrc, cmp.Or(p.SrcPort, Port)), netip.AddrPortFrom(p.InnerDst, Port)
+		known[connection{from, to}] = true
+		return pods(p.InnerSrc) && !known[connection{to, from}]
+	}
+}
+
+// TestGroupThatKnowsConnections: two nodes that probe one another open no way for one
+// another, neither for the probes nor for what tells their fault.
+func TestGroupThatKnowsConnections(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := newDirectPair(t, false)
+		defer p.cancel()
+		p.viewB.Targets = []string{"a"}
+		p.b.Set(p.viewB)
+		p.within(t, "yes", 3*time.Second)
+		p.fabric.Drop(statefulGroup(netip.MustParsePrefix("10.244.0.0/16").Contains))
+		p.within(t, "no", 3*time.Second)
+		p.named(t, plan.Direct, plan.PodCIDRNotAllowed)
+		for range 60 {
+			time.Sleep(time.Second)
+			synctest.Wait()
+			if got := p.fault(plan.Direct); got != plan.PodCIDRNotAllowed || p.reachable(plan.Direct) != "no" {
+				t.Fatalf("the fault of direct became %q: %+v", got, p.a.Results())
+			}
+		}
+	})
+}
+
+// TestSourcePorts: in turn, from anywhere, and again only when all were used.
+func TestSourcePorts(t *testing.T) {
+	const all = lastSource - firstSource + 1
+	var ports sourcePorts
+	first := ports.take()
+	used := map[uint16]bool{first: true}
+	for range all - 1 {
+		used[ports.take()] = true
+	}
+	for port := range used {
+		if port < firstSource {
+			t.Errorf("port %d is not a dynamic one", port)
+		}
+	}
+	if again := ports.take(); len(used) != all || again != first {
+		t.Errorf("%d of %d ports were used before the first came again, which is %d, not %d", len(used), all, first, again)
 	}
 }
 

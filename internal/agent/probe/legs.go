@@ -37,6 +37,7 @@ type legs struct {
 	waiting  bool
 	deadline time.Time
 	next     time.Time
+	ports    sourcePorts
 	hops     byte // the hop limit that the underlay's request arrived with; 0 if unknown
 	stray    string
 }
@@ -139,12 +140,14 @@ func (p *Prober) sendLegs(at place, l *legs, now time.Time) {
 			all = append(all, legShort)
 		}
 	}
+	port := l.ports.take()
 	for _, one := range all {
 		_, _ = rand.Read(l.nonces[one][:])
 		m := message{kind: request, transport: plan.Direct, leg: one, cluster: digest(p.view.ClusterID), target: digest(l.uid), nonce: l.nonces[one]}
 		path := l.path.along(one)
-		if one == legShort {
-			path.Hops = l.justReaching()
+		path.SrcPort = port
+		if one == legShort { // from where a router's word of it is listened for
+			path.Hops, path.SrcPort = l.justReaching(), 0
 		}
 		if err := p.transmit(path, m.marshal()); err != nil {
 			p.log.Debug("cannot send an aid of probing", "node", at.node, "leg", one, "err", err)

@@ -10,7 +10,7 @@ import (
 )
 
 // Port is the UDP port, on nodes' pod-network addresses, that probes are sent
-// from and to.
+// to, and from: except for bare requests (see sourcePorts).
 const Port = 9798
 
 // Lengths of a message in bytes. Both kinds have the same one, so that an answer

@@ -4,10 +4,10 @@
 // the other node's prober answers by the same transport. So a transport is
 // known to work, or not, before packets of pods are trusted to it.
 //
-// A probe by direct is sent bare to the next hop that its packets have. It
-// proves one way only, that to the other node: the answer comes back by every
-// transport, since the fabric may have no route to the prober's own range, which
-// is for that node's provers to find out.
+// A probe by direct is sent bare to the next hop that its packets have, each as a
+// connection of its own (see sourcePorts). It proves one way only, that to the
+// other node: the answer comes back by every transport, since the fabric may have
+// no route to the prober's own range, which is for that node's provers to find out.
 //
 // A node probes only the few that it was chosen for (plan.Provers), which makes
 // probing linear in the number of nodes; it answers every node of the cluster
@@ -81,6 +81,7 @@ type Wire interface {
 // Datagram is a message that arrived, or that a router says it did not pass on.
 type Datagram struct {
 	From    netip.Addr // source of the inner packet; of a stray one, the router
+	Port    uint16     // source port of the inner packet
 	Message []byte
 	Hops    byte // the inner packet's hop limit; 0 if it is not known
 	Stray   bool // a message of this node that the router From took in
@@ -123,6 +124,7 @@ type state struct {
 	hops      byte      // the hop limit that the last request arrived with
 	sizes     sizes
 	offload   offload
+	ports     sourcePorts
 
 	fault plan.Fault // what follows from all that
 	said  string
@@ -351,7 +353,11 @@ func (p *Prober) send(k key, s *state, now time.Time) {
 	s.next = now.Add(jitter(interval))
 	s.deadline = now.Add(pace.timeout)
 	s.waiting, s.spared, s.sentAt = true, false, now
-	if err := p.transmit(s.path, m.marshal()); err != nil {
+	path := s.path
+	if k.transport == plan.Direct {
+		path.SrcPort = s.ports.take()
+	}
+	if err := p.transmit(path, m.marshal()); err != nil {
 		p.missed(k, s, fmt.Sprintf("sending to %s failed: %v", s.path.OuterDst, err), now)
 	}
 }

@@ -31,6 +31,7 @@ func (p *Prober) receive(d Datagram) {
 	case !known:
 	case m.kind == request:
 		p.answer(from, d, m)
+	case d.Port != Port: // answers come from there, wherever the request came from
 	default:
 		p.take(from, d.From, m)
 	}

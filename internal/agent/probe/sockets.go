@@ -124,10 +124,7 @@ func (s *Sockets) read(conn *net.UDPConn) {
 			s.readErrors(conn, buf, control)
 			continue
 		}
-		if from.Port() != Port {
-			continue
-		}
-		s.pass(Datagram{From: from.Addr().Unmap(), Message: bytes.Clone(buf[:n]), Hops: hopsOf(control[:c])})
+		s.pass(Datagram{From: from.Addr().Unmap(), Port: from.Port(), Message: bytes.Clone(buf[:n]), Hops: hopsOf(control[:c])})
 	}
 }
 

@@ -48,6 +48,7 @@ type Path struct {
 	Port               uint16   // for vxlan: the outer destination port
 	VNI                uint32   // for vxlan
 	Hops               byte     // hop limit of the inner packet; 0 for the usual one
+	SrcPort            uint16   // of the inner packet; 0 for the package's Port
 	// Offload leaves the inner checksum of a packet by vxlan to whatever it leaves
 	// by, as the kernel does with pods' packets.
 	Offload bool
@@ -73,7 +74,7 @@ func (p Path) Packet(message []byte) []byte {
 
 // inner returns the packet as it arrives.
 func (p Path) inner(message []byte) []byte {
-	return udpPacket(netip.AddrPortFrom(p.InnerSrc, Port), netip.AddrPortFrom(p.InnerDst, Port), cmp.Or(p.Hops, fullHops), message)
+	return udpPacket(netip.AddrPortFrom(p.InnerSrc, cmp.Or(p.SrcPort, Port)), netip.AddrPortFrom(p.InnerDst, Port), cmp.Or(p.Hops, fullHops), message)
 }
 
 // headers returns the bytes of the inner packet that are not the message.
