@@ -9,8 +9,10 @@
 //   - ARP and neighbour solicitations are answered with one MAC for everybody;
 //   - the source must be routed to the wire that the packet came in on;
 //   - a wire may be told to carry its host's own addresses only (the cloud's
-//     source and destination check);
-//   - security-group switches are looked at;
+//     source and destination check), or nothing, while the host is switched off;
+//   - security-group switches are looked at; that for pods' addresses is a
+//     stateful rule about sources, as a cloud's groups have it: what leaves a host
+//     lets its answers in;
 //   - the kernel's route table of this namespace (ip route), or the one that a
 //     wire is bound to (ip rule), picks the wire by destination alone, and the
 //     frame leaves with its TTL untouched.
@@ -39,6 +41,8 @@
 #define bpf_htonl(x) __builtin_bswap32(x)
 
 static void *(*const bpf_map_lookup_elem)(void *map, const void *key) = (void *)BPF_FUNC_map_lookup_elem;
+static long (*const bpf_map_update_elem)(void *map, const void *key, const void *value, __u64 flags) = (void *)BPF_FUNC_map_update_elem;
+static __u64 (*const bpf_ktime_get_ns)(void) = (void *)BPF_FUNC_ktime_get_ns;
 static long (*const bpf_skb_load_bytes)(const void *skb, __u32 offset, void *to, __u32 len) = (void *)BPF_FUNC_skb_load_bytes;
 static long (*const bpf_skb_store_bytes)(struct __sk_buff *skb, __u32 offset, const void *from, __u32 len,
 					 __u64 flags) = (void *)BPF_FUNC_skb_store_bytes;
@@ -54,6 +58,12 @@ static __s64 (*const bpf_csum_diff)(__be32 *from, __u32 from_size, __be32 *to, _
 #define ARP_REPLY 2
 #define PROTO_IPV6_IN_IP 41
 #define PORT_VXLAN 4789
+#define ICMP_ECHO_REPLY 0
+#define ICMP_ECHO_REQUEST 8
+#define ICMPV6_ECHO_REQUESTED 128
+#define ICMPV6_ECHO_REPLIED 129
+#define SECOND 1000000000ULL
+#define SESSION_KEPT (910 * SECOND) // of a security group without a packet; the vendor's figure
 #define FIB_SKIP_NEIGH (1U << 2) // newer than the oldest header we compile with
 
 // ROUTE_METRIC_CUSTOM marks the entries that SetRoute wrote; metricCustom in route.go.
@@ -69,6 +79,7 @@ enum counter {
 	BLOCKED_VXLAN,
 	BLOCKED_POD_CIDR,
 	SOURCE_DEST_CHECK,
+	HOST_OFF,
 	MULTICAST,
 	TOO_BIG,
 	MALFORMED,
@@ -115,6 +126,14 @@ struct pod_key {
 	__u32 address[4];
 };
 
+// session is one connection as the side that sends sees it. Ports are 0 where a
+// packet has none (a later fragment), and both the id of an ICMP echo.
+struct session {
+	__u32 src[4], dst[4];
+	__be16 src_port, dst_port;
+	__u32 proto;
+};
+
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
 	__uint(max_entries, COUNTERS);
@@ -137,6 +156,14 @@ struct {
 	__type(value, __u8);
 } pod_cidrs SEC(".maps");
 
+// sessions holds what was sent to pods -> when the connection had a packet last.
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 1 << 16);
+	__type(key, struct session);
+	__type(value, __u64);
+} sessions SEC(".maps");
+
 // source_checks holds the wires whose host may only send from, and is only sent
 // to at, its own addresses.
 struct {
@@ -145,6 +172,14 @@ struct {
 	__type(key, __u32);
 	__type(value, __u8);
 } source_checks SEC(".maps");
+
+// off holds the wires whose host is switched off, and neither sends nor gets.
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 64);
+	__type(key, __u32);
+	__type(value, __u8);
+} off SEC(".maps");
 
 // outside_ifindex is the wire to the outside world.
 const volatile __u32 outside_ifindex = 0;
@@ -174,6 +209,11 @@ static __always_inline int blocked(__u32 which)
 	return on && *on;
 }
 
+static __always_inline int is_off(__u32 ifindex)
+{
+	return bpf_map_lookup_elem(&off, &ifindex) != 0;
+}
+
 // answer_arp answers every request for an address that is not the asker's own.
 static __always_inline int answer_arp(struct __sk_buff *skb)
 {
@@ -181,6 +221,8 @@ static __always_inline int answer_arp(struct __sk_buff *skb)
 	struct ethhdr eth;
 	__be32 asked;
 
+	if (is_off(skb->ifindex))
+		return TC_ACT_SHOT;
 	if (bpf_skb_load_bytes(skb, ETH_HLEN, &arp, sizeof(arp)) < 0)
 		return drop(skb, MALFORMED);
 	if (arp.operation != bpf_htons(ARP_REQUEST) || arp.sender == 0 || arp.sender == arp.target)
@@ -272,8 +314,14 @@ static __always_inline int is_pod(const __u32 *address)
 {
 	struct pod_key key = {.bits = 128};
 
+	int found;
+
 	__builtin_memcpy(key.address, address, sizeof(key.address));
-	return bpf_map_lookup_elem(&pod_cidrs, &key) != 0;
+	found = bpf_map_lookup_elem(&pod_cidrs, &key) != 0;
+	// Else the compiler would combine the pointers of two lookups, which the
+	// kernel does not load.
+	asm volatile("" : "+r"(found));
+	return found;
 }
 
 static __always_inline int is_vxlan(struct __sk_buff *skb, const struct packet *p)
@@ -287,23 +335,84 @@ static __always_inline int is_vxlan(struct __sk_buff *skb, const struct packet *
 	return udp.dest == bpf_htons(PORT_VXLAN);
 }
 
+// read_session says which connection a packet is of.
+static __always_inline void read_session(struct __sk_buff *skb, const struct packet *p, struct session *s)
+{
+	struct { __u8 type, code; __u16 checksum; __be16 id; } icmp;
+	__be16 ports[2];
+
+	__builtin_memcpy(s->src, p->src, sizeof(s->src));
+	__builtin_memcpy(s->dst, p->dst, sizeof(s->dst));
+	s->src_port = s->dst_port = 0;
+	s->proto = p->proto;
+	if (!p->l4_offset)
+		return;
+	if (p->proto == IPPROTO_TCP || p->proto == IPPROTO_UDP) {
+		if (bpf_skb_load_bytes(skb, p->l4_offset, ports, sizeof(ports)) == 0)
+			s->src_port = ports[0], s->dst_port = ports[1];
+	} else if (p->proto == IPPROTO_ICMP || p->proto == IPPROTO_ICMPV6) {
+		if (bpf_skb_load_bytes(skb, p->l4_offset, &icmp, sizeof(icmp)) < 0)
+			return;
+		if (icmp.type == ICMP_ECHO_REQUEST || icmp.type == ICMP_ECHO_REPLY || icmp.type == ICMPV6_ECHO_REQUESTED ||
+		    icmp.type == ICMPV6_ECHO_REPLIED)
+			s->src_port = s->dst_port = icmp.id;
+	}
+}
+
+// note keeps the connection of a packet that leaves its host for a pod, whatever
+// becomes of it on its way: the group lets all out. So two ends that both send,
+// each to the port that the other sends from, let one another in, as in the cloud.
+static __always_inline void note(const struct session *s)
+{
+	__u64 now = bpf_ktime_get_ns(), *seen = bpf_map_lookup_elem(&sessions, s);
+
+	if (!seen)
+		bpf_map_update_elem(&sessions, s, &now, BPF_ANY);
+	else if (now - *seen > SECOND) // not with every packet: all processors write here
+		*seen = now;
+}
+
+// answers says whether a packet goes back where a connection came from, and keeps
+// that one.
+static __always_inline int answers(const struct session *s)
+{
+	struct session came = {.src_port = s->dst_port, .dst_port = s->src_port, .proto = s->proto};
+	__u64 now = bpf_ktime_get_ns(), *seen;
+
+	__builtin_memcpy(came.src, s->dst, sizeof(came.src));
+	__builtin_memcpy(came.dst, s->src, sizeof(came.dst));
+	seen = bpf_map_lookup_elem(&sessions, &came);
+	if (!seen || now - *seen > SESSION_KEPT)
+		return 0;
+	*seen = now;
+	return 1;
+}
+
 // group applies the security group and says what kind of packet this is: a
 // counter of its own, or COUNTERS; -1 when it was dropped.
 static __always_inline int group(struct __sk_buff *skb, const struct packet *p)
 {
-	int kind = COUNTERS, block, cause;
+	int kind, cause, refused, from_pod, to_pod;
+	struct session session;
 
 	if (p->proto == IPPROTO_IPIP || p->proto == PROTO_IPV6_IN_IP) {
 		kind = p->proto == IPPROTO_IPIP ? PROTO_4 : PROTO_41;
-		block = BLOCK_IPIP, cause = BLOCKED_IPIP;
+		cause = BLOCKED_IPIP, refused = blocked(BLOCK_IPIP);
 	} else if (is_vxlan(skb, p)) {
-		kind = UDP_4789, block = BLOCK_VXLAN, cause = BLOCKED_VXLAN;
-	} else if (is_pod(p->src) || is_pod(p->dst)) {
-		kind = POD_CIDR_BARE, block = BLOCK_POD_CIDR, cause = BLOCKED_POD_CIDR;
+		kind = UDP_4789, cause = BLOCKED_VXLAN, refused = blocked(BLOCK_VXLAN);
 	} else {
-		return COUNTERS;
+		from_pod = is_pod(p->src), to_pod = is_pod(p->dst);
+		if (!from_pod && !to_pod)
+			return COUNTERS;
+		kind = POD_CIDR_BARE, cause = BLOCKED_POD_CIDR;
+		refused = from_pod && blocked(BLOCK_POD_CIDR);
+		if (to_pod || refused)
+			read_session(skb, p, &session);
+		if (to_pod)
+			note(&session);
+		refused = refused && !answers(&session);
 	}
-	if (blocked(block)) {
+	if (refused) {
 		count(skb, cause);
 		return -1;
 	}
@@ -328,6 +437,8 @@ static __always_inline int forward(struct __sk_buff *skb, const struct packet *p
 	int kind;
 	long rc;
 
+	if (is_off(skb->ifindex))
+		return drop(skb, HOST_OFF);
 	// The main table, or the wire's own where it has one.
 	if (!owns(skb, &src, p, BPF_FIB_LOOKUP_DIRECT) && !owns(skb, &src, p, 0))
 		return drop(skb, SPOOFED_SOURCE);
@@ -341,6 +452,8 @@ static __always_inline int forward(struct __sk_buff *skb, const struct packet *p
 		return drop(skb, TOO_BIG);
 	if (rc != BPF_FIB_LKUP_RET_SUCCESS)
 		return drop(skb, UNKNOWN_DESTINATION);
+	if (is_off(dst.ifindex))
+		return drop(skb, HOST_OFF);
 	if (dst.rt_metric == ROUTE_METRIC_CUSTOM && checked(dst.ifindex))
 		return drop(skb, SOURCE_DEST_CHECK);
 	// The way out exists for the hosts' own addresses only: no cloud knows
@@ -388,7 +501,7 @@ static __always_inline int ipv6(struct __sk_buff *skb)
 	p.proto = ip.nexthdr;
 	if (ip.nexthdr == IPPROTO_ICMPV6 && ip.hop_limit == 255) {
 		bpf_skb_load_bytes(skb, p.l4_offset, &type, sizeof(type));
-		if (type == 135)
+		if (type == 135 && !is_off(skb->ifindex))
 			return answer_solicitation(skb, &ip);
 		if (type >= 133 && type <= 137)
 			return TC_ACT_SHOT; // router discovery and stray advertisements: everything is static here

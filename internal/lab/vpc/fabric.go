@@ -29,13 +29,14 @@ const (
 	mapBlocks      = "blocks"
 	mapPodCIDRs    = "pod_cidrs"
 	mapChecks      = "source_checks"
+	mapOff         = "off"
 )
 
 // counterNames are the counters in the order of enum counter in fabric.c.
 func counterNames() []string {
 	return []string{
 		"unknown-destination", "spoofed-source", "blocked-ipip", "blocked-vxlan", "blocked-pod-cidr",
-		"source-dest-check", "multicast", "too-big", "malformed",
+		"source-dest-check", "host-off", "multicast", "too-big", "malformed",
 		"forwarded", "proto-4", "proto-41", "udp-4789", "pod-cidr-bare",
 	}
 }
@@ -174,9 +175,10 @@ func runningFabric() (*ebpf.Program, error) {
 
 // Counters returns how many packets the VPC has seen since it came up. Dropped, by cause: unknown-destination,
 // spoofed-source, security-group (new connections from the outside), blocked-ipip, blocked-vxlan, blocked-pod-cidr
-// (see Block), source-dest-check (see SetSourceCheck), multicast, too-big, malformed. Forwarded: forwarded (all), and among them proto-4, proto-41, udp-4789
-// and pod-cidr-bare (from or to a pod CIDR without encapsulation). Packets are counted as they were on the wire, not as
-// GRO put them together. A switch has the last five only, and counts packets as GRO put them together.
+// (see Block), source-dest-check (see SetSourceCheck), host-off (see SetOff), multicast, too-big, malformed. Forwarded:
+// forwarded (all), and among them proto-4, proto-41, udp-4789 and pod-cidr-bare (from or to a pod CIDR without
+// encapsulation). Packets are counted as they were on the wire, not as GRO put them together. A switch has the last five
+// only, and counts packets as GRO put them together.
 func Counters(ctx context.Context, lab string) (map[string]uint64, error) {
 	count := countFabric
 	if hasSwitch(lab) {
@@ -210,7 +212,9 @@ func countFabric(_ context.Context, lab string) (map[string]uint64, error) {
 }
 
 // Block switches a rule of the security group that drops what one transport needs: "ipip" (IP protocols 4 and 41),
-// "vxlan" (UDP port 4789) or "pod-cidr" (whatever is from or to a pod CIDR without encapsulation).
+// "vxlan" (UDP port 4789) or "pod-cidr" (whatever is from a pod CIDR without encapsulation). The last is as in a cloud's
+// groups, whose rules are about sources and stateful: what a host sends to a pod arrives, and so does the answer, for as
+// long as the connection has had a packet within 910 s; connections from before the block go on.
 func Block(_ context.Context, lab, what string, on bool) error {
 	index := slices.Index(blockNames(), what)
 	if index < 0 {
@@ -230,7 +234,24 @@ func Block(_ context.Context, lab, what string, on bool) error {
 // SetSourceCheck makes a host's wire carry its own addresses only, both ways, or lets it carry what the route table
 // sends there: SourceDestCheck of a cloud's network interfaces. It is off at first.
 func SetSourceCheck(_ context.Context, lab, host string, on bool) error {
-	err := withMap(lab, mapChecks, func(m *ebpf.Map) error {
+	if err := markWire(lab, mapChecks, host, on); err != nil {
+		return fmt.Errorf("source and destination check of host %s in lab %q: %w", host, lab, err)
+	}
+	return nil
+}
+
+// SetOff makes a host's wire carry nothing, as that of a machine which is switched off, or all again. What runs on the
+// host goes on.
+func SetOff(_ context.Context, lab, host string, off bool) error {
+	if err := markWire(lab, mapOff, host, off); err != nil {
+		return fmt.Errorf("switch host %s in lab %q: %w", host, lab, err)
+	}
+	return nil
+}
+
+// markWire puts a host's wire into a set of the fabric's, or takes it out.
+func markWire(lab, set, host string, on bool) error {
+	return withMap(lab, set, func(m *ebpf.Map) error {
 		wires, err := listWiresHere()
 		if err != nil {
 			return err
@@ -247,10 +268,6 @@ func SetSourceCheck(_ context.Context, lab, host string, on bool) error {
 		}
 		return nil
 	})
-	if err != nil {
-		return fmt.Errorf("source and destination check of host %s in lab %q: %w", host, lab, err)
-	}
-	return nil
 }
 
 var errNoCounter = errors.New("the counter is not there")

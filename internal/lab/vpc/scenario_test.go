@@ -19,10 +19,11 @@ var rewrite = flag.Bool("rewrite", false, "write what the scenarios in testdata 
 // TestScenarios plays testdata/*.txt, each on a VPC of threeHosts: a command on a line of its own, and behind it, indented,
 // what it must print.
 //
-//	route CIDR HOST | unroute CIDR | routes | block WHAT on|off | check HOST on|off
+//	route CIDR HOST | unroute CIDR | routes | block WHAT on|off | check HOST on|off | off HOST on|off
 //	bind HOST TABLE | table-route TABLE CIDR HOST | table-unroute TABLE CIDR
-//	send HOST SRC > DST PROTO [port N] [ttl N] [fragment N]    a hand-made packet on the host's wire; prints who got it,
-//	                                                           with which MACs and TTL, and which counters moved
+//	send HOST SRC > DST PROTO [from N] [port N] [type N] [id N] [ttl N] [fragment N]
+//	                   a hand-made packet on the host's wire, from and to ports, or of an ICMP type and id; prints who
+//	                   got it, with which MACs and TTL, and which counters moved
 func TestScenarios(t *testing.T) {
 	files, err := filepath.Glob("testdata/*.txt")
 	if err != nil || len(files) == 0 {
@@ -104,6 +105,8 @@ func (s *stage) do(words []string) []string {
 		err = Bind(ctx, lab, words[1], table)
 	case "check":
 		err = SetSourceCheck(ctx, lab, words[1], words[2] == "on")
+	case "off":
+		err = SetOff(ctx, lab, words[1], words[2] == "on")
 	case "unroute":
 		err = DeleteRoute(ctx, lab, netip.MustParsePrefix(words[1]))
 	case "block":
@@ -201,7 +204,10 @@ func (s *stage) seen(host string, p packet) string {
 type packet struct {
 	src, dst netip.Addr
 	proto    byte
-	port     uint16 // destination port of UDP
+	from     uint16 // source port of UDP and TCP
+	port     uint16 // destination port
+	kind     byte   // type of ICMP
+	id       uint16 // of an ICMP echo
 	ttl      byte
 	fragment uint16 // offset in units of 8 bytes
 	mark     []byte
@@ -209,8 +215,8 @@ type packet struct {
 
 func parsePacket(t *testing.T, words []string) packet {
 	t.Helper()
-	protos := map[string]byte{"icmp": 1, "tcp": 6, "udp": 17, "ipip": 4, "6in4": 41}
-	p := packet{src: netip.MustParseAddr(words[0]), dst: netip.MustParseAddr(words[2]), proto: protos[words[3]], ttl: 64}
+	protos := map[string]byte{"icmp": 1, "icmpv6": 58, "tcp": 6, "udp": 17, "ipip": 4, "6in4": 41}
+	p := packet{src: netip.MustParseAddr(words[0]), dst: netip.MustParseAddr(words[2]), proto: protos[words[3]], ttl: 64, from: 40000}
 	if p.proto == 0 || words[1] != ">" {
 		t.Fatalf("packet %v: want SRC > DST PROTO", words)
 	}
@@ -220,8 +226,14 @@ func parsePacket(t *testing.T, words []string) packet {
 			t.Fatal(err)
 		}
 		switch words[i] {
+		case "from":
+			p.from = uint16(n)
 		case "port":
 			p.port = uint16(n)
+		case "type":
+			p.kind = byte(n)
+		case "id":
+			p.id = uint16(n)
 		case "ttl":
 			p.ttl = byte(n)
 		case "fragment":
@@ -236,9 +248,14 @@ func parsePacket(t *testing.T, words []string) packet {
 // frame is the packet with an Ethernet header; its transport checksum is of no matter here.
 func (p packet) frame() []byte {
 	transport := make([]byte, 20)
-	binary.BigEndian.PutUint16(transport, 40000)
-	binary.BigEndian.PutUint16(transport[2:], p.port)
-	binary.BigEndian.PutUint16(transport[4:], uint16(len(transport)+len(p.mark)))
+	if p.proto == 1 || p.proto == 58 {
+		transport[0] = p.kind
+		binary.BigEndian.PutUint16(transport[4:], p.id)
+	} else {
+		binary.BigEndian.PutUint16(transport, p.from)
+		binary.BigEndian.PutUint16(transport[2:], p.port)
+		binary.BigEndian.PutUint16(transport[4:], uint16(len(transport)+len(p.mark)))
+	}
 	payload := append(transport, p.mark...)
 	eth := append([]byte(everybody()), 0, 0x16, 0x3e, 0, 0, 1)
 	if p.src.Is6() {

@@ -107,6 +107,7 @@ func TestSwitchIsNoVPC(t *testing.T) {
 		"a table":      Bind(ctx, lab, "a", 1),
 		"a block":      Block(ctx, lab, "ipip", true),
 		"source check": SetSourceCheck(ctx, lab, "a", true),
+		"off":          SetOff(ctx, lab, "a", true),
 	} {
 		if !errors.Is(err, ErrSwitch) {
 			t.Errorf("%s: %v", what, err)
