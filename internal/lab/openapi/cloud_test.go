@@ -9,9 +9,11 @@ import (
 	"net/http/httptest"
 	"net/url"
 	"path/filepath"
+	"reflect"
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 )
 
@@ -116,6 +118,95 @@ func TestStateOutlivesTheProcess(t *testing.T) {
 	if snap = s.snapshot(t.Context()); snap.Entries[0].Status != Available || len(fabric.plane.Tables[0].Routes) != 1 {
 		t.Errorf("what fell due meanwhile: %+v, plane %+v", snap.Entries[0], fabric.plane)
 	}
+}
+
+// TestDeletionDueWhileDown: a data plane removes only what it was given, so that
+// after a restart it first gets what is to go.
+func TestDeletionDueWhileDown(t *testing.T) {
+	file, now := filepath.Join(t.TempDir(), "state"), &clock{}
+	open := func() (*cloudUnderTest, *fakeFabric) {
+		fabric := &fakeFabric{}
+		s, err := New(testSpec(), Options{StateFile: file, Now: now.now, Fabric: fabric})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return &cloudUnderTest{Server: s}, fabric
+	}
+	c, _ := open()
+	entry := `"params":{"RouteTableId":"vtb-test","DestinationCidrBlock":"10.244.0.0/24","NextHopId":"i-a"}}`
+	if got := c.console(`{"version":"2016-04-28","action":"CreateRouteEntry",` + entry); got != "" {
+		t.Fatal(got)
+	}
+	settings := c.state.Settings
+	settings.Delay = Duration(10 * time.Second)
+	if err := c.set(settings); err != nil {
+		t.Fatal(err)
+	}
+	if got := c.console(`{"version":"2016-04-28","action":"DeleteRouteEntry",` + entry); got != "" {
+		t.Fatal(got)
+	}
+
+	now.advance(10 * time.Second)
+	c, fabric := open()
+	if n := len(c.snapshot(t.Context()).Entries); n != 0 {
+		t.Errorf("%d entries, want none", n)
+	}
+	if before, after := len(fabric.first.Tables[0].Routes), len(fabric.plane.Tables[0].Routes); before != 1 || after != 0 {
+		t.Errorf("the data plane got %d routes, and then %d, want 1 and 0", before, after)
+	}
+}
+
+// TestStateIsReadAnew: what a state has deleted is not mixed up with what the cloud
+// was made with.
+func TestStateIsReadAnew(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "state")
+	open := func() *cloudUnderTest {
+		s, err := New(testSpec(), Options{StateFile: file})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return &cloudUnderTest{Server: s}
+	}
+	if got := open().console(`{"version":"2014-05-26","action":"DeleteInstance","params":{"InstanceId":"i-a","Force":"true"}}`); got != "" {
+		t.Fatal(got)
+	}
+	c := open()
+	if want := testSpec().Instances; !reflect.DeepEqual(c.spec.Instances, want) {
+		t.Errorf("after a restart the cloud was made with %+v, want %+v", c.spec.Instances, want)
+	}
+	if want := testSpec().Instances[1:]; !reflect.DeepEqual(c.state.Instances, want) {
+		t.Errorf("after a restart there are %+v, want %+v", c.state.Instances, want)
+	}
+	if got := c.console(`{"version":"2014-05-26","action":"RunInstances","params":{"PrivateIpAddress":"192.168.0.1"}}`); got != "" {
+		t.Errorf("the instance that was deleted cannot be made again: %s", got)
+	}
+}
+
+// TestFollowTriesAgain: a data plane that failed is set again, though nobody asks.
+func TestFollowTriesAgain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		fabric := &fakeFabric{err: errors.New("not now")}
+		s, err := New(testSpec(), Options{Fabric: fabric})
+		if err != nil {
+			t.Fatal(err)
+		}
+		go s.Follow(t.Context())
+		c := &cloudUnderTest{Server: s}
+		if got := c.console(`{"version":"2016-04-28","action":"CreateRouteEntry",
+			"params":{"RouteTableId":"vtb-test","DestinationCidrBlock":"10.244.0.0/24","NextHopId":"i-a"}}`); got != "" {
+			t.Fatal(got)
+		}
+		time.Sleep(time.Minute)
+		s.mu.Lock()
+		fabric.err = nil
+		s.mu.Unlock()
+		time.Sleep(2 * retryFabric)
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		if len(fabric.plane.Tables) == 0 || len(fabric.plane.Tables[0].Routes) != 1 {
+			t.Errorf("the data plane has %+v", fabric.plane)
+		}
+	})
 }
 
 // TestFollow: nobody asks, and the data plane follows all the same; one that

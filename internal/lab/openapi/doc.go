@@ -2,7 +2,7 @@
 // behaves like Alibaba Cloud's OpenAPI for Vpc 2016-04-28, Ecs 2014-05-26 and
 // a little of Sts 2015-04-01, and like the metadata service of an instance,
 // in front of the lab's VPC, whose data plane follows the route tables, the
-// source checks and the security group that are kept here.
+// source checks, the security group and the instances' states that are kept here.
 //
 // It is not a mock of one client: requests are RPC calls with parameters in
 // the query or in a form, signed with signature version 1 (HMAC-SHA1) or 3

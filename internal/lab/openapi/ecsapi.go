@@ -341,7 +341,7 @@ func (s *Server) describeSecurityGroups(c *call) (answer, error) {
 	var all []answer
 	if c.params.asked("VpcId", s.spec.VPC) && c.params.asked("SecurityGroupId", s.spec.SecurityGroup) {
 		all = append(all, answer{
-			"SecurityGroupId": s.spec.SecurityGroup, "SecurityGroupName": "lab", "SecurityGroupType": "normal", "VpcId": s.spec.VPC,
+			"SecurityGroupId": s.spec.SecurityGroup, "SecurityGroupName": "lab", "SecurityGroupType": "enterprise", "VpcId": s.spec.VPC,
 			"Description": "", "EcsCount": len(s.state.Instances), "CreationTime": "2026-01-01T00:00:00Z",
 		})
 	}
@@ -379,10 +379,11 @@ func (s *Server) describeSecurityGroupAttribute(c *call) (answer, error) {
 	if strings.EqualFold(c.params["Direction"], "egress") {
 		all = []answer{}
 	}
-	// The vendor's own text for the policy inside a basic group.
+	// An advanced group, which lets nothing in without a rule, not even from its own
+	// members: so is the fabric's.
 	return answer{
 		"SecurityGroupId": s.spec.SecurityGroup, "SecurityGroupName": "lab", "VpcId": s.spec.VPC, "RegionId": s.spec.Region,
-		"InnerAccessPolicy": "Accept", "Description": "", "Permissions": answer{"Permission": all},
+		"InnerAccessPolicy": "Drop", "Description": "", "Permissions": answer{"Permission": all},
 	}, nil
 }
 

@@ -99,6 +99,21 @@ func failedEntry(p params, refused *apiError) answer {
 	}
 }
 
+// checkVersion wants an entry's IpVersion, 4 when left out, to be its
+// destination's family. That is the strictest reading of the page, which has 4 and
+// 6 as values and says nothing of a mismatch; what the live API does with one is
+// not established.
+func checkVersion(p params) *apiError {
+	version, family := first(p["IpVersion"], "4"), "4"
+	if ipVersion(p["DstCidrBlock"]) == "ipv6" {
+		family = "6"
+	}
+	if version != family {
+		return bad("InvalidParameter.IpVersion", "The specified IpVersion %q does not match the CIDR block %q.", version, p["DstCidrBlock"])
+	}
+	return nil
+}
+
 // createRouteEntries does each entry for itself: some may fail.
 func (s *Server) createRouteEntries(c *call) (answer, error) {
 	entries, err := s.batch(c)
@@ -107,10 +122,14 @@ func (s *Server) createRouteEntries(c *call) (answer, error) {
 	}
 	ids, failed := []string{}, []answer{}
 	for _, p := range entries {
-		e, refused := s.add(wanted{
-			table: p["RouteTableId"], dst: p["DstCidrBlock"], nextHop: p["NextHop"], nextHopType: p["NextHopType"],
-			name: p["Name"], description: p["Description"],
-		}, c.hit)
+		refused := checkVersion(p)
+		var e *Entry
+		if refused == nil {
+			e, refused = s.add(wanted{
+				table: p["RouteTableId"], dst: p["DstCidrBlock"], nextHop: p["NextHop"], nextHopType: p["NextHopType"],
+				name: p["Name"], description: p["Description"],
+			}, c.hit)
+		}
 		if refused != nil {
 			failed = append(failed, failedEntry(p, refused))
 			continue
@@ -125,6 +144,9 @@ func (s *Server) createRouteEntries(c *call) (answer, error) {
 func (s *Server) deletable(id, table, destination, nextHop string) (*Entry, *apiError) {
 	gone := notFound("InvalidRouteEntry.NotFound", "Specified route entry does not exist.")
 	e := s.findID(id)
+	if e != nil && table != "" && e.Table != table {
+		e = nil // an id of another table's
+	}
 	if id == "" {
 		dst, refused := parseDst(destination)
 		if refused != nil {

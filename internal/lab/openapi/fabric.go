@@ -13,14 +13,16 @@ import (
 
 // VPC is the Fabric of a lab. It touches only what it has written itself: what
 // others put into the VPC's table, or block, stays. A new one does not know what
-// one before it wrote: it writes the same again, and changes what is other; but
-// what stopped being wanted in the very moment of a kill -9 stays.
+// one before it wrote: it writes the same again, and changes what is other. So the
+// Server first gives it the entries whose deletion has ended meanwhile; what an
+// instance or a table that went has left in the very moment of a kill -9 stays.
 type VPC struct {
 	Lab string
 
 	routes  map[entryKey]string // what it has written
 	bound   map[string]int      // host -> table; 0 is the VPC's own
 	checked map[string]bool
+	off     map[string]bool
 	blocked map[string]bool
 }
 
@@ -34,11 +36,12 @@ type entryKey struct {
 func (v *VPC) Set(ctx context.Context, p Plane) error {
 	if v.routes == nil {
 		v.routes, v.bound = map[entryKey]string{}, map[string]int{}
-		v.checked, v.blocked = map[string]bool{}, map[string]bool{}
+		v.checked, v.off, v.blocked = map[string]bool{}, map[string]bool{}, map[string]bool{}
 	}
 	// A host is bound to a table only when the table is filled, and routes go
 	// only when nobody needs them.
-	return errors.Join(v.addRoutes(ctx, p), v.bind(ctx, p), v.deleteRoutes(ctx, p), v.check(ctx, p), v.block(ctx, p))
+	return errors.Join(v.addRoutes(ctx, p), v.bind(ctx, p), v.deleteRoutes(ctx, p),
+		v.mark(ctx, p.Checked, v.checked, vpc.SetSourceCheck), v.mark(ctx, p.Off, v.off, vpc.SetOff), v.block(ctx, p))
 }
 
 func (v *VPC) addRoutes(ctx context.Context, p Plane) error {
@@ -98,17 +101,18 @@ func (v *VPC) bind(ctx context.Context, p Plane) error {
 	return errors.Join(errs...)
 }
 
-func (v *VPC) check(ctx context.Context, p Plane) error {
+// mark makes a property of hosts as it is wanted: host -> on.
+func (v *VPC) mark(ctx context.Context, want, have map[string]bool, set func(ctx context.Context, lab, host string, on bool) error) error {
 	var errs []error
-	for host, on := range p.Checked {
-		if v.checked[host] == on {
+	for host, on := range want {
+		if known, found := have[host]; found && known == on {
 			continue
 		}
-		if err := vpc.SetSourceCheck(ctx, v.Lab, host, on); err != nil {
+		if err := set(ctx, v.Lab, host, on); err != nil {
 			errs = append(errs, err)
 			continue
 		}
-		v.checked[host] = on
+		have[host] = on
 	}
 	return errors.Join(errs...)
 }

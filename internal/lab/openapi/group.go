@@ -9,17 +9,25 @@ import (
 
 // blocked translates the security group's rules into the switches of the
 // lab's fabric, which tells three kinds of traffic apart (package vpc, Block):
-// protocol 4 and VXLAN between hosts, and bare packets of pods. A kind passes
+// protocol 4 and VXLAN between hosts, and bare packets from pods. A kind passes
 // when the rules let all of it in; what only rules for parts of a range would
-// let in is blocked, rather than let in more than the rules say.
+// let in, or what a rule drops a part of, is blocked, rather than let in more
+// than the rules say. Rules have one priority here, so that Drop goes first.
 func (s *Server) blocked() map[string]bool {
 	hosts, pods := s.spec.CIDRs, s.spec.Allowed
 	return map[string]bool{
-		"ipip":     !s.allAllowed(hosts, "ALL", 0),
+		"ipip":     !s.allAllowed(hosts, noRule, 0),
 		"vxlan":    !s.allAllowed(hosts, "UDP", 4789),
-		"pod-cidr": !s.allAllowed(pods, "ALL", 0),
+		"pod-cidr": !s.allAllowed(pods, everything, 0),
 	}
 }
+
+// What is asked of rules besides a protocol that they have a value for.
+const (
+	everything = "ALL"
+	// noRule is a protocol that only rules for all of them are about.
+	noRule = "IPIP"
+)
 
 func (s *Server) allAllowed(sources []netip.Prefix, protocol string, port int) bool {
 	for _, source := range sources {
@@ -33,25 +41,35 @@ func (s *Server) allAllowed(sources []netip.Prefix, protocol string, port int) b
 func (s *Server) allowed(source netip.Prefix, protocol string, port int) bool {
 	accepted := false
 	for _, r := range s.state.Rules {
-		if !r.covers(source, protocol, port) {
-			continue
-		}
-		if r.Policy == "Drop" {
+		if r.Policy != "Drop" {
+			accepted = accepted || r.covers(source, protocol, port)
+		} else if r.touches(source, protocol, port) {
 			return false
 		}
-		accepted = true
 	}
 	return accepted
 }
 
+// covers says whether the rule is about all packets of a kind.
 func (r Rule) covers(source netip.Prefix, protocol string, port int) bool {
 	from, err := netip.ParsePrefix(r.Source)
 	if err != nil || from.Bits() > source.Bits() || !from.Contains(source.Addr()) {
 		return false
 	}
-	if r.Protocol == "ALL" {
-		return true
+	return r.Protocol == everything || r.matches(protocol, port)
+}
+
+// touches says whether the rule is about any packet of a kind.
+func (r Rule) touches(source netip.Prefix, protocol string, port int) bool {
+	from, err := netip.ParsePrefix(r.Source)
+	if err != nil || !from.Overlaps(source) {
+		return false
 	}
+	return r.Protocol == everything || protocol == everything || r.matches(protocol, port)
+}
+
+// matches compares protocol and port, where the rule has them.
+func (r Rule) matches(protocol string, port int) bool {
 	low, high, err := parsePorts(r.Ports)
 	return err == nil && r.Protocol == protocol && (low == -1 || low <= port && port <= high)
 }

@@ -76,11 +76,14 @@ func (c *clock) advance(d time.Duration) {
 type fakeFabric struct {
 	plane Plane
 	sets  int
+	first Plane
 	err   error
 }
 
 func (f *fakeFabric) Set(_ context.Context, p Plane) error {
-	f.sets++
+	if f.sets++; f.sets == 1 {
+		f.first = p
+	}
 	if f.err == nil {
 		f.plane = p
 	}

@@ -152,7 +152,8 @@ func (p params) jsonList(name string) ([]string, error) {
 	return values, nil
 }
 
-// maxPage is the largest page of every list, and the longest list of ids.
+// maxPage is the largest page of a list that has no other, and the longest list of
+// ids.
 const maxPage = 100
 
 // page is a part of a list, by token or by number.
@@ -180,9 +181,9 @@ func (p params) tokenPage(sizeName string) (page, error) {
 
 const tokenPrefix = "lab"
 
-// numberPage reads paging by number.
-func (p params) numberPage() (page, error) {
-	size, err := p.number("PageSize", 10, 1, maxPage)
+// numberPage reads paging by number, with most on a page.
+func (p params) numberPage(most int) (page, error) {
+	size, err := p.number("PageSize", 10, 1, most)
 	if err != nil {
 		return page{}, err
 	}

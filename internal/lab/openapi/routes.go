@@ -173,14 +173,19 @@ func (s *Server) change(e *Entry, nextHop, kind string, hit strikes) {
 
 // plane is what the data plane has to do for the state as it is.
 func (s *Server) plane() Plane {
-	p := Plane{Checked: map[string]bool{}, Blocked: s.blocked()}
+	p := Plane{Checked: map[string]bool{}, Off: map[string]bool{}, Blocked: s.blocked()}
+	for _, in := range s.spec.Instances {
+		p.Off[in.Host] = true
+	}
 	for _, in := range s.state.Instances {
 		p.Checked[in.Host] = in.SourceDestCheck
+		p.Off[in.Host] = in.Status != "Running"
 	}
 	for _, t := range s.state.Tables {
 		table := Table{Number: t.Number, Routes: map[netip.Prefix]string{}}
 		for _, e := range s.state.Entries {
-			if in, found := s.state.instance(e.effective()); e.Table == t.ID && found {
+			// What leads to an instance that does not run gets lost, as what leads to none.
+			if in, found := s.state.instance(e.effective()); e.Table == t.ID && found && in.Status == "Running" {
 				table.Routes[e.Dst] = in.Host
 			}
 		}

@@ -127,6 +127,11 @@ func (p Plane) lines() []string {
 			out = append(out, "checked "+host)
 		}
 	}
+	for _, host := range slices.Sorted(maps.Keys(p.Off)) {
+		if p.Off[host] {
+			out = append(out, "off "+host)
+		}
+	}
 	for _, what := range slices.Sorted(maps.Keys(p.Blocked)) {
 		if p.Blocked[what] {
 			out = append(out, "blocked "+what)

@@ -1,6 +1,7 @@
 package openapi
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"encoding/json"
@@ -23,6 +24,8 @@ type Plane struct {
 	// Checked says which hosts' interfaces check source and destination:
 	// host -> on.
 	Checked map[string]bool
+	// Off says which hosts have no running instance: host -> yes.
+	Off map[string]bool
 	// Blocked says what the security group keeps out: "ipip", "vxlan" or
 	// "pod-cidr" -> yes.
 	Blocked map[string]bool
@@ -100,44 +103,62 @@ func (s *Server) now() time.Time { return s.options.Now() }
 func (s *Server) Follow(ctx context.Context) {
 	for {
 		s.mu.Lock()
-		s.settle(ctx)
+		followed := s.settle(ctx)
 		next, any := s.state.due()
 		s.mu.Unlock()
-		var timer <-chan time.Time
+		var timer, again <-chan time.Time
 		if any {
 			timer = time.After(max(next.Sub(s.now()), time.Millisecond))
+		}
+		if !followed {
+			again = time.After(retryFabric)
 		}
 		select {
 		case <-ctx.Done():
 			return
 		case <-s.kick:
 		case <-timer:
+		case <-again:
 		}
 	}
 }
 
-// settle ends what is due and makes the data plane follow. The caller holds
-// the lock.
-func (s *Server) settle(ctx context.Context) {
-	if s.state.settle(s.now()) {
+// retryFabric is when a data plane that failed is tried again.
+const retryFabric = time.Second
+
+// settle ends what is due, makes the data plane follow, and says whether it did.
+// The caller holds the lock.
+func (s *Server) settle(ctx context.Context) (followed bool) {
+	if s.plan == nil {
+		// A data plane of which nothing is known, after a restart, first gets what
+		// it carries at most: it removes only what it has been given, and a
+		// deletion may have fallen due while there was no cloud.
+		s.follow(ctx)
+	}
+	changed := s.state.settle(s.now())
+	// Saved last: who is killed in between finds the deletion still to be ended.
+	followed = s.follow(ctx)
+	if changed {
 		s.save()
 	}
-	s.follow(ctx)
+	return followed
 }
 
-// follow gives the data plane the state, if it is another than last time.
-func (s *Server) follow(ctx context.Context) {
+// follow gives the data plane the state, if it is another than last time, and says
+// whether it has it.
+func (s *Server) follow(ctx context.Context) bool {
 	if s.options.Fabric == nil {
-		return
+		return true
 	}
 	p := s.plane()
 	if s.plan == nil || !reflect.DeepEqual(p, *s.plan) {
 		if err := s.options.Fabric.Set(ctx, p); err != nil {
 			s.log.Error("the data plane does not follow", "err", err)
-			return
+			return false
 		}
 		s.plan = &p
 	}
+	return true
 }
 
 // save writes the state and wakes Follow. A cloud that cannot write goes on.
@@ -158,6 +179,7 @@ type call struct {
 	requestID string
 	principal string
 	hit       strikes
+	page      int // the largest that the action gives
 	// elsewhere is set when the caller asked for another region, where this
 	// account has nothing.
 	elsewhere bool
@@ -170,7 +192,9 @@ type answer map[string]any
 type action struct {
 	// writes marks those that need the VPC for themselves.
 	writes bool
-	run    func(*Server, *call) (answer, error)
+	// page is the largest page of a list by number, maxPage when 0.
+	page int
+	run  func(*Server, *call) (answer, error)
 }
 
 // api is one product's.
@@ -267,6 +291,7 @@ func (s *Server) run(a action, c *call) (answer, error) {
 		}
 		c.elsewhere = true
 	}
+	c.page = cmp.Or(a.page, maxPage)
 	if a.writes {
 		if s.writing {
 			return nil, taskConflict()

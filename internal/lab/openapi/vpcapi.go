@@ -8,16 +8,19 @@ import (
 	"time"
 )
 
+// vpcPage is the largest page of the Vpc API's lists by number.
+const vpcPage = 50
+
 // vpcActions are those of Vpc 2016-04-28: name -> action.
 func vpcActions() map[string]action {
 	return map[string]action{
 		"DescribeRegions":           {run: (*Server).describeRegions},
-		"DescribeVpcs":              {run: (*Server).describeVpcs},
+		"DescribeVpcs":              {page: vpcPage, run: (*Server).describeVpcs},
 		"DescribeVpcAttribute":      {run: (*Server).describeVpcAttribute},
-		"DescribeVSwitches":         {run: (*Server).describeVSwitches},
+		"DescribeVSwitches":         {page: vpcPage, run: (*Server).describeVSwitches},
 		"DescribeVSwitchAttributes": {run: (*Server).describeVSwitchAttributes},
-		"DescribeRouteTableList":    {run: (*Server).describeRouteTableList},
-		"DescribeRouteTables":       {run: (*Server).describeRouteTables},
+		"DescribeRouteTableList":    {page: vpcPage, run: (*Server).describeRouteTableList},
+		"DescribeRouteTables":       {page: vpcPage, run: (*Server).describeRouteTables},
 		"DescribeRouteEntryList":    {run: (*Server).describeRouteEntryList},
 		"CreateRouteTable":          {writes: true, run: (*Server).createRouteTable},
 		"DeleteRouteTable":          {writes: true, run: (*Server).deleteRouteTable},
@@ -79,7 +82,7 @@ func list[T any](values []T) []T {
 // numbered is a list by page number: what is asked for, with the totals. Only
 // the page is rendered: accounts have thousands of instances.
 func numbered[T any](c *call, all []T, render func(T) answer, wrapper, element string) (answer, error) {
-	p, err := c.params.numberPage()
+	p, err := c.params.numberPage(c.page)
 	if err != nil {
 		return nil, err
 	}
