@@ -31,6 +31,7 @@ const (
 	cloudSecurityGroup = "sg-2vclab"
 	cloudRole          = "RopewayLab"
 	cloudKeyID         = "LTAI5tRopewayLab"
+	vendorKeyID        = "LTAI5tVendorLab"
 	instanceType       = "ecs.g7.large"
 )
 
@@ -104,15 +105,16 @@ func cloudSpec(m *ledger.Manifest, key openapi.AccessKey) openapi.Spec {
 	return spec
 }
 
-// writeCloud puts the cloud's description, with an AccessKey that is this
+// writeCloud puts the cloud's description, with AccessKeys that are this
 // lab's only, where its process finds it.
 func writeCloud(m *ledger.Manifest) error {
 	h, found := m.Host(cloudHost)
 	if !found {
 		return fmt.Errorf("lab %q has no host %s", m.Name, cloudHost)
 	}
-	key := openapi.AccessKey{ID: cloudKeyID, Secret: rand.Text()}
-	return openapi.WriteSpec(filepath.Join(h.Dir, "run"), m.Name, cloudSpec(m, key))
+	spec := cloudSpec(m, openapi.AccessKey{ID: cloudKeyID, Secret: rand.Text()})
+	spec.VendorKey = openapi.AccessKey{ID: vendorKeyID, Secret: rand.Text()}
+	return openapi.WriteSpec(filepath.Join(h.Dir, "run"), m.Name, spec)
 }
 
 // Cloud returns a client of the back door of the lab's cloud: to look at it,

@@ -205,14 +205,17 @@ func (s *Server) authenticate(q *request) (principal string, err error) {
 
 // credentials finds the secret that belongs to a key, and says whose it is.
 func (s *Server) credentials(p proof) (principal, secret string, err error) {
-	if key := s.spec.Key; p.keyID == key.ID && key.ID != "" {
-		if s.state.Settings.KeyDisabled {
+	for _, key := range []AccessKey{s.spec.Key, s.spec.VendorKey} {
+		if p.keyID != key.ID || key.ID == "" {
+			continue
+		}
+		if s.state.Settings.KeyDisabled && key == s.spec.Key {
 			return "", "", refuse(http.StatusForbidden, "InvalidAccessKeyId.Inactive", "The specified access key is disabled.")
 		}
 		if p.token != "" {
 			return "", "", bad("InvalidSecurityToken.MismatchWithAccessKey", "Specified SecurityToken mismatch with the AccessKey.")
 		}
-		return "user/" + key.ID, key.Secret, nil
+		return key.Principal(), key.Secret, nil
 	}
 	for _, t := range s.state.Issued {
 		if t.AccessKeyID != p.keyID {

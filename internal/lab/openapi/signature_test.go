@@ -191,9 +191,15 @@ func TestRefusedRequests(t *testing.T) {
 			t.Errorf("got %q, want %s", got, want)
 		}
 	}
+	c.spec.VendorKey = AccessKey{ID: "LTAIvendor", Secret: "another secret"}
 	c.state.Settings.KeyDisabled = true
 	if got := c.codeOf(c.signed(func(v url.Values) { v.Set("SignatureNonce", "4") })); got != "InvalidAccessKeyId.Inactive" {
 		t.Errorf("a disabled key: %q", got)
+	}
+	config := c.config()
+	config.AccessKeyId, config.AccessKeySecret = tea.String("LTAIvendor"), tea.String("another secret")
+	if body, err := c.vendorCall(config, inQuery, "sts", "GetCallerIdentity", nil); err != nil || body["PrincipalId"] != "LTAIvendor" {
+		t.Errorf("the other key beside the disabled one: %v, %v", body, err)
 	}
 }
 

@@ -27,6 +27,9 @@ type Spec struct {
 	// Key is the AccessKey of a RAM user, Role the RAM role of the instances.
 	Key  AccessKey `json:"key"`
 	Role string    `json:"role"`
+	// VendorKey is the AccessKey of another RAM user, so that the calls of the
+	// vendor's programs are told from others; there is none when it is zero.
+	VendorKey AccessKey `json:"vendorKey,omitzero"`
 	// Settings are the first ones; Admin changes them.
 	Settings Settings `json:"settings"`
 }
@@ -69,6 +72,9 @@ type AccessKey struct {
 	Secret string `json:"secret"`
 }
 
+// Principal is what a Call has of who signs with the key.
+func (k AccessKey) Principal() string { return "user/" + k.ID }
+
 // Settings can be changed while the cloud runs.
 type Settings struct {
 	// Delay is how long a route entry stays in a passing state, Latency how
@@ -80,7 +86,7 @@ type Settings struct {
 	// Allow are the RAM actions that signed callers may use (vpc:Describe*);
 	// all when empty.
 	Allow []string `json:"allow,omitempty"`
-	// KeyDisabled disables the AccessKey, RoleDetached takes the role from
+	// KeyDisabled disables the AccessKey Key, RoleDetached takes the role from
 	// the instances and ends what was issued for it.
 	KeyDisabled  bool `json:"keyDisabled,omitempty"`
 	RoleDetached bool `json:"roleDetached,omitempty"`

@@ -142,7 +142,7 @@ func (s *stage) runVendor(ctx context.Context, writesRoutes bool) error {
 		return fmt.Errorf("the pod network's first range: %w", err)
 	}
 	c := vendorccm.Config{ClusterCIDR: cidr, Routes: writesRoutes, Period: vendorPeriod,
-		Cloud: vendorccm.Cloud{URL: access.Endpoint, Region: access.Region, VPC: access.VPC, Key: snapshot.Spec.Key}}
+		Cloud: vendorccm.Cloud{URL: access.Endpoint, Region: access.Region, VPC: access.VPC, Key: snapshot.Spec.VendorKey}}
 	var quoted []string
 	for _, flag := range c.Flags() {
 		quoted = append(quoted, fmt.Sprintf("%q", flag))
@@ -155,23 +155,31 @@ func (s *stage) runVendor(ctx context.Context, writesRoutes bool) error {
 	return err
 }
 
-// sweeps waits until the stand-in has gone over the table so many times more.
+// sweeps waits until the stand-in has gone over the table so many times more. It is
+// known by its key: Ropeway asks for the tables, too.
 func (s *stage) sweeps(ctx context.Context, more int) error {
-	lists := func() (int, error) { // only the vendor's controller asks in this way
-		snapshot, err := s.cloudNow(ctx)
-		return snapshot.Counts["DescribeRouteTableList"]["OK"], err
-	}
-	before, err := lists()
-	if err != nil {
-		return err
-	}
+	began := time.Now()
 	return s.until(ctx, time.Minute, func() error {
-		now, err := lists()
-		if err == nil && now < before+more {
-			err = fmt.Errorf("the vendor's controller has swept %d times, %d more to come", now-before, before+more-now)
+		snapshot, err := s.cloudNow(ctx)
+		if err != nil {
+			return err
 		}
-		return err
+		if n := sweepsSince(snapshot, began); n < more {
+			return fmt.Errorf("the vendor's controller has swept %d times, %d more to come", n, more-n)
+		}
+		return nil
 	})
+}
+
+// sweepsSince counts how often the stand-in has looked for the tables to go over.
+func sweepsSince(snapshot openapi.Snapshot, began time.Time) int {
+	n := 0
+	for _, c := range snapshot.Calls {
+		if c.Action == "DescribeRouteTableList" && c.Principal == snapshot.Spec.VendorKey.Principal() && c.Code == "" && c.Time.After(began) {
+			n++
+		}
+	}
+	return n
 }
 
 // routesBy says in the ClusterNetwork who publishes the routes.
