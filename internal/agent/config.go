@@ -78,7 +78,7 @@ func (c *Config) Defaults() {
 	if c.Log == nil {
 		c.Log = slog.Default()
 	}
-	setDefault(&c.timing.addWait, 8*time.Second)
+	setDefault(&c.timing.addWait, 15*time.Second)
 	setDefault(&c.timing.lock, 30*time.Second)
 	setDefault(&c.timing.resync, 30*time.Second)
 	setDefault(&c.timing.settle, 50*time.Millisecond)
