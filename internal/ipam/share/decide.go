@@ -70,8 +70,9 @@ func (d *decider) search(p string, f ipam.Family) *search {
 	s := d.searches[key]
 	if s == nil {
 		ranges := ofFamily(d.Pools[p], f)
-		place := d.place(ranges)
-		s = &search{ranges: ranges, shared: both(ranges, d.confirmed), from: [2]netip.Addr{place, place}}
+		shared := both(ranges, d.confirmed)
+		place := d.place(shared) // not of all ranges: nodes whose part is not shared yet would begin at one address
+		s = &search{ranges: ranges, shared: shared, from: [2]netip.Addr{place, place}}
 		d.searches[key] = s
 	}
 	return s
