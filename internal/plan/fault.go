@@ -99,8 +99,9 @@ type Defect struct {
 }
 
 // Defects returns what the nodes have found: on the paths that the configuration
-// allows, to nodes as they are now, and of themselves. They are in the order of
-// faults, nodes and finders.
+// allows, to nodes as they are now, and of themselves. What a node found on a path
+// before it fell silent is left out: nobody would ever take it back. They are in
+// the order of faults, nodes and finders.
 func Defects(s Snapshot) []Defect {
 	c := check("", s.Network, s.Nodes)
 	found := weigh(c, s.Probes, nil)
@@ -112,7 +113,8 @@ func Defects(s Snapshot) []Defect {
 	}
 	for _, p := range s.Probes {
 		to, known := c.index[p.To]
-		if _, fromKnown := c.index[p.From]; p.Fault == "" || !known || !fromKnown || c.nodes[to].UID != p.ToUID {
+		from, fromKnown := c.index[p.From]
+		if p.Fault == "" || !known || !fromKnown || c.nodes[from].Silent || c.nodes[to].UID != p.ToUID {
 			continue
 		}
 		if !slices.Contains(c.ways(to, p.Family), p.Transport) {

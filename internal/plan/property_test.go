@@ -374,7 +374,7 @@ func rank(s plan.Snapshot, peer string, transport plan.Transport) int {
 			return 3
 		}
 	}
-	var selfGood, selfBad, good, bad bool
+	var selfGood, selfBad, bad bool
 	for _, p := range s.Probes {
 		if p.To != peer || p.From == peer || p.ToUID != uid || p.Transport != transport {
 			continue
@@ -382,47 +382,95 @@ func rank(s plan.Snapshot, peer string, transport plan.Transport) int {
 		if p.From == s.Self {
 			selfGood, selfBad = selfGood || p.Reachable, selfBad || !p.Reachable
 		} else {
-			good, bad = good || p.Reachable, bad || !p.Reachable
+			bad = bad || !p.Reachable
 		}
 	}
 	switch {
 	case selfGood:
 		return 0
-	case selfBad, bad && !good:
+	case selfBad:
 		return 2
-	case good:
+	case answers(s, peer, transport, s.Self):
 		return 0
+	case bad:
+		return 2
 	default:
 		return 1
 	}
 }
 
+// answers reports whether a node is found to answer by a transport, counted anew:
+// a peer that is heard of reached it, or another did and none that is heard of
+// says otherwise. Whom nobody reaches by direct itself has no word against others'.
+func answers(s plan.Snapshot, to string, transport plan.Transport, besides string) bool {
+	nodes := map[string]plan.Node{}
+	for _, n := range s.Nodes {
+		nodes[n.Name] = n
+	}
+	said := func(p plan.Probe, of string) bool {
+		return p.To == of && p.From != of && p.ToUID == nodes[of].UID && p.Transport == transport
+	}
+	var good, live, missed bool
+	for _, p := range s.Probes {
+		heard := !nodes[p.From].Silent
+		stranded := transport == plan.Direct && !slices.ContainsFunc(s.Probes, func(q plan.Probe) bool { return said(q, p.From) && q.Reachable })
+		switch {
+		case !said(p, to) || p.From == besides:
+		case p.Reachable:
+			good, live = true, live || heard
+		default:
+			missed = missed || heard && !stranded
+		}
+	}
+	return good && (live || !missed)
+}
+
 // TestProvingIsLinear: no node is proven by more than three, none by itself or
-// by one that is not ready, by as many as there are; and ProvenBy is Provers
-// seen from the other side.
+// by one that is not ready, none that is not ready at all, by as many as there are
+// and by none that is silent instead of one that is heard of; and ProvenBy is
+// Provers seen from the other side.
 func TestProvingIsLinear(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		var nodes []plan.Node
+		agents := 0
 		for i := range rapid.IntRange(0, 40).Draw(t, "nodes") {
-			nodes = append(nodes, plan.Node{Name: fmt.Sprintf("node-%d", i), Ready: rapid.Bool().Draw(t, "ready")})
+			nodes = append(nodes, plan.Node{Name: fmt.Sprintf("node-%d", i), Ready: rapid.Bool().Draw(t, "ready"), Silent: rapid.IntRange(0, 2).Draw(t, "silent") == 0})
+			if nodes[i].Ready {
+				agents++
+			}
 		}
-		duties := map[string][]string{}
+		duties, all := map[string][]string{}, 0
 		for _, dest := range nodes {
 			provers := plan.Provers(nodes, dest.Name)
-			var ready int
+			var ready, heard, silent int
 			for _, n := range nodes {
-				if n.Ready && n.Name != dest.Name {
-					ready++
-				} else if slices.Contains(provers, n.Name) {
-					t.Fatalf("%s proves %s", n.Name, dest.Name)
+				switch chosen := slices.Contains(provers, n.Name); {
+				case !n.Ready || n.Name == dest.Name:
+					if chosen {
+						t.Fatalf("%s proves %s", n.Name, dest.Name)
+					}
+					continue
+				case chosen && n.Silent:
+					silent++
+				case !n.Silent:
+					heard++
 				}
+				ready++
 			}
-			if len(provers) != min(3, ready) {
-				t.Fatalf("%s is proven by %v of %d ready others", dest.Name, provers, ready)
+			want := min(3, ready)
+			if !dest.Ready {
+				want = 0
+			}
+			if len(provers) != want || silent > max(0, want-heard) {
+				t.Fatalf("%s is proven by %v, %d of them silent, of %d ready others, of whom %d are heard of", dest.Name, provers, silent, ready, heard)
 			}
 			for _, p := range provers {
 				duties[p] = append(duties[p], dest.Name)
+				all++
 			}
+		}
+		if all > 3*agents {
+			t.Fatalf("%d duties where %d agents run of %d", all, agents, len(nodes))
 		}
 		for _, n := range nodes {
 			want := slices.Sorted(slices.Values(duties[n.Name]))
@@ -477,18 +525,12 @@ func TestVerdictsFollowTheProbes(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		s := anySnapshot(t)
 		verdicts := plan.Verdicts(s)
-		ready := 0
+		deaf := !slices.ContainsFunc(s.Nodes, func(n plan.Node) bool { return n.Ready && !n.Silent })
 		for _, n := range s.Nodes {
-			if n.Ready {
-				ready++
-			}
-		}
-		for _, n := range s.Nodes {
-			proven := slices.ContainsFunc(s.Probes, func(p plan.Probe) bool {
-				return p.To == n.Name && p.From != n.Name && p.ToUID == n.UID && p.Reachable && slices.Contains(s.Network.Transports, p.Transport)
-			})
+			proven := slices.ContainsFunc(s.Network.Transports, func(t plan.Transport) bool { return answers(s, n.Name, t, "") })
+			alone := !slices.ContainsFunc(s.Nodes, func(o plan.Node) bool { return o.Name != n.Name && o.Ready && (deaf || !o.Silent) })
 			owns := len(destinations(s.Network, n, s.Nodes)) > 0
-			want := n.Ready && owns && (ready > 1 && proven || ready == 1 && n.Name == oldest(s.Nodes))
+			want := n.Ready && owns && (!alone && proven || alone && n.Name == oldest(s.Nodes))
 			got, reason := plan.Reachable(s, n.Name)
 			if got != want || reason == "" || verdicts[n.Name].Reachable != got || verdicts[n.Name].Reason != reason || got && verdicts[n.Name].Lost {
 				t.Fatalf("%s: reachable %t (%s), want %t; Verdicts says %v", n.Name, got, reason, want, verdicts[n.Name])

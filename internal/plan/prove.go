@@ -29,11 +29,17 @@ type finding struct {
 	// live counts the peers that reached it and are heard of, misses those that
 	// did not reach it, and missed those of them that are heard of.
 	live, misses, missed int
-	missedBy             []string // of direct: who did not reach it
+	missedBy             []miss // of direct
 	// pathMTU is the largest that any peer found to pass, 0 as soon as one of
 	// them found that everything does.
 	pathMTU int
 	heard   bool // a peer that reached it has spoken
+}
+
+// miss is a peer that did not reach a node.
+type miss struct {
+	from   string
+	silent bool // it is not heard of
 }
 
 // hear takes the size that a peer found.
@@ -47,11 +53,20 @@ func (f *finding) hear(p *Probe) {
 	f.heard = true
 }
 
-// direct reports whether peers have found direct to work: one that reached it is
-// enough, unless more did not. A peer that died goes on saying what it said
-// last, and must not keep a route in use that the living know to be gone.
-func (f *finding) direct() bool {
-	return f.good != nil && (f.misses == 0 || f.live >= f.misses)
+// answers reports whether peers have found the node to answer: one that is heard
+// of reached it, or another did, and none that is heard of says otherwise. A peer
+// that died goes on saying what it said last, and must not keep a way in use that
+// the living know to be gone.
+func (f *finding) answers() bool { return f.good != nil && (f.live > 0 || f.missed == 0) }
+
+// reached reports whether peers have found a transport to work. One that reached
+// the node is enough; of direct, unless more did not: each may have another route
+// there.
+func (f *finding) reached(t Transport) bool {
+	if t == Direct {
+		return f.good != nil && (f.misses == 0 || f.live >= f.misses)
+	}
+	return f.answers()
 }
 
 // evidence maps what was probed -> what was found.
@@ -103,10 +118,11 @@ func (e evidence) add(c *cluster, p *Probe) {
 	default:
 		f.bad = firstProbe(f.bad, p)
 		f.misses++
+		silent := c.nodes[from].Silent
 		if p.Transport == Direct {
-			f.missedBy = append(f.missedBy, p.From)
+			f.missedBy = append(f.missedBy, miss{p.From, silent})
 		}
-		if !c.nodes[from].Silent {
+		if !silent {
 			f.missed++
 		}
 	}
@@ -127,8 +143,16 @@ func (e evidence) discount() {
 		}
 	}
 	for key, f := range e {
-		if key.transport == Direct && f.good != nil {
-			f.misses -= len(slices.DeleteFunc(f.missedBy, func(from string) bool { return reached[side{from, key.family}] }))
+		if key.transport != Direct || f.good == nil {
+			continue
+		}
+		for _, m := range f.missedBy {
+			if reached[side{m.from, key.family}] {
+				continue
+			}
+			if f.misses--; !m.silent {
+				f.missed--
+			}
 		}
 	}
 }
@@ -160,13 +184,13 @@ func (e evidence) of(what probed) finding {
 }
 
 // failing reports whether a transport is found failing, and why: by this node
-// itself, or by its provers where at least one says so and none says otherwise
-// (for direct: and no more say otherwise).
+// itself, or by its provers where at least one says so and they have not found it
+// to work all the same.
 func (f *finding) failing(t Transport) (string, bool) {
 	switch {
 	case f.self != nil:
 		return words(f.self), !f.self.Reachable
-	case f.bad != nil && (f.good == nil || t == Direct && !f.direct()):
+	case f.bad != nil && !f.reached(t):
 		return words(f.bad), true
 	default:
 		return "", false
@@ -176,14 +200,10 @@ func (f *finding) failing(t Transport) (string, bool) {
 // works reports whether a transport is found working: by this node itself, or
 // where it has no word, by its provers.
 func (f *finding) works(t Transport) bool {
-	switch {
-	case f.self != nil:
+	if f.self != nil {
 		return f.self.Reachable
-	case t == Direct:
-		return f.direct()
-	default:
-		return f.good != nil
 	}
+	return f.reached(t)
 }
 
 // largest returns the largest packet that a path carries, 0 if it is as large
@@ -212,9 +232,10 @@ type Verdict struct {
 // Reachable reports whether the node is proven: for each family that it owns
 // destinations of, another node has reached it, as it is now (by UID), by a
 // transport that the configuration allows. The cluster's first node (the oldest
-// that is heard of), if nobody else is Ready to prove it, is proven by its local
-// path; any other waits, or nodes that come up at the same moment would each
-// take itself for the first. The string says by whom, or what is missing.
+// that is heard of), if nobody else is Ready and heard of to prove it, is proven
+// by its local path; any other waits, or nodes that come up at the same moment
+// would each take itself for the first. The string says by whom, or what is
+// missing.
 func Reachable(s Snapshot, node string) (bool, string) {
 	v, known := Verdicts(s)[node]
 	if !known {
@@ -229,23 +250,42 @@ func Reachable(s Snapshot, node string) (bool, string) {
 func Verdicts(s Snapshot) map[string]Verdict {
 	c := check("", s.Network, s.Nodes)
 	found := weigh(c, s.Probes, nil)
-	ready := 0
-	for _, n := range c.nodes {
-		if n.Ready {
-			ready++
-		}
-	}
+	witnesses := c.witnesses()
 	first := max(0, slices.IndexFunc(c.nodes, func(n Node) bool { return !n.Silent }))
 	out := make(map[string]Verdict, len(c.nodes))
 	for i, n := range c.nodes {
-		out[n.Name] = c.verdict(i, first, ready, found)
+		others := len(witnesses)
+		if witnesses[i] {
+			others--
+		}
+		out[n.Name] = c.verdict(i, first, others, found)
 	}
 	return out
 }
 
-// verdict judges node i, where first is the cluster's first node and ready
-// counts those whose agents have spoken.
-func (c *cluster) verdict(i, first, ready int, found evidence) Verdict {
+// witnesses returns the nodes (their positions) that can prove others: those whose
+// agents have spoken and whose machines are heard of. A machine that is gone for
+// good proves nobody, and its Node may stay for ever. Where no machine is heard of,
+// that says nothing of any, and all count.
+func (c *cluster) witnesses() map[int]bool {
+	heard, all := map[int]bool{}, map[int]bool{}
+	for i, n := range c.nodes {
+		if n.Ready {
+			all[i] = true
+		}
+		if n.Ready && !n.Silent {
+			heard[i] = true
+		}
+	}
+	if len(heard) == 0 {
+		return all
+	}
+	return heard
+}
+
+// verdict judges node i, where first is the cluster's first node and others
+// counts those that can prove this one.
+func (c *cluster) verdict(i, first, others int, found evidence) Verdict {
 	n := c.nodes[i]
 	families := c.families(i)
 	switch {
@@ -253,9 +293,9 @@ func (c *cluster) verdict(i, first, ready int, found evidence) Verdict {
 		return Verdict{Reason: fmt.Sprintf("the agent on node %s has not yet said that the node is programmed", n.Name)}
 	case len(families) == 0:
 		return Verdict{Reason: fmt.Sprintf("node %s owns no usable range of pod addresses yet", n.Name)}
-	case ready == 1 && i == first:
+	case others == 0 && i == first:
 		return Verdict{Reachable: true, Reason: "proven by its local path: it is the cluster's first node, and no other is ready"}
-	case ready == 1:
+	case others == 0:
 		return Verdict{Reason: fmt.Sprintf("no other node is ready to prove node %s: it waits for the agent on any, such as %s", n.Name, c.nodes[first].Name)}
 	}
 	var by []string
@@ -289,7 +329,7 @@ func (c *cluster) proven(i int, f Family, found evidence) (string, Verdict) {
 	for _, t := range c.ways(i, f) {
 		result := found.of(probedBy(way{family: f, probed: c.source(i, f)}, n.Name, t))
 		switch {
-		case result.good != nil:
+		case result.answers():
 			return fmt.Sprintf("by node %s by %s (%s)", result.good.From, t, f), Verdict{Reachable: true}
 		case result.bad == nil:
 			seen = append(seen, fmt.Sprintf("%s: not tried yet", t))
@@ -303,8 +343,9 @@ func (c *cluster) proven(i int, f Family, found evidence) (string, Verdict) {
 
 // prover is a node that may prove others.
 type prover struct {
-	name string
-	hash uint64
+	name   string
+	hash   uint64
+	silent bool // not heard of: it may be gone
 }
 
 // provers returns the Ready nodes, each once.
@@ -312,23 +353,41 @@ func provers(nodes []Node) []prover {
 	out := make([]prover, 0, len(nodes))
 	for _, n := range nodes {
 		if n.Ready && n.Name != "" {
-			out = append(out, prover{n.Name, hash64(n.Name)})
+			out = append(out, prover{n.Name, hash64(n.Name), n.Silent})
 		}
 	}
-	slices.SortFunc(out, func(a, b prover) int { return strings.Compare(a.name, b.name) })
-	return slices.Compact(out)
+	slices.SortFunc(out, func(a, b prover) int {
+		switch {
+		case a.silent == b.silent || a.name != b.name:
+			return strings.Compare(a.name, b.name)
+		case b.silent:
+			return -1
+		default:
+			return 1
+		}
+	})
+	return slices.CompactFunc(out, func(a, b prover) bool { return a.name == b.name })
 }
 
-// before reports whether p proves the target rather than q.
+// before reports whether p proves the target rather than q. One that is not heard
+// of comes after all that are, and where none is, everything stays as it was.
 func (p prover) before(q prover, target uint64) bool {
+	if p.silent != q.silent {
+		return q.silent
+	}
 	a, b := weight(target, p.hash), weight(target, q.hash)
 	return a > b || a == b && p.name < q.name
 }
 
 // Provers returns the names of the nodes that prove the destination node: at
 // most 3 Ready ones other than dest, by rendezvous hashing, so that a node that
-// comes or goes moves few duties.
+// comes or goes moves few duties; those that are heard of first. Nobody proves a
+// node before its own agent has said that it is Ready: there is nothing yet that
+// could answer, and the first agents of a large cluster would probe all of it.
 func Provers(nodes []Node, dest string) []string {
+	if !slices.ContainsFunc(nodes, func(n Node) bool { return n.Name == dest && n.Ready }) {
+		return nil
+	}
 	target := hash64(dest)
 	all := slices.DeleteFunc(provers(nodes), func(p prover) bool { return p.name == dest })
 	slices.SortFunc(all, func(p, q prover) int {
@@ -355,7 +414,7 @@ func ProvenBy(nodes []Node, self string) []string {
 	}
 	var out []string
 	for _, n := range nodes {
-		if n.Name != "" && n.Name != self && proves(ready[at], n.Name, ready) {
+		if n.Ready && n.Name != "" && n.Name != self && proves(ready[at], n.Name, ready) {
 			out = append(out, n.Name)
 		}
 	}

@@ -26,7 +26,7 @@ var rewrite = flag.Bool("rewrite", false, "write the scenarios' output as it is 
 //	network fabric=CIDR,..  where the fabric's routes hold
 //	network metadata=A,.. exempt=NAMESPACE,..
 //	pod NAMESPACE|- LINK    a pod of every node that is planned for
-//	node NAME uid=U created=N addr=A,.. blocks=CIDR,.. cidrs=CIDR,.. holds=CIDR,.. singles=A,.. asked=A,.. sources=A,.. ready refuses=T:WHY fault=F:WHY
+//	node NAME uid=U created=N addr=A,.. blocks=CIDR,.. cidrs=CIDR,.. holds=CIDR,.. singles=A,.. asked=A,.. sources=A,.. ready silent refuses=T:WHY fault=F:WHY
 //	probe FROM TO FAMILY TRANSPORT[@ADDRESS] ok|fail|FAULT|PATHMTU REASON   a fault is a failure, a path MTU an answer
 //	forget node NAME | forget probes | forget pod LINK
 //	hold NODE | hold     from now on, the routes that NODE was last planned are in its kernel (nobody's are)
@@ -304,6 +304,8 @@ func (s *scenario) node(name string, words []string) {
 			n.Ready = true
 		case "silent":
 			n.Silent = true
+		case "heard":
+			n.Silent = false
 		case "unready":
 			n.Ready = false
 		case "refuses":
