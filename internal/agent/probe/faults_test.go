@@ -334,6 +334,18 @@ func TestEverythingFailsAtOnce(t *testing.T) {
 		if got := unreachable(); fmt.Sprint(got) != "[b/direct b/ipip]" || len(p.a.Faults()) != 0 {
 			t.Errorf("one node fails: %v, alarm %v", got, p.a.Faults())
 		}
+		// What failed before is no reason for no alarm, nor is a node that is new.
+		blocked := func(path Path) bool { return path.OuterDst == p.nodeB.Outer[0] && path.Transport == plan.IPIP }
+		p.fabric.Drop(func(path Path, _ []byte) bool { return blocked(path) })
+		time.Sleep(20 * time.Second)
+		p.fabric.Drop(func(Path, []byte) bool { return true })
+		p.viewA.Nodes, p.viewA.Targets = append(p.viewA.Nodes, testNode("d", "192.168.3.10", "10.244.3.1")), []string{"b", "c", "d"}
+		p.a.Set(p.viewA)
+		time.Sleep(time.Minute)
+		synctest.Wait()
+		if got := unreachable(); fmt.Sprint(got) != "[b/ipip d/direct d/ipip]" || !strings.Contains(p.a.Faults()[plan.ProberFault], "(3 paths)") {
+			t.Errorf("all fails where one path did before: %v, and the alarm says %q", got, p.a.Faults())
+		}
 	})
 }
 

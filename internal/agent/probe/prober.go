@@ -227,9 +227,15 @@ func (p *Prober) Faults() map[plan.Fault]string {
 	if !p.alarm {
 		return nil
 	}
+	held := 0
+	for _, s := range p.states {
+		if s.held {
+			held++
+		}
+	}
 	return map[plan.Fault]string{plan.ProberFault: fmt.Sprintf(
-		"all that node %s probes stopped to answer at the same moment (%d paths): it is cut off itself, or its prober is broken; what was known before stays",
-		p.view.Self.Name, len(p.states))}
+		"all that answered node %s stopped to answer at the same moment (%d paths): it is cut off itself, or its prober is broken; what was known before stays",
+		p.view.Self.Name, held)}
 }
 
 // Changed receives after a result flipped, or what is wrong got another name;
@@ -438,9 +444,10 @@ func (p *Prober) cutOff(s *state) bool {
 
 // judge draws the conclusions from what is known. The caller holds the lock.
 func (p *Prober) judge() {
-	alarm := len(p.states) > 0
+	// What failed before, or is not known yet, says nothing of this node.
+	held, answering := false, false
 	for k, s := range p.states {
-		alarm = alarm && s.held
+		held, answering = held || s.held, answering || s.known && s.reachable && !s.held
 		if !s.known {
 			continue
 		}
@@ -457,7 +464,7 @@ func (p *Prober) judge() {
 		s.fault, s.said = fault, said
 		notify(p.changed)
 	}
-	if alarm != p.alarm {
+	if alarm := held && !answering; alarm != p.alarm {
 		p.alarm = alarm
 		notify(p.changed)
 	}
