@@ -451,3 +451,30 @@ func TestRESTConfigSaysWhatToDo(t *testing.T) {
 		t.Errorf("a node without a name: %v", err)
 	}
 }
+
+// TestBlocksOfAnotherSize: where the size of blocks was changed a moment ago, another
+// node may have leased what overlaps under another name, and a cache may not show it yet.
+func TestBlocksOfAnotherSize(t *testing.T) {
+	api := admin(t)
+	a, b := twoNodes(t, "size-a", "size-b")
+	wide, narrow := netip.MustParsePrefix("10.66.0.0/25"), netip.MustParsePrefix("10.66.0.64/26")
+	if _, err := a.ClaimBlock(t.Context(), wide); err != nil {
+		t.Fatal(err)
+	}
+	_, err := b.ClaimBlock(t.Context(), narrow)
+	if !IsTaken(err) || !strings.Contains(err.Error(), "10.66.0.0/25 is leased to node size-a") || remains(t, api, narrow) {
+		t.Errorf("inside another's block: %v", err)
+	}
+	if _, err := a.ClaimBlock(t.Context(), narrow); err != nil {
+		t.Errorf("inside its own: %v", err)
+	}
+	if err := a.ReleaseBlock(t.Context(), wide); err != nil {
+		t.Error(err)
+	}
+	if _, err := b.ClaimBlock(t.Context(), wide); !IsTaken(err) || remains(t, api, wide) {
+		t.Errorf("around another's block: %v", err)
+	}
+	if err := a.ReleaseBlock(t.Context(), narrow); err != nil {
+		t.Error(err)
+	}
+}

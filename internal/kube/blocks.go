@@ -52,9 +52,11 @@ func IsTaken(err error) bool {
 // which is adopted. IsTaken tells that another node was first. Any other error
 // leaves open whether the lease was made; claim again.
 //
-// A shared block (see package share) that this node has not heard of yet may be
-// of another size and have another name: it is looked for once the lease is
-// made, and the lease given up if there is one.
+// What this node has not heard of yet may be of another size and have another
+// name: a shared block (see package share), or a block of another node's where
+// the size of blocks was changed a moment ago. It is looked for once the lease is
+// made, and the lease given up if there is one. Of two nodes that lease at the same
+// moment at least one finds the other's.
 func (c *NodeClient) ClaimBlock(ctx context.Context, p netip.Prefix) (Lease, error) {
 	uid, err := c.nodeUID()
 	if err != nil {
@@ -68,21 +70,26 @@ func (c *NodeClient) ClaimBlock(ctx context.Context, p netip.Prefix) (Lease, err
 	case err != nil:
 		return Lease{}, fmt.Errorf("lease block %s: %w", p, err)
 	}
-	if err := c.notShared(ctx, p); err != nil {
+	if err := c.aloneIn(ctx, p); err != nil {
 		return Lease{}, errors.Join(err, c.api.Delete(ctx, block, client.Preconditions{UID: &block.UID}))
 	}
 	return c.hold(block), nil
 }
 
-// notShared fails if a part of the range is shared by all nodes.
-func (c *NodeClient) notShared(ctx context.Context, p netip.Prefix) error {
-	var list v1alpha1.AddressBlockList
-	if err := c.api.List(ctx, &list, client.HasLabels{v1alpha1.SharedLabel}); err != nil {
-		return fmt.Errorf("lease block %s: look for shared blocks in it: %w", p, err)
+// aloneIn fails if a part of the range is shared by all nodes, or another node's, as
+// the API server itself has it.
+func (c *NodeClient) aloneIn(ctx context.Context, p netip.Prefix) error {
+	leases, err := c.LiveLeases(ctx)
+	if err != nil {
+		return fmt.Errorf("lease block %s: look for others' in it: %w", p, err)
 	}
-	for i := range list.Items {
-		if l, ok := leaseOf(&list.Items[i]); ok && l.Prefix.Overlaps(p) {
-			return &TakenError{Prefix: p, Node: sharedHolder}
+	for _, l := range leases {
+		switch {
+		case !l.Prefix.Overlaps(p):
+		case l.Sharing != "":
+			return &TakenError{Prefix: l.Prefix, Node: sharedHolder}
+		case !l.IsSingle() && l.Node != c.node:
+			return &TakenError{Prefix: l.Prefix, Node: l.Node}
 		}
 	}
 	return nil
