@@ -71,15 +71,16 @@ type leaseView struct {
 	leases      []kube.Lease
 	nodeCIDRs   []netip.Prefix
 	othersCIDRs []netip.Prefix
-	ranges      []ipam.Range   // that the node gives from, or will; of pools too
-	sources     []netip.Addr   // the node's own addresses in the pod network
-	stated      []netip.Prefix // by pools
+	ranges      []ipam.Range     // that the node gives from, or will; of pools too
+	sources     []netip.Addr     // the node's own addresses in the pod network
+	stated      []netip.Prefix   // by pools
+	pools       [][]netip.Prefix // what each pool that the node gives of has for pods
 }
 
 // newLeaseView takes out of a view what leases depend on.
-func newLeaseView(v kube.View, sources []netip.Addr, stated []netip.Prefix) *leaseView {
+func newLeaseView(v kube.View, sources []netip.Addr, p *pools) *leaseView {
 	seen := &leaseView{usable: v.Problem == "" && v.NodeUID != "", node: v.Snapshot.Self, uid: v.NodeUID, network: v.Snapshot.Network, leases: v.Leases,
-		ranges: rangesOf(v.Snapshot, sources), sources: sources, stated: stated}
+		ranges: rangesOf(v.Snapshot, sources), sources: sources, stated: p.stated, pools: p.givable(sources)}
 	for _, n := range v.Snapshot.Nodes {
 		if n.Name == seen.node {
 			seen.nodeCIDRs = n.NodeCIDRs
@@ -88,14 +89,14 @@ func newLeaseView(v kube.View, sources []netip.Addr, stated []netip.Prefix) *lea
 		}
 	}
 	for i := range seen.ranges {
-		seen.ranges[i].Reserved = append(seen.ranges[i].Reserved, stated...) // pools give these
+		seen.ranges[i].Reserved = append(seen.ranges[i].Reserved, p.stated...) // pools give these
 	}
 	return seen
 }
 
 // see tells the leaser what the cluster and the node are like.
-func (l *leaser) see(v kube.View, sources []netip.Addr, stated []netip.Prefix) {
-	seen := newLeaseView(v, sources, stated)
+func (l *leaser) see(v kube.View, sources []netip.Addr, p *pools) {
+	seen := newLeaseView(v, sources, p)
 	l.mu.Lock()
 	l.view = seen
 	l.mu.Unlock()
@@ -314,7 +315,8 @@ func (l *leaser) setProblem(problem string) bool {
 
 // input gathers what the decision depends on.
 func (l *leaser) input(v *leaseView) lease.Input {
-	in := lease.Input{Network: v.network, Node: v.node, Sources: v.sources, Pooled: v.stated, NodeCIDRs: v.nodeCIDRs, OthersCIDRs: v.othersCIDRs, Now: time.Now()}
+	in := lease.Input{Network: v.network, Node: v.node, Sources: v.sources, Pooled: v.stated, Pools: v.pools, HeldIn: l.book.HeldIn,
+		NodeCIDRs: v.nodeCIDRs, OthersCIDRs: v.othersCIDRs, Now: time.Now()}
 	var own, singles []netip.Prefix
 	for _, le := range v.leases {
 		mine := le.Node == v.node && !le.IsSingle()

@@ -55,7 +55,7 @@ func (b *leaserBench) run(ctx context.Context) {
 			if v, err := b.client.View(); err == nil {
 				ranges := rangesOf(v.Snapshot, b.sources(v))
 				b.book.SetRanges(ranges)
-				b.leaser.see(v, b.sources(v), nil)
+				b.leaser.see(v, b.sources(v), &pools{})
 				b.leaser.wrote(prefixesOf(b.book.Lasting(ranges)))
 			}
 			select {
@@ -154,7 +154,7 @@ func TestLeaseRace(t *testing.T) {
 		b.api.change(func(a *fakeAPI) {
 			a.leases = append(a.leases, kube.Lease{Prefix: d.Claim[0], Node: "b", NodeUID: "uid-b"})
 		})
-		b.leaser.see(v, nil, nil)
+		b.leaser.see(v, nil, &pools{})
 		if err := b.leaser.step(t.Context()); !kube.IsTaken(err) {
 			t.Fatalf("got %v, want that it is taken", err)
 		}

@@ -190,7 +190,7 @@ func (n *node) pass(ctx context.Context) error {
 		return n.withoutCluster(ctx, "the API server has not answered yet", err.Error())
 	}
 	if why := unusable(view); why != "" {
-		n.leaser.see(view, sendingFrom(n.last.Sources), n.pools.stated)
+		n.leaser.see(view, sendingFrom(n.last.Sources), &n.pools)
 		return n.withoutCluster(ctx, why, "")
 	}
 	view, ok := n.sharer.admit(view, n.last.NodeCIDRs)
@@ -214,7 +214,7 @@ func (n *node) pass(ctx context.Context) error {
 	singles := n.pools.singles(snapshot.Self, view.Leases)
 	n.ceded = cededAddresses(snapshot.Self, view.Leases)
 	n.serve(snapshot, want, singles)
-	n.leaser.see(view, sendingFrom(n.last.Sources), n.pools.stated)
+	n.leaser.see(view, sendingFrom(n.last.Sources), &n.pools)
 	n.prober.Set(probeView(snapshot, want, n.report.MTUs))
 	if !n.seeded {
 		n.prober.Seed(view.Snapshot.Probes)

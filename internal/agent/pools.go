@@ -12,6 +12,7 @@ import (
 	"ropeway.dev/ropeway/internal/ipam/share"
 	"ropeway.dev/ropeway/internal/kube"
 	"ropeway.dev/ropeway/internal/plan"
+	"ropeway.dev/ropeway/internal/plan/cidr"
 )
 
 // podAPI is what the server asks about pods (kube.NodeClient).
@@ -58,6 +59,22 @@ func (p *pools) update(v kube.View) {
 			p.stated = append(p.stated, one.Ranges...)
 		}
 	}
+}
+
+// givable returns, of each pool that the node gives of, what pods may get.
+func (p *pools) givable(sources []netip.Addr) [][]netip.Prefix {
+	if len(p.usable) == 0 {
+		return nil
+	}
+	barred := slices.Clone(p.reserved)
+	for _, a := range sources {
+		barred = append(barred, netip.PrefixFrom(a, a.BitLen()))
+	}
+	out := make([][]netip.Prefix, 0, len(p.usable))
+	for _, one := range p.usable {
+		out = append(out, cidr.Subtract(one.Ranges, barred))
+	}
+	return out
 }
 
 // resume goes on with what the node's last agent knew.

@@ -84,6 +84,38 @@ func TestPoolsPerNode(t *testing.T) {
 	}
 }
 
+// TestPoolInAPodCIDRBesideBlocks: where addresses come from blocks, a pool that lies in
+// a node's podCIDR is given there, as documented, by blocks that the node leases for it,
+// and nowhere else.
+func TestPoolInAPodCIDRBesideBlocks(t *testing.T) {
+	api, fabric := newFakeAPI(), probe.NewFakeFabric()
+	api.pools = []*pool.Pool{spiderPool(t, "p", "10.244.0.60-10.244.0.68", isDefault)}
+	api.addNode("a", "10.244.0.0/24")
+	api.addNode("b", "10.244.1.0/24")
+	a, b := newMachine(t, api, fabric, "a").start(), newMachine(t, api, fabric, "b").start()
+	a.waitServing()
+	b.waitServing()
+	seen := map[netip.Addr]bool{}
+	for i := range 8 { // of the nine, one is the first of a block
+		pod := fmt.Sprint("p", i)
+		got := a.insist(pod, podNamed(pod))
+		if !api.pools[0].Contains(got) || seen[got] {
+			t.Fatalf("pod %d has %s beside %v", i, got, seen)
+		}
+		seen[got] = true
+	}
+	if got, err := b.try("q", podNamed("q")); err == nil {
+		t.Errorf("on the other node a pod has %s", got)
+	}
+	api.change(func(f *fakeAPI) {
+		for _, l := range f.leases {
+			if l.Node == "b" && l.Prefix.Overlaps(netip.MustParsePrefix("10.244.0.0/24")) {
+				t.Errorf("node b has leased %s", l.Prefix)
+			}
+		}
+	})
+}
+
 // TestStatedRangeIsSubtracted: a pool that nobody asks for keeps its addresses
 // to itself, and those that ask get them.
 func TestStatedRangeIsSubtracted(t *testing.T) {

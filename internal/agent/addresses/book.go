@@ -336,6 +336,9 @@ func (b *Book) Usage(blocks []netip.Prefix, ranges []ipam.Range) map[netip.Prefi
 	return usage
 }
 
+// HeldIn counts the addresses of a range that pods have.
+func (b *Book) HeldIn(p netip.Prefix) int { return heldIn(b.allocator.Held(), p) }
+
 func heldIn(held []ipam.Binding, block netip.Prefix) int {
 	n := 0
 	for _, binding := range held {

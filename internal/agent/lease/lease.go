@@ -17,6 +17,7 @@ import (
 
 	"ropeway.dev/ropeway/internal/ipam"
 	"ropeway.dev/ropeway/internal/plan"
+	"ropeway.dev/ropeway/internal/plan/cidr"
 )
 
 const (
@@ -57,6 +58,12 @@ type Input struct {
 	// Pooled is what address pools state: blocks are leased beside it as long as
 	// there is anything beside it.
 	Pooled []netip.Prefix
+	// Pools are the addresses of each pool that this node gives of. What of them lies
+	// in NodeCIDRs no other node gives, so blocks are leased there as pods need them.
+	Pools [][]netip.Prefix
+	// HeldIn counts the addresses of a range that pods on this node have; it is asked
+	// about Pools only.
+	HeldIn func(netip.Prefix) int
 	Now    time.Time
 }
 
@@ -83,6 +90,7 @@ func Decide(in Input) Decision {
 	if !in.Network.NodeCIDR {
 		for _, family := range Families(in.Network.PodCIDRs) {
 			d.leaseAhead(family)
+			d.leaseForPools(family)
 		}
 	}
 	d.giveBack()
@@ -183,6 +191,79 @@ func (d *decider) leaseAhead(family plan.Family) {
 	d.claim(block)
 }
 
+// leaseForPools leases one more block for each pool that runs short of addresses in
+// the node's own podCIDRs, where it has some.
+func (d *decider) leaseForPools(family plan.Family) {
+	for _, ranges := range d.Pools {
+		own := d.alone(ranges, family)
+		total, free := d.givenIn(own, d.owned)
+		if total > 0 && float64(free) >= leaseBelow*float64(total) {
+			continue
+		}
+		if block, ok := d.nextIn(own, d.Network.BlockBits[family]); ok {
+			d.claim(block)
+		}
+	}
+}
+
+// alone returns what of a pool's addresses no other node gives.
+func (d *decider) alone(ranges []netip.Prefix, family plan.Family) []netip.Prefix {
+	return common(ofFamily(ranges, family), d.NodeCIDRs)
+}
+
+// givenIn counts addresses in blocks of the node, and those of them that nobody has.
+func (d *decider) givenIn(ranges, blocks []netip.Prefix) (total, free uint64) {
+	for _, block := range blocks {
+		for _, p := range common(ranges, []netip.Prefix{block}) {
+			size := cidr.Size(p)
+			if p.Contains(block.Addr()) {
+				size-- // which no pod gets
+			}
+			total += size
+			free += size - min(size, uint64(d.HeldIn(p)))
+		}
+	}
+	return total, free
+}
+
+// nextIn returns the first block with some of the ranges that nobody has.
+func (d *decider) nextIn(ranges []netip.Prefix, bits int) (netip.Prefix, bool) {
+	for _, p := range ranges {
+		for a := p.Addr(); p.Contains(a); {
+			block, err := a.Prefix(bits)
+			if err != nil || bits <= 0 || !cidr.CoveredByAny(d.Network.PodCIDRs, block) {
+				break
+			}
+			barred := slices.Concat(d.taken, d.OthersCIDRs)
+			i := slices.IndexFunc(barred, block.Overlaps)
+			if i < 0 {
+				return block, true
+			}
+			if barred[i].Bits() < block.Bits() {
+				block = barred[i]
+			}
+			a = cidr.Last(block).Next()
+		}
+	}
+	return netip.Prefix{}, false
+}
+
+// common returns what two lists of ranges have in common.
+func common(a, b []netip.Prefix) []netip.Prefix {
+	var out []netip.Prefix
+	for _, p := range a {
+		for _, q := range b {
+			switch {
+			case cidr.Covers(q, p):
+				out = append(out, p)
+			case cidr.Covers(p, q):
+				out = append(out, q)
+			}
+		}
+	}
+	return out
+}
+
 // giveBack releases at most one block of each family that has been empty for
 // long, if enough stays free. In node-CIDR mode no block is needed at all. The
 // block with the node's own address stays, and with it at least one.
@@ -205,6 +286,20 @@ func (d *decider) giveBack() {
 	}
 }
 
+// neededForPools is true if a pool's addresses in the node's own podCIDRs would run
+// short without the block.
+func (d *decider) neededForPools(block netip.Prefix) bool {
+	rest := slices.DeleteFunc(slices.Clone(d.owned), func(p netip.Prefix) bool { return p == block })
+	return slices.ContainsFunc(d.Pools, func(ranges []netip.Prefix) bool {
+		own := d.alone(ranges, plan.FamilyOf(block.Addr()))
+		if inside, _ := d.givenIn(own, []netip.Prefix{block}); inside == 0 {
+			return false
+		}
+		total, free := d.givenIn(own, rest)
+		return total == 0 || float64(free) < releaseAbove*float64(total)
+	})
+}
+
 // surplus is true if the node can do without the block.
 func (d *decider) surplus(p netip.Prefix, total, free int) bool {
 	u, counted := d.Usage[p]
@@ -216,7 +311,7 @@ func (d *decider) surplus(p netip.Prefix, total, free int) bool {
 		return true
 	}
 	restTotal, restFree := total-u.Total, free-u.Free
-	return restTotal > 0 && float64(restFree) >= releaseAbove*float64(restTotal)
+	return restTotal > 0 && float64(restFree) >= releaseAbove*float64(restTotal) && !d.neededForPools(p)
 }
 
 func ofFamily(prefixes []netip.Prefix, family plan.Family) []netip.Prefix {

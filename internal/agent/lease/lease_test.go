@@ -51,6 +51,33 @@ func usage(total, held int, emptyFor time.Duration) Usage {
 	return u
 }
 
+// withPool is a node with enough addresses of its own, and with a pool of which pods
+// have so many, from the first on; blocks are those that it has in its podCIDR.
+func withPool(ranges string, held int, blocks ...string) Input {
+	all := append([]string{"10.244.7.192/26"}, blocks...)
+	in := Input{Network: network("10.244.0.0/16"), NodeCIDRs: prefixes("10.244.7.0/24"), OthersCIDRs: prefixes("10.244.6.0/24"), Sources: addrs("10.244.7.193"),
+		Leases: mine(all...), Usage: map[netip.Prefix]Usage{}, Pools: [][]netip.Prefix{prefixes(strings.Fields(ranges)...)}}
+	in.Pooled = in.Pools[0]
+	for _, p := range prefixes(all...) {
+		in.Usage[p] = Usage{Held: 1}
+	}
+	in.Usage[netip.MustParsePrefix(all[0])] = usage(60, 1, 0)
+	in.HeldIn = func(p netip.Prefix) int {
+		n := 0
+		for a := in.Pools[0][0].Addr(); n < held && p.Contains(a); a = a.Next() {
+			n++
+		}
+		return n
+	}
+	return in
+}
+
+// emptyFor lets the first block of the podCIDR have been empty for long enough.
+func emptyFor(in Input) Input {
+	in.Usage[in.Leases[1].Prefix] = Usage{EmptySince: now.Add(-EmptyFor)}
+	return in
+}
+
 func TestDecide(t *testing.T) {
 	b0, b1 := netip.MustParsePrefix("10.244.0.0/26"), netip.MustParsePrefix("10.244.0.64/26")
 	source := addrs("10.244.0.1")
@@ -108,6 +135,27 @@ func TestDecide(t *testing.T) {
 				Usage: map[netip.Prefix]Usage{b0: usage(60, 1, 0)}, Uncovered: addrs("10.244.0.70")}},
 		{name: "a host-local address of another network",
 			in: Input{Network: network("10.244.0.0/16"), Leases: mine("10.244.0.0/26"), Usage: map[netip.Prefix]Usage{b0: usage(60, 1, 0)}, Uncovered: addrs("172.17.0.2")}},
+		{name: "a pool in the own podCIDR", claims: 1, within: "10.244.7.0/26", in: withPool("10.244.7.10/31", 0)},
+		{name: "a pool in another's podCIDR", in: withPool("10.244.6.10/31", 0)},
+		{name: "a pool in no podCIDR", in: withPool("10.244.8.10/31", 0)},
+		{name: "a pool that has enough", in: withPool("10.244.7.0/25", 47, "10.244.7.0/26")},
+		{name: "a pool that runs short", claims: 1, within: "10.244.7.64/26", in: withPool("10.244.7.0/25", 48, "10.244.7.0/26")},
+		{name: "a pool that has what no pod gets", claims: 1, within: "10.244.7.64/26", in: withPool("10.244.7.0/32 10.244.7.70/32", 0, "10.244.7.0/26")},
+		{name: "a pool that has no more there", in: withPool("10.244.7.0/26", 64, "10.244.7.0/26")},
+		{name: "a pool around another's lease", claims: 1, within: "10.244.7.128/26", in: func() Input {
+			in := withPool("10.244.7.0/25 10.244.7.128/26", 0)
+			in.Leases = append(in.Leases, Lease{Prefix: netip.MustParsePrefix("10.244.7.0/25")})
+			return in
+		}()},
+		{name: "an empty block that a pool needs", in: emptyFor(withPool("10.244.7.0/26", 0, "10.244.7.0/26"))},
+		{name: "an empty block that the pool does well without", release: "10.244.7.0/26",
+			in: emptyFor(withPool("10.244.7.0/25", 0, "10.244.7.0/26", "10.244.7.64/26"))},
+		{name: "an empty block without a pool", release: "10.244.7.0/26", in: emptyFor(withPool("10.244.8.0/26", 0, "10.244.7.0/26"))},
+		{name: "node CIDR: no blocks for pools", in: func() Input {
+			in := withPool("10.244.7.10/31", 0)
+			in.Network.NodeCIDR, in.Leases = true, nil
+			return in
+		}()},
 		{name: "bad block size", in: Input{Network: plan.Network{PodCIDRs: prefixes("10.244.0.0/16")}}, problem: "blockSize"},
 	}
 	for _, tt := range tests {
