@@ -2,7 +2,8 @@ package v1alpha1
 
 import metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
-// SharedLabel is on shared blocks, so that they are found without reading all.
+// SharedLabel is on shared blocks, so that they are found without reading all; nodes
+// of the version before this one look for it.
 const SharedLabel = "ropeway.dev/shared"
 
 // Sharing says that a block is no node's: its addresses are leased one by one.
@@ -56,6 +57,7 @@ type KeptFor struct {
 // +kubebuilder:validation:XValidation:rule="!has(self.sharing) || !has(self.node)",message="a shared block is no node's"
 // +kubebuilder:validation:XValidation:rule="has(self.sharing) == has(oldSelf.sharing)",message="a lease does not become a shared block, nor the other way round"
 // +kubebuilder:validation:XValidation:rule="!has(self.pool) && !has(self.from) && !has(self.keptFor) || !isCIDR(self.cidr) || cidr(self.cidr).prefixLength() == (cidr(self.cidr).ip().family() == 4 ? 32 : 128)",message="pool, from and keptFor are of single addresses"
+// +kubebuilder:validation:XValidation:rule="has(self.from) == has(oldSelf.from) && (!has(self.from) || self.from == oldSelf.from)",message="the node that an address is asked from never changes"
 // +kubebuilder:validation:XValidation:rule="!has(self.grant) || has(self.from)",message="a grant is the word of the node that the address is from"
 type AddressBlockSpec struct {
 	// CIDR is the leased range. The object's name is derived from it (see

@@ -264,6 +264,7 @@ func TestLeasesGoForwardOnly(t *testing.T) {
 		"a lease's generation never goes back": func(s *v1alpha1.AddressBlockSpec) { s.Generation = 1 },
 		"names its node and the node's UID":    func(s *v1alpha1.AddressBlockSpec) { s.NodeUID = "" },
 		"a lease names its node":               func(s *v1alpha1.AddressBlockSpec) { s.Node, s.NodeUID = "", "" },
+		"is asked from never changes":          func(s *v1alpha1.AddressBlockSpec) { s.From = "b" },
 		"does not become a shared block":       func(s *v1alpha1.AddressBlockSpec) { s.Node, s.NodeUID, s.Sharing = "", "", v1alpha1.SharingDeclared },
 		"a shared block is no node's":          func(s *v1alpha1.AddressBlockSpec) { s.Sharing = v1alpha1.SharingDeclared },
 		"keptFor are of single addresses": func(s *v1alpha1.AddressBlockSpec) {

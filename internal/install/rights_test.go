@@ -152,14 +152,16 @@ func TestAnAgentSpeaksForItsOwnNodeOnly(t *testing.T) {
 	lie := theirNode.DeepCopy()
 	lie.Status.VTEP = "02:00:00:00:00:01"
 	for what, err := range map[string]error{
-		"take another's lease":          agent.Update(ctx, taken),
-		"give its lease to another":     agent.Update(ctx, given),
-		"delete another's lease":        agent.Delete(ctx, theirs),
-		"write another's status":        agent.Status().Update(ctx, lie),
-		"say which podCIDRs are its":    agent.Update(ctx, routed),
-		"say so from the first":         errors.Join(c.Delete(ctx, myNode), agent.Create(ctx, born)),
-		"write without a node":          nobody.Create(ctx, block("10.244.11.0/26", "")),
-		"write its network without one": nobody.Create(ctx, &v1alpha1.NodeNetwork{ObjectMeta: metav1.ObjectMeta{Name: "adm-d"}}),
+		"take another's lease":           agent.Update(ctx, taken),
+		"give its lease to another":      agent.Update(ctx, given),
+		"delete another's lease":         agent.Delete(ctx, theirs),
+		"write another's status":         agent.Status().Update(ctx, lie),
+		"say which podCIDRs are its":     agent.Update(ctx, routed),
+		"say so from the first":          errors.Join(c.Delete(ctx, myNode), agent.Create(ctx, born)),
+		"lease a block that is too wide": agent.Create(ctx, block("10.244.0.0/19", "adm-a")),
+		"one of IPv6":                    agent.Create(ctx, block("fd00::/111", "adm-a")),
+		"write without a node":           nobody.Create(ctx, block("10.244.11.0/26", "")),
+		"write its network without one":  nobody.Create(ctx, &v1alpha1.NodeNetwork{ObjectMeta: metav1.ObjectMeta{Name: "adm-d"}}),
 	} {
 		if !apierrors.IsForbidden(err) && !apierrors.IsInvalid(err) {
 			t.Errorf("%s: %v", what, err)
@@ -183,8 +185,15 @@ func checkSingleAddresses(ctx context.Context, t *testing.T, c, agent client.Cli
 	asked.Spec.From = "adm-a"
 	elsewhere := block("10.244.13.6/32", "adm-b")
 	elsewhere.Spec.From = "adm-c"
-	if err := errors.Join(agent.Create(ctx, shared), agent.Create(ctx, kept), c.Create(ctx, asked), c.Create(ctx, elsewhere)); err != nil {
+	wanted := block("10.244.13.7/32", "adm-a")
+	wanted.Spec.From = "adm-b"
+	had := block("10.244.13.8/32", "adm-a")
+	had.Spec.From, had.Spec.Grant = "adm-b", v1alpha1.Granted
+	if err := errors.Join(agent.Create(ctx, shared), agent.Create(ctx, kept), agent.Create(ctx, wanted), c.Create(ctx, asked), c.Create(ctx, elsewhere)); err != nil {
 		t.Fatal(err)
+	}
+	if err := agent.Create(ctx, had); !apierrors.IsForbidden(err) {
+		t.Errorf("lease what it has granted itself: %v", err)
 	}
 	may := func(what string, b *v1alpha1.AddressBlock, change func(*v1alpha1.AddressBlockSpec), is bool) {
 		t.Helper()
@@ -206,8 +215,9 @@ func checkSingleAddresses(ctx context.Context, t *testing.T, c, agent client.Cli
 	may("answer for another node", elsewhere, func(s *spec) { s.Grant = v1alpha1.Granted }, false)
 	may("answer and take", asked, func(s *spec) { s.Grant, s.Node = v1alpha1.Granted, "adm-a" }, false)
 	may("answer", asked, func(s *spec) { s.Grant = v1alpha1.Granted }, true)
+	may("grant itself what it asked for", wanted, func(s *spec) { s.Grant = v1alpha1.Granted }, false)
 	may("answer again", asked, func(s *spec) { s.Grant, s.GrantReason = v1alpha1.Refused, "late" }, false)
-	if err := errors.Join(agent.Delete(ctx, shared), agent.Delete(ctx, kept), c.Delete(ctx, asked), c.Delete(ctx, elsewhere)); err != nil {
+	if err := errors.Join(agent.Delete(ctx, shared), agent.Delete(ctx, kept), agent.Delete(ctx, wanted), c.Delete(ctx, asked), c.Delete(ctx, elsewhere)); err != nil {
 		t.Error(err)
 	}
 }
