@@ -219,6 +219,11 @@ func TestLostNodes(t *testing.T) {
 	if got := lostNodes(nodes, verdicts); len(got) != 0 {
 		t.Errorf("lost: %v, although nothing is left", got)
 	}
+	// Machines that are gone are no place for pods either.
+	nodes = append(nodes, plan.Node{Name: "e", Silent: true}, plan.Node{Name: "f", Silent: true})
+	if got := lostNodes(nodes, verdicts); len(got) != 0 {
+		t.Errorf("lost: %v, which are all that are heard of", got)
+	}
 	var m nodeMemory
 	start := time.Unix(10000, 0)
 	m.note(true, start)

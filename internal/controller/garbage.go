@@ -137,9 +137,26 @@ func (c *controller) takeBack(ctx context.Context, b *v1alpha1.AddressBlock) err
 		stale := &v1alpha1.AddressBlock{ObjectMeta: metav1.ObjectMeta{Name: b.Name}}
 		return c.api.Delete(ctx, stale, client.Preconditions{UID: &b.UID, ResourceVersion: &b.ResourceVersion})
 	}
-	next := b.DeepCopy()
+	next, err := c.asSeen(ctx, b)
+	if err != nil {
+		return err
+	}
 	next.Spec.Node, next.Spec.NodeUID, next.Spec.Generation = "", "", b.Spec.Generation+1
 	return c.api.Update(ctx, next)
+}
+
+// asSeen reads a lease anew, to write it: of what nobody here asks for, the cache has
+// nothing (slim.go of package kube), and what others have written there is not to be
+// lost. A lease that is not as it was seen any more is a conflict.
+func (c *controller) asSeen(ctx context.Context, b *v1alpha1.AddressBlock) (*v1alpha1.AddressBlock, error) {
+	now := &v1alpha1.AddressBlock{}
+	if err := c.api.Get(ctx, client.ObjectKeyFromObject(b), now); err != nil {
+		return nil, err
+	}
+	if now.UID != b.UID || now.ResourceVersion != b.ResourceVersion {
+		return nil, apierrors.NewConflict(v1alpha1.GroupVersion.WithResource("addressblocks").GroupResource(), b.Name, errors.New("it was changed since it was looked at"))
+	}
+	return now, nil
 }
 
 // collectBlock deletes one lease if it is still as it was seen: the version is a

@@ -68,10 +68,12 @@ type memory struct {
 	rival      rival
 	rivalAt    time.Time
 	rivalAgain bool
+	vendor     seenLease
 	poolsTold  map[told]string
 	machines   map[types.UID]machine // Node -> what was written of it lately
 	// poolsWritten maps pool -> the version that a write left as it was.
 	poolsWritten map[types.UID]string
+	poolsLeft    bool // the status of some is still to be written
 	unused       unusedSince
 }
 
@@ -79,7 +81,7 @@ type memory struct {
 type told struct{ object, reason string }
 
 func newMemory() *memory {
-	return &memory{missing: map[string]time.Time{}, nodes: map[types.UID]*nodeMemory{}, told: map[told]string{}, cloudTold: map[told]string{},
+	return &memory{rival: notKnownYet(), missing: map[string]time.Time{}, nodes: map[types.UID]*nodeMemory{}, told: map[told]string{}, cloudTold: map[told]string{},
 		faults: map[plan.Fault]seenFault{}, faultsTold: map[told]string{},
 		poolsTold: map[told]string{}, poolsWritten: map[types.UID]string{}, unused: unusedSince{}, machines: map[types.UID]machine{}}
 }
@@ -121,6 +123,9 @@ func (c *controller) lead(ctx context.Context) {
 		c.metrics.passSeconds.Observe(c.now().Sub(start).Seconds())
 		if m.untold > 0 {
 			wait = min(wait, m.untold)
+		}
+		if m.poolsLeft {
+			wait = min(wait, c.cfg.Interval)
 		}
 		if m.faultsSettle() {
 			wait = min(wait, faultSettles)
@@ -242,15 +247,18 @@ func (o *observed) reason(j judgement) {
 }
 
 // lostNodes returns the nodes that are heard of and that nothing reaches; none
-// where it is more than half of all.
+// where it is more than half of those that are heard of: pods could go to no other.
 func lostNodes(nodes []plan.Node, verdicts map[string]plan.Verdict) map[string]bool {
-	out := map[string]bool{}
+	out, heard := map[string]bool{}, 0
 	for _, n := range nodes {
-		if verdicts[n.Name].Lost && !n.Silent {
+		if n.Silent {
+			continue
+		}
+		if heard++; verdicts[n.Name].Lost {
 			out[n.Name] = true
 		}
 	}
-	if len(out)*2 > len(nodes) {
+	if len(out)*2 > heard {
 		return nil
 	}
 	return out

@@ -3,21 +3,23 @@ package controller
 import (
 	"context"
 	"fmt"
+	"maps"
 	"math"
-	"net/netip"
 	"strings"
+	"sync"
 
+	"golang.org/x/sync/errgroup"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/equality"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
 
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"ropeway.dev/ropeway/api/spiderpool/v2beta1"
 	"ropeway.dev/ropeway/api/v1alpha1"
-	"ropeway.dev/ropeway/internal/few"
 	"ropeway.dev/ropeway/internal/ipam/pool"
 	"ropeway.dev/ropeway/internal/plan"
 )
@@ -25,23 +27,30 @@ import (
 // A pool's verdict follows from all pools, and agents come to the same one by
 // themselves (pool.Judge): what is written here is for people.
 
-// The reasons of events on pools, beside those of a verdict.
-const reasonPoolLow = "PoolLow"
+// The reasons of events on pools, beside those of a verdict, and on what is kept from
+// them.
+const (
+	reasonPoolLow     = "PoolLow"
+	reasonMisreserved = "Invalid"
+	kindReserved      = "SpiderReservedIP"
+)
 
 // poolState is what is known of a pool.
 type poolState struct {
 	verdict          pool.Verdict
 	total, allocated int64
+	givable          int64  // of total: those that no SpiderReservedIP keeps from being given
 	outside          uint64 // addresses that lie in no node's range: any node gives them
 }
 
-// low reports whether no more than a tenth of the pool is free, or one address.
+// low reports whether no more than a tenth of what the pool may give is free, or one
+// address.
 func (s poolState) low() bool {
-	spare := max(s.total/10, 1)
-	if s.total == 1 { // there is no less than none
+	spare := max(s.givable/10, 1)
+	if s.givable == 1 { // there is no less than none
 		spare = 0
 	}
-	return s.total > 0 && s.allocated >= s.total-spare
+	return s.total > 0 && s.allocated >= s.givable-spare
 }
 
 // onThatNodeAlone says what to do about a pool that is made inside what nodes have
@@ -71,14 +80,20 @@ func (s poolState) condition(before []metav1.Condition, generation int64) []meta
 	return after
 }
 
+// poolWrites bounds the pools' status that one pass writes: many pools at once are for
+// people, and nodes do not wait for them.
+const poolWrites = 200
+
 // writePools makes the pools' status say what became of them.
 func (c *controller) writePools(ctx context.Context, o *observed, m *memory) error {
+	m.poolsLeft = false
 	if !o.objects.PoolsKnown || o.inForce == nil {
 		return nil
 	}
 	states := poolStates(o)
 	c.metrics.setPools(states)
-	var errs []error
+	w := poolWriter{c: c, m: m}
+	w.calls.SetLimit(writers)
 	for i := range o.objects.AddressPools {
 		before := &o.objects.AddressPools[i]
 		s := states[pool.ID(pool.KindAddressPool+"/"+before.Name)]
@@ -86,7 +101,7 @@ func (c *controller) writePools(ctx context.Context, o *observed, m *memory) err
 		next.Status.ObservedGeneration, next.Status.Total, next.Status.Allocated = before.Generation, s.total, s.allocated
 		next.Status.Conditions = s.condition(before.Status.Conditions, before.Generation)
 		if !equality.Semantic.DeepEqual(before.Status, next.Status) {
-			errs = append(errs, c.patchPool(ctx, before, next, m))
+			w.write(ctx, before, next)
 		}
 		c.tellPool(m, poolReference(v1alpha1.GroupVersion.String(), pool.KindAddressPool, before), s)
 	}
@@ -96,11 +111,65 @@ func (c *controller) writePools(ctx context.Context, o *observed, m *memory) err
 		next := before.DeepCopy()
 		setSpiderStatus(next, s)
 		if !equality.Semantic.DeepEqual(before.Status, next.Status) {
-			errs = append(errs, c.patchPool(ctx, before, next, m))
+			w.write(ctx, before, next)
 		}
 		c.tellPool(m, poolReference(v2beta1.GroupVersion.String(), pool.KindSpiderIPPool, before), s)
 	}
-	return few.Errors(errs...)
+	c.tellMisreserved(o, m)
+	_ = w.calls.Wait() // the functions report to done
+	return w.done.err()
+}
+
+// poolWriter writes the status of pools, several at a time.
+type poolWriter struct {
+	c     *controller
+	m     *memory
+	calls errgroup.Group
+	done  tries
+
+	begun int
+	mu    sync.Mutex
+}
+
+// write writes a status once: where the CRD is Spiderpool's own, which does not know
+// every field of it, the API server drops what it does not know, and the difference
+// stays.
+func (w *poolWriter) write(ctx context.Context, before, next client.Object) {
+	w.mu.Lock()
+	written := w.m.poolsWritten[before.GetUID()] == before.GetResourceVersion()
+	w.mu.Unlock()
+	switch {
+	case written, w.done.over():
+		return
+	case w.begun == poolWrites:
+		w.m.poolsLeft = true
+		return
+	}
+	w.begun++
+	w.calls.Go(func() error {
+		left, err := w.c.patchPool(ctx, before, next)
+		w.done.note(err)
+		if left {
+			w.mu.Lock()
+			defer w.mu.Unlock()
+			w.m.poolsWritten[before.GetUID()] = next.GetResourceVersion()
+		}
+		return nil
+	})
+}
+
+// tellMisreserved records what is to be reserved and is not, since it cannot be read.
+func (c *controller) tellMisreserved(o *observed, m *memory) {
+	wrong := map[types.UID]bool{}
+	for _, r := range o.objects.Misreserved() {
+		ref := poolReference(v2beta1.GroupVersion.String(), kindReserved, r.Object)
+		wrong[ref.UID] = true
+		c.tellIn(m.poolsTold, ref, kindReserved+"/"+string(ref.UID), true, reasonMisreserved, r.Why+": nothing of it is reserved; correct it")
+	}
+	maps.DeleteFunc(m.poolsTold, func(t told, _ string) bool {
+		uid, is := strings.CutPrefix(t.object, kindReserved+"/")
+		return is && !wrong[types.UID(uid)]
+	})
 }
 
 func setSpiderStatus(p *v2beta1.SpiderIPPool, s poolState) {
@@ -114,18 +183,12 @@ func setSpiderStatus(p *v2beta1.SpiderIPPool, s poolState) {
 
 // poolStates judges the pools and counts what nodes say is in use of them.
 func poolStates(o *observed) map[pool.ID]poolState {
-	pools, _ := o.objects.Pools()
+	pools, reserved := o.objects.Pools()
 	verdicts := pool.Judge(pools, prefixesOf(o.inForce))
-	var owned []netip.Prefix
-	for _, dsts := range plan.DestinationsByNode(o.snapshot.Network, o.snapshot.Nodes) {
-		owned = append(owned, dsts...)
-	}
-	for _, n := range o.snapshot.Nodes { // also where they are not in use, nothing of them is shared
-		owned = append(owned, n.NodeCIDRs...)
-	}
+	owned := plan.Apart(o.snapshot.Network, o.snapshot.Nodes)
 	states := make(map[pool.ID]poolState, len(pools))
 	for _, p := range pools {
-		s := poolState{verdict: verdicts[p.ID()], total: int64(min(p.Size(), math.MaxInt64))}
+		s := poolState{verdict: verdicts[p.ID()], total: counted(p.Size()), givable: counted(pool.Outside(p, reserved))}
 		if s.verdict.Accepted {
 			s.outside = pool.Outside(p, owned)
 		}
@@ -142,25 +205,19 @@ func poolStates(o *observed) map[pool.ID]poolState {
 	return states
 }
 
-// patchPool writes a status once: where the CRD is Spiderpool's own, which does
-// not know every field of it, the API server drops what it does not know, and
-// the difference stays.
-func (c *controller) patchPool(ctx context.Context, before, next client.Object, m *memory) error {
-	if m.poolsWritten[before.GetUID()] == before.GetResourceVersion() {
-		return nil
-	}
+func counted(n uint64) int64 { return int64(min(n, math.MaxInt64)) }
+
+// patchPool writes a status, and says whether that left the object as it was.
+func (c *controller) patchPool(ctx context.Context, before, next client.Object) (left bool, err error) {
 	patch := client.MergeFromWithOptions(before, client.MergeFromWithOptimisticLock{})
-	err := c.api.Status().Patch(ctx, next, patch)
+	err = c.api.Status().Patch(ctx, next, patch)
 	if apierrors.IsConflict(err) || apierrors.IsNotFound(err) {
-		return nil // the cache is behind: its next change brings the next pass
+		return false, nil // the cache is behind: its next change brings the next pass
 	}
 	if err != nil {
-		return fmt.Errorf("write the status of pool %s: %w", before.GetName(), err)
+		return false, fmt.Errorf("write the status of pool %s: %w", before.GetName(), err)
 	}
-	if next.GetResourceVersion() == before.GetResourceVersion() {
-		m.poolsWritten[before.GetUID()] = next.GetResourceVersion()
-	}
-	return nil
+	return next.GetResourceVersion() == before.GetResourceVersion(), nil
 }
 
 func poolReference(apiVersion, kind string, p client.Object) *corev1.ObjectReference {

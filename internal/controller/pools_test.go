@@ -26,8 +26,8 @@ func TestPoolsAreJudged(t *testing.T) {
 	speak(t, c, n, "10.244.0.1")
 	spider := &v2beta1.SpiderIPPool{ObjectMeta: metav1.ObjectMeta{Name: "a-spider"}, Spec: v2beta1.IPPoolSpec{Subnet: "10.244.0.0/16", IPs: []string{"10.244.0.10-10.244.0.19"}}}
 	create(t, c, spider)
-	// Of two objects of the same second, that with the lower UID is the older:
-	// the other pool begins only once the first is a second old.
+	// Of two objects of the same second, AddressPools come first: this one begins only
+	// once the other is a second old.
 	own := &v1alpha1.AddressPool{ObjectMeta: metav1.ObjectMeta{Name: "an-own"}, Spec: v1alpha1.AddressPoolSpec{Subnets: []string{"10.244.0.0/16"}, Ranges: []string{"10.244.0.19-10.244.0.29"}}}
 	eventually(t, "a second to pass by the API server's clock", func() string {
 		probe := &corev1.Secret{ObjectMeta: metav1.ObjectMeta{GenerateName: "clock-", Namespace: "default"}}
@@ -41,6 +41,7 @@ func TestPoolsAreJudged(t *testing.T) {
 		return ""
 	})
 	create(t, c, own)
+	create(t, c, &v2beta1.SpiderReservedIP{ObjectMeta: metav1.ObjectMeta{Name: "mixed"}, Spec: v2beta1.ReservedIPSpec{IPs: []string{"10.244.0.30-fd00::1"}}})
 	var nn v1alpha1.NodeNetwork
 	if err := c.Get(t.Context(), client.ObjectKeyFromObject(n), &nn); err != nil {
 		t.Fatal(err)
@@ -76,7 +77,7 @@ func TestPoolsAreJudged(t *testing.T) {
 		for _, e := range events.Items {
 			seen[e.InvolvedObject.Name+" "+e.Reason] = true
 		}
-		if !seen["an-own NotAccepted"] || !seen["a-spider PoolLow"] {
+		if !seen["an-own NotAccepted"] || !seen["a-spider PoolLow"] || !seen["mixed Invalid"] {
 			return fmt.Sprint(seen)
 		}
 		return ""
@@ -106,16 +107,17 @@ func TestServedSaysWhere(t *testing.T) {
 // where there can be.
 func TestLowBeforeItIsFull(t *testing.T) {
 	for _, c := range []struct {
-		total, allocated int64
-		low              bool
+		total, reserved, allocated int64
+		low                        bool
 	}{
-		{0, 0, false},
-		{1, 0, false}, {1, 1, true},
-		{5, 3, false}, {5, 4, true},
-		{100, 89, false}, {100, 90, true}, {100, 120, true}, // enlarged or shrunk meanwhile
+		{0, 0, 0, false},
+		{1, 0, 0, false}, {1, 0, 1, true},
+		{5, 0, 3, false}, {5, 0, 4, true},
+		{100, 0, 89, false}, {100, 0, 90, true}, {100, 0, 120, true}, // enlarged or shrunk meanwhile
+		{100, 50, 44, false}, {100, 50, 45, true}, {5, 5, 0, true}, // what is reserved is not free
 	} {
-		if got := (poolState{total: c.total, allocated: c.allocated}).low(); got != c.low {
-			t.Errorf("%d of %d in use: low is %t", c.allocated, c.total, got)
+		if got := (poolState{total: c.total, givable: c.total - c.reserved, allocated: c.allocated}).low(); got != c.low {
+			t.Errorf("%d of %d in use, %d reserved: low is %t", c.allocated, c.total, c.reserved, got)
 		}
 	}
 }

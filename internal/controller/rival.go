@@ -38,32 +38,62 @@ type rival struct {
 	gone  bool   // it writes neither routes nor the condition, for certain
 }
 
+// notKnownYet is what is said of it before anything is.
+func notKnownYet() rival {
+	return rival{
+		why:   "it is not known yet whether a cloud controller manager writes routes too: Ropeway writes none until that is certain (a minute at most after the API server answers)",
+		nodes: "it is not known yet whether a cloud controller manager looks after nodes too: Ropeway waits until that is certain (a minute at most after the API server answers)",
+	}
+}
+
+// seenLease is what was seen of the vendor's Lease. Two machines' clocks differ, so
+// what counts is when the Lease was seen to change; the time that is written in it
+// serves only to tell at first sight that it is in use, not that it is not.
+type seenLease struct {
+	looked  bool
+	version string
+	since   time.Time // when it was first seen as it is
+	renewed bool      // somebody had just renewed it then
+}
+
+// see takes a look at the Lease, nil for none, and says whether its holder lives, if
+// that is known.
+func (s *seenLease) see(lease *coordinationv1.Lease, now time.Time) (alive, known bool) {
+	switch {
+	case lease == nil:
+		*s = seenLease{looked: true}
+		return false, true
+	case lease.ResourceVersion != s.version:
+		renewed := s.looked || lease.Spec.RenewTime != nil && now.Sub(lease.Spec.RenewTime.Time).Abs() <= vendorAlive
+		*s = seenLease{looked: true, version: lease.ResourceVersion, since: now, renewed: renewed}
+	}
+	over := now.Sub(s.since) >= vendorAlive
+	return s.renewed && !over, s.renewed || over
+}
+
 // writtenByRoutes says whether a reason is a route controller's.
 func writtenByRoutes(reason string) bool {
 	return reason == kube.ReasonRouteCreated || reason == kube.ReasonNoRouteCreated
 }
 
 // lookForRival finds out about another writer, every other full pass. After an
-// error the last known state stands.
+// error, and while it is not known whether the Lease is renewed, the last known
+// state stands.
 func (c *controller) lookForRival(ctx context.Context, nodes []corev1.Node, m *memory) (rival, error) {
 	now := c.now()
 	if !m.rivalAt.IsZero() && now.Sub(m.rivalAt) < 2*c.cfg.Resync && !m.rivalAgain {
 		return m.rival, nil
 	}
 	marked := slices.IndexFunc(nodes, func(n corev1.Node) bool { return writtenByRoutes(n.Annotations[kube.WriterAnnotation]) })
-	alive, err := c.vendorLives(ctx)
+	alive, known, err := c.vendorLives(ctx, &m.vendor)
 	var visible []kube.CloudController
 	if err == nil && alive {
 		visible, err = c.cloudControllers(ctx)
 	}
 	switch {
-	case err != nil && m.rivalAt.IsZero():
-		return rival{
-			why:   "it is not known yet whether a cloud controller manager writes routes too: Ropeway writes none until the API server has said so",
-			nodes: "it is not known yet whether a cloud controller manager looks after nodes too: Ropeway waits until the API server has said so",
-		}, err
 	case err != nil:
 		return m.rival, err
+	case !known:
 	case alive:
 		m.rival = rivalOf(visible, nodes, marked)
 	default:
@@ -103,17 +133,19 @@ func keeperOf(visible []kube.CloudController) string {
 		"(--controllers=route,service, say, without node), or set spec.cloud.nodes to external", visible[i])
 }
 
-// vendorLives says whether the Lease is renewed.
-func (c *controller) vendorLives(ctx context.Context) (bool, error) {
+// vendorLives says whether the Lease is renewed, if that is known.
+func (c *controller) vendorLives(ctx context.Context, seen *seenLease) (alive, known bool, err error) {
 	var lease coordinationv1.Lease
-	err := c.api.Get(ctx, client.ObjectKey{Namespace: kube.SystemNamespace, Name: kube.VendorLease}, &lease)
+	err = c.api.Get(ctx, client.ObjectKey{Namespace: kube.SystemNamespace, Name: kube.VendorLease}, &lease)
 	switch {
 	case apierrors.IsNotFound(err):
-		return false, nil
+		alive, known = seen.see(nil, c.now())
+		return alive, known, nil
 	case err != nil:
-		return false, fmt.Errorf("read the Lease %s/%s, to know whether a cloud controller manager runs: %w", kube.SystemNamespace, kube.VendorLease, err)
+		return false, false, fmt.Errorf("read the Lease %s/%s, to know whether a cloud controller manager runs: %w", kube.SystemNamespace, kube.VendorLease, err)
 	}
-	return lease.Spec.RenewTime != nil && c.now().Sub(lease.Spec.RenewTime.Time) <= vendorAlive, nil
+	alive, known = seen.see(&lease, c.now())
+	return alive, known, nil
 }
 
 // cloudControllers are the workloads in kube-system, which is where vendors'

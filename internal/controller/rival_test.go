@@ -64,6 +64,44 @@ func TestRivalOf(t *testing.T) {
 	}
 }
 
+// TestVendorsClockDoesNotMatter: what is written in the Lease says at most that its
+// holder lives; that it does not is seen by our own clock.
+func TestVendorsClockDoesNotMatter(t *testing.T) {
+	start := time.Unix(1_000_000, 0)
+	at := func(version string, written time.Duration) *coordinationv1.Lease {
+		renewed := metav1.NewMicroTime(start.Add(written))
+		return &coordinationv1.Lease{ObjectMeta: metav1.ObjectMeta{ResourceVersion: version}, Spec: coordinationv1.LeaseSpec{RenewTime: &renewed}}
+	}
+	type look struct {
+		after        time.Duration
+		lease        *coordinationv1.Lease
+		alive, known bool
+	}
+	for name, looks := range map[string][]look{
+		"none":                        {{0, nil, false, true}},
+		"the same clock":              {{0, at("1", -10*time.Second), true, true}, {20 * time.Second, at("2", 10*time.Second), true, true}},
+		"its clock is 5 minutes late": {{0, at("1", -5*time.Minute), false, false}, {20 * time.Second, at("2", -280*time.Second), true, true}},
+		"it is early":                 {{0, at("1", 5*time.Minute), false, false}, {20 * time.Second, at("2", 320*time.Second), true, true}},
+		"it stops": {{0, at("1", -10*time.Second), true, true}, {59 * time.Second, at("1", -10*time.Second), true, true},
+			{time.Minute, at("1", -10*time.Second), false, true}, {2 * time.Minute, at("1", -10*time.Second), false, true}},
+		"it stopped long ago":   {{0, at("1", -time.Hour), false, false}, {59 * time.Second, at("1", -time.Hour), false, false}, {time.Minute, at("1", -time.Hour), false, true}},
+		"it comes, and is late": {{0, nil, false, true}, {20 * time.Second, at("1", -time.Hour), true, true}, {80 * time.Second, at("1", -time.Hour), false, true}},
+		"without a time":        {{0, &coordinationv1.Lease{ObjectMeta: metav1.ObjectMeta{ResourceVersion: "1"}}, false, false}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			var seen seenLease
+			for _, l := range looks {
+				if alive, known := seen.see(l.lease, start.Add(l.after)); alive != l.alive || known != l.known {
+					t.Errorf("after %s: alive %t, known %t; want %t and %t", l.after, alive, known, l.alive, l.known)
+				}
+			}
+		})
+	}
+	if r := newMemory().rival; r.gone || r.why == "" || r.nodes == "" {
+		t.Errorf("before anything is known: %+v", r)
+	}
+}
+
 // TestAnotherKeepsNodes: a vendor's controller that looks after nodes is known by
 // its flags, and ours leaves them to it until it is gone.
 func TestAnotherKeepsNodes(t *testing.T) {

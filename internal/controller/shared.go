@@ -32,6 +32,7 @@ func (c *controller) tendShared(ctx context.Context, o *observed, m *memory) err
 	}
 	used := o.sharedUse()
 	there := map[types.UID]bool{}
+	sets := statefulSets{}
 	var errs []error
 	for i := range o.objects.Blocks {
 		b := &o.objects.Blocks[i]
@@ -50,7 +51,7 @@ func (c *controller) tendShared(ctx context.Context, o *observed, m *memory) err
 		}
 		if known && c.now().Sub(since) >= c.cfg.Grace {
 			m.unused[b.UID] = c.now() // what stays is looked at again as long after
-			errs = append(errs, c.endSharing(ctx, b))
+			errs = append(errs, c.endSharing(ctx, b, sets))
 		}
 	}
 	for uid := range m.unused {
@@ -81,11 +82,11 @@ func (o *observed) sharedUse() func(netip.Prefix) bool {
 }
 
 // endSharing takes back a lease of nobody's, if nobody needs it.
-func (c *controller) endSharing(ctx context.Context, b *v1alpha1.AddressBlock) error {
+func (c *controller) endSharing(ctx context.Context, b *v1alpha1.AddressBlock, sets statefulSets) error {
 	var err error
 	switch b.Spec.Sharing {
 	case "":
-		err = c.forgetKept(ctx, b)
+		err = c.forgetKept(ctx, b, sets)
 	case v1alpha1.SharingDeclared:
 		err = c.deleteBlock(ctx, b)
 	default:
@@ -106,10 +107,11 @@ func (c *controller) shareAgain(ctx context.Context, b *v1alpha1.AddressBlock) e
 	if b.Spec.Sharing != v1alpha1.SharingRetired {
 		return nil
 	}
-	next := b.DeepCopy()
-	next.Spec.Sharing = v1alpha1.SharingConfirmed
-	next.Labels = map[string]string{v1alpha1.SharedLabel: ""}
-	err := c.api.Update(ctx, next)
+	next, err := c.asSeen(ctx, b)
+	if err == nil {
+		next.Spec.Sharing = v1alpha1.SharingConfirmed
+		err = c.api.Update(ctx, next)
+	}
 	if apierrors.IsConflict(err) || apierrors.IsNotFound(err) {
 		return nil // somebody else changed it: the next pass sees how
 	}
@@ -128,9 +130,11 @@ func (c *controller) deleteBlock(ctx context.Context, b *v1alpha1.AddressBlock) 
 // it at the same moment either finds it retired, and gives the address up, or has
 // leased it before the leases are read here.
 func (c *controller) retire(ctx context.Context, b *v1alpha1.AddressBlock) error {
-	next := b.DeepCopy()
+	next, err := c.asSeen(ctx, b)
+	if err != nil {
+		return err
+	}
 	next.Spec.Sharing = v1alpha1.SharingRetired
-	next.Labels = map[string]string{v1alpha1.SharedLabel: ""}
 	if err := c.api.Update(ctx, next); err != nil {
 		return err
 	}
@@ -153,21 +157,38 @@ func (c *controller) retire(ctx context.Context, b *v1alpha1.AddressBlock) error
 
 // forgetKept deletes an address that is kept for a pod, if its StatefulSet is gone
 // or makes no such pod any more.
-func (c *controller) forgetKept(ctx context.Context, b *v1alpha1.AddressBlock) error {
+func (c *controller) forgetKept(ctx context.Context, b *v1alpha1.AddressBlock, sets statefulSets) error {
 	k := b.Spec.KeptFor
 	if k == nil {
 		return nil
 	}
-	var set appsv1.StatefulSet
-	err := c.api.Get(ctx, client.ObjectKey{Namespace: k.Namespace, Name: k.StatefulSet}, &set)
-	switch {
-	case apierrors.IsNotFound(err):
-	case err != nil:
-		return fmt.Errorf("ask whether StatefulSet %s/%s is there: %w", k.Namespace, k.StatefulSet, err)
-	case string(set.UID) == k.UID && set.DeletionTimestamp == nil && makes(&set, k.Pod):
+	set, err := sets.get(ctx, c.api, client.ObjectKey{Namespace: k.Namespace, Name: k.StatefulSet})
+	if err != nil {
+		return err
+	}
+	if set != nil && string(set.UID) == k.UID && set.DeletionTimestamp == nil && makes(set, k.Pod) {
 		return nil
 	}
 	return c.deleteBlock(ctx, b)
+}
+
+// statefulSets are those that were asked for in one pass: many addresses are kept for
+// the pods of one. One that is not there is nil.
+type statefulSets map[client.ObjectKey]*appsv1.StatefulSet
+
+func (s statefulSets) get(ctx context.Context, api client.Reader, key client.ObjectKey) (*appsv1.StatefulSet, error) {
+	if set, asked := s[key]; asked {
+		return set, nil
+	}
+	set := &appsv1.StatefulSet{}
+	switch err := api.Get(ctx, key, set); {
+	case apierrors.IsNotFound(err):
+		set = nil
+	case err != nil:
+		return nil, fmt.Errorf("ask whether StatefulSet %s is there: %w", key, err)
+	}
+	s[key] = set
+	return set, nil
 }
 
 // makes reports whether the StatefulSet has a pod of that name.

@@ -66,9 +66,22 @@ func TestWhatNobodySharesAnyMore(t *testing.T) {
 		"is of a pod beyond replicas": made("10.244.20.7/32", kept("web-1", string(set.UID))),
 		"is of another set, now gone": made("10.244.20.8/32", kept("web-0", "another")),
 	}
+	// What others write beside the lease is not to be lost when it is written.
+	for _, b := range []*v1alpha1.AddressBlock{stay["has a pool again, half way"], stay["was held by a node that is gone"]} {
+		before := b.DeepCopy()
+		b.Labels, b.Annotations = map[string]string{v1alpha1.SharedLabel: "", "team": "a"}, map[string]string{"note": "ours"}
+		if err := api.Patch(t.Context(), b, client.MergeFrom(before)); err != nil {
+			t.Fatal(err)
+		}
+	}
 	startReplica(t, "one")
 	if err := api.Delete(t.Context(), gone); err != nil {
 		t.Fatal(err)
+	}
+	untouched := func(b *v1alpha1.AddressBlock) {
+		if b.Labels["team"] != "a" || b.Annotations["note"] != "ours" {
+			t.Errorf("%s has lost what others have written: %v %v", b.Name, b.Labels, b.Annotations)
+		}
 	}
 	eventually(t, "what nobody needs to go", func() string {
 		left := ""
@@ -81,10 +94,12 @@ func TestWhatNobodySharesAnyMore(t *testing.T) {
 		if err := api.Get(t.Context(), client.ObjectKeyFromObject(b), b); err != nil || b.Spec.Node != "" {
 			left += fmt.Sprintf("%s has %q (%v)", b.Name, b.Spec.Node, err)
 		}
+		untouched(b)
 		b = stay["has a pool again, half way"].DeepCopy()
 		if err := api.Get(t.Context(), client.ObjectKeyFromObject(b), b); err != nil || b.Spec.Sharing != v1alpha1.SharingConfirmed {
 			left += fmt.Sprintf("%s is %q (%v)", b.Name, b.Spec.Sharing, err)
 		}
+		untouched(b)
 		return left
 	})
 	for what, b := range stay {

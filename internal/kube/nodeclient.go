@@ -105,8 +105,7 @@ func (c *NodeClient) View() (View, error) {
 	c.claims.apply(objects)
 	v := View{Leases: objects.Leases(), ControllerAlive: c.alive.alive(), NetworkGeneration: generationOf(objects.Network)}
 	v.Snapshot, v.Problem = objects.Snapshot(c.node)
-	v.Pools, v.Reserved = objects.Pools()
-	v.Pools = c.pools.same(v.Pools)
+	v.Pools, v.Reserved = c.pools.read(objects)
 	v.PoolsKnown = objects.PoolsKnown
 	for i := range objects.Nodes {
 		if n := &objects.Nodes[i]; n.Name == c.node {

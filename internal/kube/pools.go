@@ -3,11 +3,12 @@ package kube
 import (
 	"fmt"
 	"net/netip"
-	"reflect"
 	"slices"
+	"strings"
 	"sync"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
 
 	"ropeway.dev/ropeway/api/spiderpool/v2beta1"
 	"ropeway.dev/ropeway/api/v1alpha1"
@@ -20,20 +21,53 @@ import (
 // wrong with an object alone is in its Invalid; reserved are the addresses that
 // nobody gets, whatever a pool says.
 func (o *Objects) Pools() (pools []*pool.Pool, reserved []netip.Prefix) {
-	for i := range o.AddressPools {
-		pools = append(pools, poolOf(&o.AddressPools[i]))
-	}
-	for i := range o.SpiderIPPools {
-		pools = append(pools, poolOfSpider(&o.SpiderIPPools[i]))
-	}
+	return (&poolMemory{}).read(o)
+}
+
+// reserved are the addresses that nobody gets.
+func (o *Objects) reserved() (reserved []netip.Prefix) {
 	for i := range o.SpiderReservedIPs {
-		for _, text := range o.SpiderReservedIPs[i].Spec.IPs {
-			if first, last, err := pool.ParseRange(text); err == nil {
-				reserved = append(reserved, cidr.FromRange(first, last)...)
-			}
+		ranges, _ := reservedBy(&o.SpiderReservedIPs[i]) // Misreserved tells what cannot be read
+		reserved = append(reserved, ranges...)
+	}
+	return cidr.Aggregate(reserved)
+}
+
+// Misreserved is an object of which not everything is reserved that it names, since
+// that cannot be read.
+type Misreserved struct {
+	Object *v2beta1.SpiderReservedIP
+	Why    string // a sentence that begins with the field
+}
+
+// Misreserved returns what the SpiderReservedIPs say in vain.
+func (o *Objects) Misreserved() []Misreserved {
+	var out []Misreserved
+	for i := range o.SpiderReservedIPs {
+		if _, why := reservedBy(&o.SpiderReservedIPs[i]); why != "" {
+			out = append(out, Misreserved{&o.SpiderReservedIPs[i], why})
 		}
 	}
-	return pools, cidr.Aggregate(reserved)
+	return out
+}
+
+// reservedBy reads what an object reserves, and says what of it cannot be read. Which
+// of a range's ends is written first says nothing of what nobody is to get.
+func reservedBy(r *v2beta1.SpiderReservedIP) (ranges []netip.Prefix, why string) {
+	for i, text := range r.Spec.IPs {
+		first, last, err := pool.ParseRange(text)
+		if from, to, isRange := strings.Cut(text, "-"); err != nil && isRange {
+			if low, high, reversed := pool.ParseRange(to + "-" + from); reversed == nil {
+				first, last, err = low, high, nil
+			}
+		}
+		if err == nil {
+			ranges = append(ranges, cidr.FromRange(first, last)...)
+		} else if why == "" {
+			why = fmt.Sprintf("spec.ips[%d]: %v", i, err)
+		}
+	}
+	return ranges, why
 }
 
 // poolOf says an AddressPool in our words.
@@ -180,30 +214,54 @@ func selectorOf(s *metav1.LabelSelector) *pool.Selector {
 }
 
 func validateSelectors(p *pool.Pool, nodes, namespaces, pods string) {
-	for field, s := range map[string]*pool.Selector{nodes: p.Nodes, namespaces: p.Namespaces, pods: p.Pods} {
+	// Of several that are wrong, always the same is named: the first.
+	fields, selectors := []string{nodes, namespaces, pods}, []*pool.Selector{p.Nodes, p.Namespaces, p.Pods}
+	for i, s := range selectors {
 		if err := s.Validate(); err != nil {
-			invalidate(p, "%s.%v", field, err)
+			invalidate(p, "%s.%v", fields[i], err)
 		}
 	}
 }
 
-// poolMemory lets what is still the same be the same in memory too, so that
-// whoever works something out from pools sees at once that nothing changed.
+// poolMemory reads each state of a pool once: an agent looks at all pools whenever
+// anything changes. What is still the same is so the same in memory too, and whoever
+// works something out from pools sees at once that nothing changed.
 type poolMemory struct {
 	mu   sync.Mutex
-	last map[pool.ID]*pool.Pool
+	last map[poolState]*pool.Pool
 }
 
-func (m *poolMemory) same(pools []*pool.Pool) []*pool.Pool {
+// poolState names a state of an object that states a pool.
+type poolState struct {
+	id         pool.ID
+	uid        types.UID
+	generation int64 // of its spec
+	deleting   bool
+}
+
+// read is Objects.Pools.
+func (m *poolMemory) read(o *Objects) ([]*pool.Pool, []netip.Prefix) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	next := make(map[pool.ID]*pool.Pool, len(pools))
-	for i, p := range pools {
-		if former := m.last[p.ID()]; former != nil && reflect.DeepEqual(former, p) {
-			pools[i] = former
+	pools := make([]*pool.Pool, 0, len(o.AddressPools)+len(o.SpiderIPPools))
+	next := make(map[poolState]*pool.Pool, cap(pools))
+	add := func(kind string, meta *metav1.ObjectMeta, read func() *pool.Pool) {
+		state := poolState{pool.ID(kind + "/" + meta.Name), meta.UID, meta.Generation, meta.DeletionTimestamp != nil}
+		p := m.last[state]
+		if p == nil {
+			p = read()
 		}
-		next[p.ID()] = pools[i]
+		next[state] = p
+		pools = append(pools, p)
+	}
+	for i := range o.AddressPools {
+		p := &o.AddressPools[i]
+		add(pool.KindAddressPool, &p.ObjectMeta, func() *pool.Pool { return poolOf(p) })
+	}
+	for i := range o.SpiderIPPools {
+		p := &o.SpiderIPPools[i]
+		add(pool.KindSpiderIPPool, &p.ObjectMeta, func() *pool.Pool { return poolOfSpider(p) })
 	}
 	m.last = next
-	return pools
+	return pools, o.reserved()
 }

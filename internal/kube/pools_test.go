@@ -2,8 +2,11 @@ package kube
 
 import (
 	"bytes"
+	"fmt"
+	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -19,6 +22,7 @@ import (
 	"ropeway.dev/ropeway/api/v1alpha1"
 	"ropeway.dev/ropeway/internal/ipam"
 	"ropeway.dev/ropeway/internal/ipam/pool"
+	"ropeway.dev/ropeway/internal/plan/cidr"
 )
 
 // poolCase is a spec as a person writes it. refused is a part of what the API
@@ -60,6 +64,8 @@ func TestSpiderPoolSpecs(t *testing.T) {
 		{name: "a route by elsewhere", spec: `{subnet: 10.244.0.0/16, routes: [{dst: 10.0.0.0/8, gw: 10.245.0.1}]}`, refused: "not inside the subnet", invalid: "spec.routes[0].gw"},
 		{name: "an empty podAffinity", spec: `{subnet: 10.244.0.0/16, podAffinity: {}}`, refused: "selects nothing in particular"},
 		{name: "an unknown operator", spec: `{subnet: 10.244.0.0/16, podAffinity: {matchExpressions: [{key: a, operator: Like, values: [b]}]}}`, invalid: "spec.podAffinity.matchExpressions[0].operator"},
+		{name: "two selectors that are wrong", spec: `{subnet: 10.244.0.0/16, podAffinity: {matchExpressions: [{key: a, operator: In}]}, nodeAffinity: {matchExpressions: [{key: a, operator: In}]},
+			namespaceAffinity: {matchExpressions: [{key: a, operator: In}]}}`, invalid: "spec.nodeAffinity.matchExpressions[0].values"},
 		{name: "In without values", spec: `{subnet: 10.244.0.0/16, nodeAffinity: {matchExpressions: [{key: a, operator: In}]}}`, invalid: "spec.nodeAffinity.matchExpressions[0].values"},
 		{name: "too many excludes", spec: `{subnet: 10.0.0.0/8, excludeIPs: [` + strings.Repeat("10.0.0.1, ", 513) + `]}`, refused: "spec.excludeIPs: Too many"},
 	})
@@ -78,6 +84,108 @@ func TestAddressPoolSpecs(t *testing.T) {
 		{name: "reversed", spec: `{subnets: [10.244.0.0/16], ranges: [10.244.0.9-10.244.0.1]}`, invalid: "is reversed"},
 		{name: "gateway elsewhere", spec: `{subnets: [10.244.0.0/16], ranges: [10.244.0.9], gateways: [10.245.0.1]}`, refused: "a gateway is in none of the subnets", invalid: "spec.gateways"},
 		{name: "gateway given away", spec: `{subnets: [10.244.0.0/16], ranges: [10.244.0.1-10.244.0.9], gateways: [10.244.0.1]}`, invalid: "exclude it"},
+	})
+}
+
+// TestReservedSpecs: what the API server lets through is reserved, or named.
+func TestReservedSpecs(t *testing.T) {
+	c := admin(t)
+	for _, tc := range []struct{ name, ips, refused, reserved, wrong string }{
+		{name: "addresses and ranges", ips: `[10.244.0.1, 10.244.0.4-10.244.0.5, "fd00::1"]`, reserved: "[10.244.0.1/32 10.244.0.4/31 fd00::1/128]"},
+		{name: "reversed", ips: `[10.244.0.5-10.244.0.4]`, reserved: "[10.244.0.4/31]"},
+		{name: "mixed families", ips: `["10.244.0.9-fd00::1", 10.244.0.1]`, reserved: "[10.244.0.1/32]", wrong: `spec.ips[0]: "10.244.0.9-fd00::1" mixes address families`},
+		{name: "two that are wrong", ips: `[10.244.0.1, "fd00::1-10.244.0.9", "10.244.0.9-fd00::1"]`, reserved: "[10.244.0.1/32]", wrong: "spec.ips[1]"},
+		{name: "a CIDR", ips: `[10.244.0.0/24]`, refused: "must be an address, or a range", reserved: "[]", wrong: "spec.ips[0]"},
+		{name: "nothing", ips: `[]`, reserved: "[]"},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			r := &v2beta1.SpiderReservedIP{ObjectMeta: metav1.ObjectMeta{Name: "reserved"}}
+			if err := yaml.Unmarshal([]byte("ips: "+tc.ips), &r.Spec); err != nil {
+				t.Fatal(err)
+			}
+			o := Objects{SpiderReservedIPs: []v2beta1.SpiderReservedIP{*r}}
+			_, reserved := o.Pools()
+			wrong := ""
+			if m := o.Misreserved(); len(m) > 0 {
+				wrong = m[0].Why
+			}
+			if fmt.Sprint(reserved) != tc.reserved || (wrong == "") != (tc.wrong == "") || !strings.Contains(wrong, tc.wrong) {
+				t.Errorf("reserved are %v, and it is said %q; want %s and %q", reserved, wrong, tc.reserved, tc.wrong)
+			}
+			err := c.Create(t.Context(), r, client.DryRunAll)
+			if (err == nil) != (tc.refused == "") || err != nil && !strings.Contains(err.Error(), tc.refused) {
+				t.Errorf("the API server answered %v; want %q", err, tc.refused)
+			}
+		})
+	}
+}
+
+// TestPoolMemory: a state of an object is read once, and every other state anew.
+func TestPoolMemory(t *testing.T) {
+	var m poolMemory
+	p := v1alpha1.AddressPool{ObjectMeta: metav1.ObjectMeta{Name: "p", UID: "1", Generation: 1}, Spec: v1alpha1.AddressPoolSpec{Subnets: []string{"10.77.0.0/16"}, Ranges: []string{"10.77.0.1"}}}
+	read := func() *pool.Pool {
+		pools, _ := m.read(&Objects{AddressPools: []v1alpha1.AddressPool{p}})
+		return pools[0]
+	}
+	first := read()
+	p.Spec.Disable = true // a cache's object does not change so
+	if again := read(); again != first {
+		t.Error("the same state was read twice")
+	}
+	for what, change := range map[string]func(){
+		"another spec": func() { p.Generation++ }, "another object": func() { p.UID += "1" }, "one that goes": func() { now := metav1.Now(); p.DeletionTimestamp = &now },
+	} {
+		before := read()
+		if change(); read() == before {
+			t.Errorf("%s was not read", what)
+		}
+	}
+	if pools, _ := m.read(&Objects{}); len(pools) != 0 || len(m.last) != 0 {
+		t.Errorf("of pools that are gone, %v and %v are left", pools, m.last)
+	}
+}
+
+// FuzzPools: whatever objects say, what is accepted lies in the pod network and in
+// nobody else's, and what is not says why.
+func FuzzPools(f *testing.F) {
+	f.Add("10.244.0.0/16", "10.244.0.10-10.244.0.20", "10.244.0.11", "10.244.0.1", "10.0.0.0/8", "a", "In", "10.244.0.12", int64(4))
+	f.Add("fd00::/20", "fd00::1-fd00:fff::ffff", "fd00::2", "fd00::3", "::/0", "", "Like", "fd00::9-10.244.0.1", int64(6))
+	f.Add("pods", "10.244.0.9-10.244.0.1", "-", "router", "", "k", "", "10.244.0.20-10.244.0.10", int64(5))
+	podCIDRs := parsePrefixes([]string{"10.244.0.0/16", "fd00::/16"})
+	f.Fuzz(func(t *testing.T, subnet, ips, exclude, gateway, route, key, op, reservedIPs string, version int64) {
+		selector := &metav1.LabelSelector{MatchExpressions: []metav1.LabelSelectorRequirement{{Key: key, Operator: metav1.LabelSelectorOperator(op), Values: []string{ips}}}}
+		o := Objects{
+			SpiderIPPools: []v2beta1.SpiderIPPool{{ObjectMeta: metav1.ObjectMeta{Name: "p", UID: "1"}, Spec: v2beta1.IPPoolSpec{IPVersion: &version, Subnet: subnet,
+				IPs: []string{ips, exclude}, ExcludeIPs: []string{exclude}, Gateway: &gateway, Routes: []v2beta1.Route{{Dst: route, Gw: gateway}}, PodAffinity: selector}},
+				{ObjectMeta: metav1.ObjectMeta{Name: "q", UID: "2"}, Spec: v2beta1.IPPoolSpec{Subnet: subnet, IPs: []string{ips}}}},
+			AddressPools: []v1alpha1.AddressPool{{ObjectMeta: metav1.ObjectMeta{Name: "p", UID: "3"}, Spec: v1alpha1.AddressPoolSpec{Subnets: []string{subnet, route},
+				Ranges: []string{exclude, ips}, Exclude: []string{reservedIPs}, Gateways: []string{gateway}, NodeSelector: selector}}},
+			SpiderReservedIPs: []v2beta1.SpiderReservedIP{{Spec: v2beta1.ReservedIPSpec{IPs: []string{reservedIPs, ips}}}},
+		}
+		pools, reserved := o.Pools()
+		if len(reserved) == 0 && len(o.Misreserved()) == 0 {
+			t.Errorf("%q and %q reserve nothing, and nobody says so", reservedIPs, ips)
+		}
+		verdicts := pool.Judge(pools, podCIDRs)
+		var given []netip.Prefix
+		for _, p := range pools {
+			v := verdicts[p.ID()]
+			if v.Accepted != (v.Reason == pool.ReasonAccepted) || v.Message == "" {
+				t.Errorf("%s: %+v", p.ID(), v)
+			}
+			for _, r := range p.Ranges {
+				if v.Accepted && (!cidr.CoveredByAny(podCIDRs, r) || !cidr.CoveredByAny(p.Subnets, r) || slices.ContainsFunc(given, r.Overlaps)) {
+					t.Errorf("%s gives %s, beside %v", p.ID(), r, given)
+				}
+			}
+			if v.Accepted {
+				given = append(given, p.Ranges...)
+			}
+			if v.Accepted && slices.ContainsFunc(p.Gateways, p.Contains) {
+				t.Errorf("%s gives its gateway: %v", p.ID(), p.Gateways)
+			}
+		}
 	})
 }
 

@@ -1,6 +1,10 @@
 package plan
 
-import "net/netip"
+import (
+	"net/netip"
+
+	"ropeway.dev/ropeway/internal/plan/cidr"
+)
 
 // DestinationsByNode is what Owned says of destinations, of all nodes at once: name -> the ranges
 // that the node owns, as others route them. Nodes that own none are missing.
@@ -13,4 +17,18 @@ func DestinationsByNode(network Network, nodes []Node) map[string][]netip.Prefix
 		}
 	}
 	return out
+}
+
+// Apart returns what is some node's alone, as cidr.Aggregate returns it: what nodes
+// own, as others route it, and their podCIDRs, also where addresses do not come from
+// these. Nothing of it is shared, so a pool's addresses there are given by that node.
+func Apart(network Network, nodes []Node) []netip.Prefix {
+	var all []netip.Prefix
+	for _, own := range DestinationsByNode(network, nodes) {
+		all = append(all, own...)
+	}
+	for _, n := range nodes {
+		all = append(all, n.NodeCIDRs...)
+	}
+	return cidr.Aggregate(all)
 }

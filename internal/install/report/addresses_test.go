@@ -189,6 +189,21 @@ func use(o *kube.Objects, pool string, n int32) *kube.Objects {
 	return o
 }
 
+func reserving(o *kube.Objects, ips ...string) *kube.Objects {
+	o.SpiderReservedIPs = []v2beta1.SpiderReservedIP{{ObjectMeta: metav1.ObjectMeta{Name: "r"}, Spec: v2beta1.ReservedIPSpec{IPs: ips}}}
+	return o
+}
+
+// TestPoolInAPodCIDR: what lies in a node's podCIDR is not shared, also where addresses
+// come from blocks; the pool's condition Served says the same.
+func TestPoolInAPodCIDR(t *testing.T) {
+	o := pooled(spiderPool("p", nil, "10.244.3.1-10.244.3.9", "10.244.4.1"))
+	o.Nodes[0].Spec.PodCIDRs = []string{"10.244.3.0/24"}
+	if got := PoolsOf(o).Pools[0]; got.Shared != 1 {
+		t.Errorf("%d addresses are shared of %d, want the one that is in no podCIDR", got.Shared, got.Total)
+	}
+}
+
 func TestUsage(t *testing.T) {
 	o := use(pooled(spiderPool("mine", nil, "10.244.236.200-10.244.236.209"), spiderPool("nowhere", nil, "10.244.3.1-10.244.3.9")), "mine", 3)
 	ended := apiPod("job", nodeR, "10.244.236.199")
@@ -270,6 +285,10 @@ func TestDoctorOfPools(t *testing.T) {
 		{"what nodes share counts", use(pooled(spiderPool("a", nil, "10.244.236.200-10.244.236.209", "10.244.3.1-10.244.3.9")), "a", 10), OK, "every pool is accepted"},
 		{"reversed", pooled(spiderPool("a", nil, "10.244.236.209-10.244.236.200")), Fail, "is not accepted, and gives no address: spec.ips"},
 		{"overlap", pooled(spiderPool("a", nil, "10.244.236.200-10.244.236.209"), spiderPool("b", nil, "10.244.236.205")), Fail, "SpiderIPPool b is not accepted"},
+		{"reserved", reserving(use(pooled(spiderPool("a", nil, "10.244.236.200-10.244.236.209")), "a", 5), "10.244.236.205-10.244.236.214"), Fail, "used up: all of its 5 (of 10; the others are reserved by SpiderReservedIPs)"},
+		{"low beside reserved ones", reserving(use(pooled(spiderPool("a", nil, "10.244.236.200-10.244.236.219")), "a", 9), "10.244.236.219-10.244.236.210"), Warn, "runs low: 9 of its 10 (of 20"},
+		{"all reserved", reserving(pooled(spiderPool("a", nil, "10.244.236.200-10.244.236.209")), "10.244.236.0-10.244.236.255"), Fail, "gives no address: all of its 10 are reserved"},
+		{"misreserved", reserving(pooled(spiderPool("a", nil, "10.244.236.200-10.244.236.209")), "10.244.236.0-fd00::1"), Fail, "SpiderReservedIP r does not reserve all that it says: spec.ips[0]"},
 		{"shared", pooled(spiderPool("a", nil, "10.244.3.1-10.244.3.9")), OK, "every pool is accepted"},
 	} {
 		t.Run(test.name, func(t *testing.T) {

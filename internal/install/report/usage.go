@@ -53,6 +53,7 @@ type PoolUsage struct {
 	// Problem says why it gives no address, or not all of them.
 	Problem string `json:"problem,omitempty"`
 	refused bool   // it gives none
+	givable uint64 // of Total: those that no SpiderReservedIP keeps from being given
 	// Shared counts the addresses that lie in no node's range: pods on each node
 	// that may use the pool get them.
 	Shared uint64 `json:"shared"`
@@ -149,15 +150,12 @@ type Pools struct {
 // PoolsOf looks at the pools as the agents do.
 func PoolsOf(c *kube.Objects) Pools {
 	snapshot, problem := c.Snapshot("")
-	all, _ := c.Pools()
+	all, reserved := c.Pools()
 	verdicts := pool.Judge(all, snapshot.Network.PodCIDRs)
-	var owned []netip.Prefix
-	for _, dsts := range plan.DestinationsByNode(snapshot.Network, snapshot.Nodes) {
-		owned = append(owned, dsts...)
-	}
+	owned := plan.Apart(snapshot.Network, snapshot.Nodes)
 	out := Pools{Pools: []PoolUsage{}}
 	for _, p := range all {
-		one := PoolUsage{Kind: p.Kind, Name: p.Name, Ranges: texts(p.Ranges), Total: p.Size(), Default: p.Default, Disable: p.Disabled}
+		one := PoolUsage{Kind: p.Kind, Name: p.Name, Ranges: texts(p.Ranges), Total: p.Size(), Default: p.Default, Disable: p.Disabled, givable: pool.Outside(p, reserved)}
 		for i := range c.NodeNetworks {
 			nn := &c.NodeNetworks[i]
 			if n := nn.Status.Pools[string(p.ID())]; n > 0 {

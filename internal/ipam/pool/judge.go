@@ -38,18 +38,19 @@ func Judge(pools []*Pool, podCIDRs []netip.Prefix) map[ID]Verdict {
 			out[p.ID()] = v
 		}
 	}
-	clashes, subnets := overlaps(rest), clashingSubnets(rest)
-	stands := make([]bool, len(rest))
+	stated, subnets := newGround(rest), clashingSubnets(rest)
 	first := map[netip.Prefix]*Pool{} // subnet -> the oldest pool that stands in it
 	for i, p := range rest {
 		v := Verdict{true, ReasonAccepted, "gives " + sizeOf(p)}
-		if at := slices.IndexFunc(clashes[i], func(o int) bool { return stands[o] }); at >= 0 {
-			o := rest[clashes[i][at]]
-			v = Verdict{false, ReasonOverlap, fmt.Sprintf("spec.ips: has addresses in common with the older %s %s: take them out of one of the two", o.Kind, o.Name)}
+		if at := stated.taken(p.Ranges); at >= 0 {
+			o := rest[at]
+			v = Verdict{false, ReasonOverlap, fmt.Sprintf("%s: has addresses in common with the older %s %s: take them out of one of the two", p.rangesField(), o.Kind, o.Name)}
 		} else if o, s := standingIn(p, subnets, first); o != nil {
-			v = Verdict{false, ReasonOverlap, fmt.Sprintf("spec.subnet: overlaps %s of the older %s %s: pools of one network state the same subnet", s, o.Kind, o.Name)}
+			v = Verdict{false, ReasonOverlap, fmt.Sprintf("%s: overlaps %s of the older %s %s: pools of one network state the same subnet", p.subnetsField(), s, o.Kind, o.Name)}
 		}
-		stands[i] = v.Accepted
+		if v.Accepted {
+			stated.take(p.Ranges, i)
+		}
 		for _, s := range p.Subnets {
 			if v.Accepted && first[s] == nil {
 				first[s] = p
@@ -61,9 +62,13 @@ func Judge(pools []*Pool, podCIDRs []netip.Prefix) map[ID]Verdict {
 }
 
 // Outside counts the addresses of a pool that lie in none of the ranges, which
-// are those that nodes own: no node can give them.
-func Outside(p *Pool, owned []netip.Prefix) uint64 {
-	rest := Pool{Ranges: cidr.Subtract(p.Ranges, owned)}
+// are as cidr.Aggregate returns them.
+func Outside(p *Pool, ranges []netip.Prefix) uint64 {
+	var rest Pool
+	for _, r := range p.Ranges {
+		// Few of the ranges concern a pool; they are one or more for each node.
+		rest.Ranges = append(rest.Ranges, cidr.Subtract([]netip.Prefix{r}, cidr.Overlapping(ranges, r))...)
+	}
 	return rest.Size()
 }
 
@@ -73,7 +78,7 @@ func judgeAlone(p *Pool, podCIDRs []netip.Prefix) Verdict {
 	}
 	for _, r := range p.Ranges {
 		if !cidr.CoveredByAny(podCIDRs, r) {
-			return Verdict{false, ReasonOutsidePodNetwork, fmt.Sprintf("spec.ips: %s is outside the pod network %v, so no node would route it: add its range to the ClusterNetwork's podCIDRs", r, podCIDRs)}
+			return Verdict{false, ReasonOutsidePodNetwork, fmt.Sprintf("%s: %s is outside the pod network %v, so no node would route it: add its range to the ClusterNetwork's podCIDRs", p.rangesField(), r, podCIDRs)}
 		}
 	}
 	return Verdict{Accepted: true}
@@ -99,40 +104,68 @@ func standingIn(p *Pool, subnets map[netip.Prefix][]netip.Prefix, first map[neti
 	return nil, netip.Prefix{}
 }
 
-// overlaps returns, for each pool, the older pools (lower positions) that have
-// addresses in common with it. Prefixes either nest or share nothing, so one
-// pass over them in order, with the stack of those around, finds all.
-func overlaps(pools []*Pool) [][]int {
-	type one struct {
-		p  netip.Prefix
-		at int
+// ground is all that pools state, and which of it is taken. Prefixes either nest or
+// share nothing: what a range has addresses in common with lies on the way up from
+// it, or below it.
+type ground struct {
+	at    map[netip.Prefix]int // range -> its position
+	plots []plot
+}
+
+// plot is one range that pools state. Pools are named by their positions; -1 is none.
+type plot struct {
+	around int // the position of the narrowest range around it; -1 if there is none
+	taken  int // the pool that has it
+	within int // the oldest pool that has something narrower inside it
+}
+
+func newGround(pools []*Pool) *ground {
+	var all []netip.Prefix
+	for _, p := range pools {
+		all = append(all, p.Ranges...)
 	}
-	var all []one
-	for i, p := range pools {
-		for _, r := range p.Ranges {
-			all = append(all, one{r, i})
+	slices.SortFunc(all, netip.Prefix.Compare)
+	all = slices.Compact(all)
+	g := &ground{at: make(map[netip.Prefix]int, len(all)), plots: make([]plot, len(all))}
+	around := -1
+	for i, r := range all {
+		for around >= 0 && !cidr.Covers(all[around], r) {
+			around = g.plots[around].around
+		}
+		g.at[r], g.plots[i] = i, plot{around: around, taken: -1, within: -1}
+		around = i
+	}
+	return g
+}
+
+// taken returns the oldest pool that has some of the ranges; -1 if none has.
+func (g *ground) taken(ranges []netip.Prefix) int {
+	oldest := -1
+	consider := func(pool int) {
+		if pool >= 0 && (oldest < 0 || pool < oldest) {
+			oldest = pool
 		}
 	}
-	slices.SortStableFunc(all, func(a, b one) int { return a.p.Compare(b.p) })
-	out := make([][]int, len(pools))
-	var around []one
-	for _, o := range all {
-		for len(around) > 0 && !cidr.Covers(around[len(around)-1].p, o.p) {
-			around = around[:len(around)-1]
+	for _, r := range ranges {
+		i := g.at[r]
+		consider(g.plots[i].within)
+		for ; i >= 0; i = g.plots[i].around {
+			consider(g.plots[i].taken)
 		}
-		for _, a := range around {
-			if a.at != o.at {
-				young, old := max(a.at, o.at), min(a.at, o.at)
-				out[young] = append(out[young], old)
-			}
+	}
+	return oldest
+}
+
+// take gives ranges, of which nobody has any, to a pool that is younger than all that
+// have some.
+func (g *ground) take(ranges []netip.Prefix, pool int) {
+	for _, r := range ranges {
+		i := g.at[r]
+		g.plots[i].taken = pool
+		for i = g.plots[i].around; i >= 0 && g.plots[i].within < 0; i = g.plots[i].around {
+			g.plots[i].within = pool
 		}
-		around = append(around, o)
 	}
-	for i := range out {
-		slices.Sort(out[i])
-		out[i] = slices.Compact(out[i])
-	}
-	return out
 }
 
 // clashingSubnets maps each subnet -> the others that overlap it.

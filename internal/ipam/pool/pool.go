@@ -111,9 +111,25 @@ func (p *Pool) Gateway(f ipam.Family) netip.Addr {
 	return netip.Addr{}
 }
 
-// older orders pools by who was there first.
+// rangesField and subnetsField are where an object of the pool's kind states them.
+func (p *Pool) rangesField() string {
+	if p.Kind == KindAddressPool {
+		return "spec.ranges"
+	}
+	return "spec.ips"
+}
+
+func (p *Pool) subnetsField() string {
+	if p.Kind == KindAddressPool {
+		return "spec.subnets"
+	}
+	return "spec.subnet"
+}
+
+// older orders pools by who was there first; those of one second, as one file makes
+// them, by kind and name, which are the same wherever the file is applied.
 func older(a, b *Pool) int {
-	return cmp.Or(cmp.Compare(a.Created, b.Created), strings.Compare(a.UID, b.UID), strings.Compare(string(a.ID()), string(b.ID())))
+	return cmp.Or(cmp.Compare(a.Created, b.Created), strings.Compare(string(a.ID()), string(b.ID())), strings.Compare(a.UID, b.UID))
 }
 
 // before orders pools that a rule does not order: by Order, then those that

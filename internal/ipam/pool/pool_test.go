@@ -3,6 +3,7 @@ package pool_test
 import (
 	"fmt"
 	"net/netip"
+	"runtime"
 	"slices"
 	"strings"
 	"testing"
@@ -240,6 +241,58 @@ func TestOlderPoolStands(t *testing.T) {
 		if v.Accepted != (want == "") || !strings.Contains(v.Message, want) {
 			t.Errorf("%s: %+v, want %q", pools[i].Name, v, want)
 		}
+	}
+}
+
+// TestEquals: of pools made in the same second, as one file makes them, always the
+// same stands, whatever their UIDs are; and what is said names the fields of its kind.
+func TestEquals(t *testing.T) {
+	own := func(p *pool.Pool) { p.Kind = pool.KindAddressPool }
+	uid := func(uid string) func(*pool.Pool) { return func(p *pool.Pool) { p.UID = uid } }
+	for _, uids := range [][]string{{"1", "2", "3"}, {"3", "2", "1"}} {
+		pools := []*pool.Pool{made("b", "10.244.0.10", uid(uids[0]), own), made("a", "10.244.0.10-10.244.0.11", uid(uids[1]), own), made("a", "10.244.0.11", uid(uids[2]))}
+		verdicts := pool.Judge(pools, podCIDRs)
+		if !verdicts["AddressPool/a"].Accepted || !strings.HasPrefix(verdicts["AddressPool/b"].Message, "spec.ranges: ") || !strings.HasPrefix(verdicts["SpiderIPPool/a"].Message, "spec.ips: ") {
+			t.Errorf("with the UIDs %v: %v", uids, verdicts)
+		}
+	}
+	narrow := made("narrow", "10.244.0.20", own, func(p *pool.Pool) { p.Subnets = []netip.Prefix{netip.MustParsePrefix("10.244.0.0/24")} })
+	if v := pool.Judge([]*pool.Pool{made("a", "10.244.0.10", own), narrow}, podCIDRs)[narrow.ID()]; !strings.HasPrefix(v.Message, "spec.subnets: ") {
+		t.Errorf("of a subnet: %+v", v)
+	}
+	outside := made("a", "10.244.0.10", own, func(p *pool.Pool) { p.Ranges = []netip.Prefix{netip.MustParsePrefix("10.9.0.0/24")} })
+	if v := pool.Judge([]*pool.Pool{outside}, podCIDRs)[outside.ID()]; !strings.HasPrefix(v.Message, "spec.ranges: ") {
+		t.Errorf("outside: %+v", v)
+	}
+}
+
+// allocated returns how many bytes a function takes, in all.
+func allocated(f func()) uint64 {
+	var before, after runtime.MemStats
+	runtime.ReadMemStats(&before)
+	f()
+	runtime.ReadMemStats(&after)
+	return after.TotalAlloc - before.TotalAlloc
+}
+
+// TestManyPools: what pools cost to look at grows with them, and not with their pairs,
+// nor with the nodes.
+func TestManyPools(t *testing.T) {
+	const count = 5000
+	var same []*pool.Pool
+	for i := range count {
+		same = append(same, made(fmt.Sprint("p", i), "10.244.0.10-10.244.0.20"))
+	}
+	if n := allocated(func() { pool.Judge(same, podCIDRs) }); n > 20<<20 {
+		t.Errorf("judging %d pools that state the same takes %d bytes", count, n)
+	}
+	var owned []netip.Prefix
+	for i := range count {
+		owned = append(owned, netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 64 + byte(i>>8), byte(i), 0}), 25))
+	}
+	owned = cidr.Aggregate(owned)
+	if n := allocated(func() { pool.Outside(same[0], owned) }); n > 10<<10 {
+		t.Errorf("one pool beside the ranges of %d nodes takes %d bytes", count, n)
 	}
 }
 
