@@ -150,7 +150,7 @@ func TestLeaseRace(t *testing.T) {
 			t.Fatal(err)
 		}
 		// The view is old: what it would choose is another's by now.
-		d := lease.Decide(b.leaser.input(newLeaseView(v, nil, nil)))
+		d := lease.Decide(b.leaser.input(newLeaseView(v, nil, &pools{})))
 		b.api.change(func(a *fakeAPI) {
 			a.leases = append(a.leases, kube.Lease{Prefix: d.Claim[0], Node: "b", NodeUID: "uid-b"})
 		})
