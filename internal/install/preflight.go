@@ -197,7 +197,7 @@ func checkPolicies(s *Survey, accept bool) []Finding {
 	}
 	f := warns(FindingPolicies, "ropeway doctor will say so until they are gone, or a version that enforces them is installed",
 		"%s (%s) will not be enforced by this version", counted(len(s.Policies), "NetworkPolicy", "NetworkPolicies"), strings.Join(firstFew(s.Policies), ", "))
-	if !accept && s.Installed.Image == "" { // where Ropeway runs, an upgrade changes nothing of it
+	if !accept {
 		f.Stops, f.Remedy = true, "what they forbid would be allowed; --accept-no-policy installs all the same"
 	}
 	return []Finding{f}
