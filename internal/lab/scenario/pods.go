@@ -93,6 +93,16 @@ func (s *stage) pods(ctx context.Context, selector string) ([]pod, error) {
 	return found, nil
 }
 
+// acrossNodes returns two pods of the test Deployment, on two nodes.
+func (s *stage) acrossNodes(ctx context.Context) (from, to pod, err error) {
+	pods, err := s.pods(ctx, "app=test")
+	if err != nil {
+		return pod{}, pod{}, err
+	}
+	to, err = onOtherNode(pods, pods[0])
+	return pods[0], to, err
+}
+
 // onOtherNode returns a pod that is not on p's node.
 func onOtherNode(pods []pod, p pod) (pod, error) {
 	for _, other := range pods {

@@ -69,11 +69,7 @@ func (s *stage) routeDeleted(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	pods, err := s.pods(ctx, "app=test")
-	if err != nil {
-		return err
-	}
-	to, err := onOtherNode(pods, pods[0])
+	from, to, err := s.acrossNodes(ctx)
 	if err != nil {
 		return err
 	}
@@ -90,9 +86,9 @@ func (s *stage) routeDeleted(ctx context.Context) error {
 		if err := s.deleteRoute(ctx, console, route); err != nil {
 			return err
 		}
-		return s.until(ctx, 60*time.Second, func() error { return s.somePeerBy(ctx, pods[0].node, "ipip") })
+		return s.until(ctx, 60*time.Second, func() error { return s.somePeerBy(ctx, from.node, "ipip") })
 	}
-	out, err := s.pingWhile(ctx, pods[0], to, cut)
+	out, err := s.pingWhile(ctx, from, to, cut)
 	if cleared := console.ClearFaults(ctx); err == nil {
 		err = cleared
 	}
@@ -104,7 +100,7 @@ func (s *stage) routeDeleted(ctx context.Context) error {
 		return err
 	}
 	s.note("%.1f s were lost, from the deletion to the tunnel", float64(lost)*pingEvery.Seconds())
-	out, err = s.pingWhile(ctx, pods[0], to, func(ctx context.Context) error {
+	out, err = s.pingWhile(ctx, from, to, func(ctx context.Context) error {
 		return s.until(ctx, 3*time.Minute, func() error { return s.everyPeerBy(ctx, "direct") })
 	})
 	if err != nil {
@@ -144,16 +140,12 @@ func (s *stage) showVPC(ctx context.Context) ([]vpc.Route, error) {
 // the tunnel go on, a few packets a second, so traffic is sent that cannot be
 // mistaken for them.
 func (s *stage) bareOnTheWire(ctx context.Context, before map[string]uint64) error {
-	pods, err := s.pods(ctx, "app=test")
-	if err != nil {
-		return err
-	}
-	to, err := onOtherNode(pods, pods[0])
+	from, to, err := s.acrossNodes(ctx)
 	if err != nil {
 		return err
 	}
 	const packets = 200
-	out, err := s.l.Kubectl(ctx, "exec", pods[0].name, "--", "ping", "-q", "-i", "0.01", "-c", fmt.Sprint(packets), to.address.String())
+	out, err := s.l.Kubectl(ctx, "exec", from.name, "--", "ping", "-q", "-i", "0.01", "-c", fmt.Sprint(packets), to.address.String())
 	if err != nil || !bytes.Contains(out, []byte(" 0% packet loss")) {
 		return fmt.Errorf("%d pings: %v: %s", packets, err, lastLine(out))
 	}

@@ -131,12 +131,7 @@ func (s *stage) addressesInNetwork(ctx context.Context) error {
 // change sets the one transport while a pod pings a pod on another node fifty
 // times a second.
 func (s *stage) change(ctx context.Context, transport string) error {
-	pods, err := s.pods(ctx, "app=test")
-	if err != nil {
-		return err
-	}
-	from := pods[0]
-	to, err := onOtherNode(pods, from)
+	from, to, err := s.acrossNodes(ctx)
 	if err != nil {
 		return err
 	}
@@ -207,15 +202,11 @@ var reply = regexp.MustCompile(`ttl=(\d+) `)
 // probes are the document's five.
 func (s *stage) probes(ctx context.Context) {
 	_ = s.step(ctx, "(1) a pod pings a pod on another node, ttl=62", func(ctx context.Context) error {
-		pods, err := s.pods(ctx, "app=test")
+		from, to, err := s.acrossNodes(ctx)
 		if err != nil {
 			return err
 		}
-		to, err := onOtherNode(pods, pods[0])
-		if err != nil {
-			return err
-		}
-		return s.ping(ctx, pods[0], to.address.String(), "62")
+		return s.ping(ctx, from, to.address.String(), "62")
 	})
 	_ = s.step(ctx, "(2) a pod reaches the outside", func(ctx context.Context) error {
 		pods, err := s.pods(ctx, "app=test")
