@@ -190,7 +190,7 @@ func (c *installCommand) print(ctx context.Context) error {
 		if left := install.CleanerLeft(survey); len(left) > 0 {
 			return fmt.Errorf("nothing is printed: %s", left[0])
 		}
-		for _, f := range install.Preflight(settings, survey, c.options.AcceptNoPolicy) {
+		for _, f := range install.Preflight(settings, survey, c.acceptsNoPolicy(survey)) {
 			c.note("%s: %s", severity(f), f)
 		}
 	}
@@ -288,7 +288,7 @@ func (c *installCommand) applyTo(ctx context.Context) error {
 }
 
 func (c *installCommand) preflight(s install.Settings, survey *install.Survey) error {
-	findings := install.Preflight(s, survey, c.options.AcceptNoPolicy)
+	findings := install.Preflight(s, survey, c.acceptsNoPolicy(survey))
 	var errs []error
 	for _, f := range findings {
 		if f.Stops {
@@ -301,6 +301,12 @@ func (c *installCommand) preflight(s install.Settings, survey *install.Survey) e
 		return nil
 	}
 	return fmt.Errorf("nothing was applied:\n%w", errors.Join(errs...))
+}
+
+// acceptsNoPolicy reports whether NetworkPolicies are only warned of: also where
+// Ropeway is installed already, since what runs enforces none of them either.
+func (c *installCommand) acceptsNoPolicy(survey *install.Survey) bool {
+	return c.options.AcceptNoPolicy || survey.Installed.Image != ""
 }
 
 // elapsed prints lines with the time since now.

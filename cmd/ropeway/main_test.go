@@ -154,3 +154,18 @@ func TestConfirmEndsWithItsContext(t *testing.T) {
 		t.Fatal("the question does not end with its context")
 	}
 }
+
+// TestPoliciesStopOnlyTheFirstInstallation: an upgrade does not change that
+// NetworkPolicies are not enforced, and a fix must not be held up by them.
+func TestPoliciesStopOnlyTheFirstInstallation(t *testing.T) {
+	for _, c := range []struct {
+		flag  bool
+		image string
+		want  bool
+	}{{false, "", false}, {true, "", true}, {false, "ropeway:v1", true}} {
+		command := installCommand{options: install.Options{AcceptNoPolicy: c.flag}}
+		if got := command.acceptsNoPolicy(&install.Survey{Installed: install.Installed{Image: c.image}}); got != c.want {
+			t.Errorf("flag %t, installed %q: accepted %t", c.flag, c.image, got)
+		}
+	}
+}

@@ -43,15 +43,8 @@ type poolState struct {
 	outside          uint64 // addresses that lie in no node's range: any node gives them
 }
 
-// low reports whether no more than a tenth of what the pool may give is free, or one
-// address.
-func (s poolState) low() bool {
-	spare := max(s.givable/10, 1)
-	if s.givable == 1 { // there is no less than none
-		spare = 0
-	}
-	return s.total > 0 && s.allocated >= s.givable-spare
-}
+// low reports whether the pool runs low, or is used up.
+func (s poolState) low() bool { return s.total > 0 && pool.Low(s.givable, s.allocated) }
 
 // onThatNodeAlone says what to do about a pool that is made inside what nodes have
 // leased by then.

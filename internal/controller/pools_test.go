@@ -111,7 +111,7 @@ func TestLowBeforeItIsFull(t *testing.T) {
 		low                        bool
 	}{
 		{0, 0, 0, false},
-		{1, 0, 0, false}, {1, 0, 1, true},
+		{1, 1, 0, true}, {1, 0, 0, false}, {1, 0, 1, true},
 		{5, 0, 3, false}, {5, 0, 4, true},
 		{100, 0, 89, false}, {100, 0, 90, true}, {100, 0, 120, true}, // enlarged or shrunk meanwhile
 		{100, 50, 44, false}, {100, 50, 45, true}, {5, 5, 0, true}, // what is reserved is not free

@@ -217,8 +217,12 @@ func directNotes(spec v1alpha1.ClusterNetworkSpec) []string {
 		return nil
 	}
 	var notes []string
-	if !spec.Cloud.PublishesRoutes() {
+	switch c := spec.Cloud; {
+	case c == nil || c.Provider == "" || c.Routes == v1alpha1.DutyOff:
 		notes = append(notes, "direct needs a fabric that leads to the nodes' pod ranges by itself, such as a common layer-2 network or routes that somebody else makes: --cloud alibaba lets Ropeway make those of a VPC")
+	case !c.KeepsNodes():
+		// A VPC drops what an interface sends from addresses that are not its own.
+		notes = append(notes, "direct needs SourceDestCheck switched off at the interface of every instance, of new ones too: --cloud-nodes ropeway lets Ropeway see to it")
 	}
 	return notes
 }

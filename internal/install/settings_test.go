@@ -233,6 +233,38 @@ func TestOneNodeHasOneController(t *testing.T) {
 	}
 }
 
+// TestDirectNotes: what direct needs beside being allowed is said, by whom it is not
+// done.
+func TestDirectNotes(t *testing.T) {
+	const fabric, check = "direct needs a fabric", "SourceDestCheck"
+	vpc := func(routes, nodes v1alpha1.CloudDuty) *v1alpha1.CloudSpec {
+		return &v1alpha1.CloudSpec{Provider: v1alpha1.CloudAlibaba, Routes: routes, Nodes: nodes}
+	}
+	direct := []v1alpha1.Transport{v1alpha1.TransportDirect, v1alpha1.TransportVXLAN}
+	for _, c := range []struct {
+		spec v1alpha1.ClusterNetworkSpec
+		want []string
+	}{
+		{v1alpha1.ClusterNetworkSpec{Transports: direct[1:], Cloud: vpc("", "")}, nil},
+		{v1alpha1.ClusterNetworkSpec{Transports: direct}, []string{fabric}},
+		{v1alpha1.ClusterNetworkSpec{Transports: direct, Cloud: vpc(v1alpha1.DutyOff, "")}, []string{fabric}},
+		{v1alpha1.ClusterNetworkSpec{Transports: direct, Cloud: vpc(v1alpha1.DutyExternal, "")}, []string{check}},
+		{v1alpha1.ClusterNetworkSpec{Transports: direct, Cloud: vpc("", v1alpha1.DutyExternal)}, []string{check}},
+		{v1alpha1.ClusterNetworkSpec{Transports: direct, Cloud: vpc("", v1alpha1.DutyRopeway)}, nil},
+	} {
+		notes := directNotes(c.spec)
+		if len(notes) != len(c.want) {
+			t.Errorf("%+v: notes %q, want %q", c.spec, notes, c.want)
+			continue
+		}
+		for i, part := range c.want {
+			if !strings.Contains(notes[i], part) {
+				t.Errorf("%+v: note %q does not speak of %q", c.spec, notes[i], part)
+			}
+		}
+	}
+}
+
 // TestFlagsWinOverCalico, and what no flag says comes from Calico.
 func TestFlagsWinOverCalico(t *testing.T) {
 	o := Options{PodCIDRs: []string{"10.1.0.0/16"}, MTU: "perRoute", TakeOver: []string{"calico"}}

@@ -281,6 +281,7 @@ func TestDoctorOfPools(t *testing.T) {
 	}{
 		{"well", use(pooled(spiderPool("a", nil, "10.244.236.200-10.244.236.209")), "a", 8), OK, "every pool is accepted"},
 		{"low", use(pooled(spiderPool("a", nil, "10.244.236.200-10.244.236.209")), "a", 9), Warn, "SpiderIPPool a runs low: 9 of its 10"},
+		{"one of few left", use(pooled(spiderPool("a", nil, "10.244.236.200-10.244.236.201")), "a", 1), Warn, "SpiderIPPool a runs low: 1 of its 2"},
 		{"used up", use(pooled(spiderPool("a", nil, "10.244.236.200-10.244.236.209")), "a", 10), Fail, "used up: all of its 10"},
 		{"what nodes share counts", use(pooled(spiderPool("a", nil, "10.244.236.200-10.244.236.209", "10.244.3.1-10.244.3.9")), "a", 10), OK, "every pool is accepted"},
 		{"reversed", pooled(spiderPool("a", nil, "10.244.236.209-10.244.236.200")), Fail, "is not accepted, and gives no address: spec.ips"},

@@ -3,6 +3,7 @@ package report
 import (
 	"fmt"
 
+	"ropeway.dev/ropeway/internal/ipam/pool"
 	"ropeway.dev/ropeway/internal/kube"
 )
 
@@ -20,7 +21,7 @@ func (d *Diagnosis) pools(c *kube.Objects) {
 			d.add(name, Fail, "enlarge it, or take addresses out of the SpiderReservedIPs", "%s gives no address: all of its %s are reserved by SpiderReservedIPs", which, count(p.Total))
 		case p.Total > 0 && p.Used >= p.givable:
 			d.add(name, Fail, "enlarge it, or add another beside it; ropeway ipam check says whether addresses are leaked", "%s is used up: all of its %s addresses are in use", which, p.capacity())
-		case p.Total > 0 && p.Used >= p.givable-p.givable/10:
+		case p.Total > 0 && pool.Low(p.givable, p.Used):
 			d.add(name, Warn, "enlarge it, or add another beside it", "%s runs low: %s of its %s addresses are in use", which, count(p.Used), p.capacity())
 		}
 	}

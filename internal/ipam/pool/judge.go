@@ -61,6 +61,16 @@ func Judge(pools []*Pool, podCIDRs []netip.Prefix) map[ID]Verdict {
 	return out
 }
 
+// Low reports whether no more than a tenth of what a pool may give is free, or one
+// address: early enough for somebody to enlarge it.
+func Low[T int64 | uint64](givable, used T) bool {
+	spare := max(givable/10, 1)
+	if givable <= 1 { // there is no less than none
+		spare = 0
+	}
+	return used >= givable-spare
+}
+
 // Outside counts the addresses of a pool that lie in none of the ranges, which
 // are as cidr.Aggregate returns them.
 func Outside(p *Pool, ranges []netip.Prefix) uint64 {
