@@ -394,7 +394,18 @@ type agentSize struct {
 	memory    scale.Memory
 	objects   map[string]int
 	probes    float64 // messages per second
+	proves    float64 // nodes that it was chosen for
 }
+
+// wholeCluster is what all nodes send per second: each is proven by three others,
+// and costs those what one costs the agent that was measured. How many nodes one
+// agent proves is a matter of names.
+func (a agentSize) wholeCluster() float64 {
+	return a.probes / a.proves * provers * float64(a.nodes)
+}
+
+// provers is how many nodes prove one.
+const provers = 3
 
 // heartbeats is how many reports of kubelets are played.
 const heartbeats = 200
@@ -437,11 +448,14 @@ func (s *scaleRun) watchAgent(ctx context.Context, a *scale.Agent, out *agentSiz
 	}
 	const sent = "ropeway_agent_probe_messages_sent_total"
 	out.probes = (scale.Sum(after, sent) - scale.Sum(before, sent)) / time.Since(began).Seconds()
+	if out.proves = scale.Sum(after, "ropeway_agent_probed_nodes"); out.proves == 0 {
+		return fmt.Errorf("the agent of node %d proves no other node: its probes say nothing of a cluster's", a.Node())
+	}
 	if out.objects, err = s.hosts.KernelObjects(ctx, a.Node()); err != nil {
 		return err
 	}
 	out.memory, err = a.Memory()
-	s.say("scale: agent with %d peers: converged after %.2f s, %.1f MiB read, %.0f bytes a heartbeat, %.1f MiB (peak %.1f, files %.1f), %.1f probes/s, kernel %v",
-		out.nodes-1, out.converged.Seconds(), float64(out.first)/mib, out.heartbeat, out.memory.Now, out.memory.Most, out.memory.File, out.probes, out.objects)
+	s.say("scale: agent with %d peers: converged after %.2f s, %.1f MiB read, %.0f bytes a heartbeat, %.1f MiB (peak %.1f, files %.1f), %.1f probes/s for %.0f nodes, kernel %v",
+		out.nodes-1, out.converged.Seconds(), float64(out.first)/mib, out.heartbeat, out.memory.Now, out.memory.Most, out.memory.File, out.probes, out.proves, out.objects)
 	return err
 }

@@ -40,8 +40,8 @@ func (s *scaleRun) claimGrowth(l, m size, at func(key string, value float64, det
 	s.noteMore("scale.growth.bytes", fmt.Sprintf("each report of a kubelet's status costs every agent %.0f bytes: with %d nodes, one each 5 minutes, %.0f KiB/s", la.heartbeat, s.large, la.heartbeat*float64(s.large)/300/1024))
 	grow("kernel", float64(total(la.objects)), float64(total(ma.objects)), "routes, neighbours, forwarding entries, elements of sets, links: %.0f, %.0f")
 	s.noteMore("scale.growth.kernel", fmt.Sprint(la.objects))
-	grow("probes", la.probes*float64(s.large), ma.probes*float64(s.small), "probe messages that the whole cluster sends, as one agent's times the nodes: %.0f/s, %.0f/s")
-	s.noteMore("scale.growth.probes", fmt.Sprintf("by the agent %.2f/s, %.2f/s: a node proves at most 3 others, which are played here and do not answer: the fastest pace", la.probes, ma.probes))
+	grow("probes", la.wholeCluster(), ma.wholeCluster(), "probe messages that the whole cluster sends, by what one proven node costs its provers: %.0f/s, %.0f/s")
+	s.noteMore("scale.growth.probes", fmt.Sprintf("the agent sends %.2f/s for the %.0f nodes that it was chosen for, %.2f/s for %.0f; those are played here and do not answer: the fastest pace", la.probes, la.proves, ma.probes, ma.proves))
 }
 
 // noteMore adds to a sample's detail.

@@ -88,6 +88,7 @@ func (m *metrics) watch(n *node) {
 			ConstLabels: prometheus.Labels{"transport": string(t)},
 		}, func() float64 { return float64(n.prober.Sent(t)) }))
 	}
+	gauge("ropeway_agent_probed_nodes", "Nodes that this node was chosen to prove.", nil, func() float64 { return float64(n.prober.Targets()) })
 	gauge("ropeway_agent_unreachable_paths", "Paths that this node proves and that do not answer.", nil, func() float64 {
 		failing := 0
 		for _, p := range n.prober.Results() {

@@ -201,6 +201,13 @@ func (p *Prober) Seed(published []plan.Probe) {
 	}
 }
 
+// Targets returns how many nodes are proven.
+func (p *Prober) Targets() int {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return len(p.view.Targets)
+}
+
 // Results returns what is known, in the order of names, families and
 // transports. Paths of which nothing is known yet are not in it.
 func (p *Prober) Results() []plan.Probe {
