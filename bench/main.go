@@ -94,7 +94,7 @@ type bench struct {
 // sections are the parts in the order in which they are run. The lab that the
 // last repetition of lab boots is there for those behind it.
 func sections() []string {
-	return []string{"dataplane", "scale", "shared", "pools", "lab", "footprint", "plugin", "addresses", "pods"}
+	return []string{"dataplane", "scale", "shared", "pools", "blocks", "lab", "footprint", "plugin", "addresses", "pods"}
 }
 
 // onALab are the sections that need a lab that is up.
@@ -226,6 +226,7 @@ func (b *bench) run(ctx context.Context) error {
 	attempt("scale", b.scale)
 	attempt("shared", b.shared)
 	attempt("pools", b.pools)
+	attempt("blocks", b.blocks)
 	if slices.ContainsFunc(append(onALab(), "lab"), b.wants) {
 		if err := b.onLab(ctx, attempt); err != nil {
 			b.say("FAILED: %v", err)

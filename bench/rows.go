@@ -100,6 +100,7 @@ func otherTargets() []target {
 		{"pools.ipv6", "pools: what an ADD costs more from a /64 than from a /24", atMost, 50, "us"},
 		{"pools.memory.large", "pools: what a 10.0.0.0/8 takes of the agent's memory more than a /24", atMost, 1, "MiB"},
 		{"pools.memory.ipv6", "pools: what a /64 takes of the agent's memory more than a /24", atMost, 1, "MiB"},
+		{"blocks.routes", "blocks: routes that lead to a node, on average over a day of churn at 80 % fill", atMost, 1.1, "routes"},
 		{"pods.running", "a Deployment of 100 pods on a node to Running / the same with hostNetwork", atMost, 1.05, "x"},
 		{"rss.agent", "agent, idle: resident memory", atMost, 40, "MiB"},
 		{"rss.controller", "controller, idle: resident memory", atMost, 60, "MiB"},

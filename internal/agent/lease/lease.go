@@ -27,6 +27,9 @@ const (
 	// free, and given back only if half of the rest stay free: in between
 	// nothing happens, so that leases do not come and go.
 	leaseBelow, releaseAbove = 0.25, 0.5
+	// maxDoubling bounds by how much more than one block a node grows at once: by
+	// eight of them.
+	maxDoubling = 3
 )
 
 // Lease is an AddressBlock as one node sees it.
@@ -188,7 +191,51 @@ func (d *decider) leaseAhead(family plan.Family) {
 		d.Problems = append(d.Problems, fmt.Sprintf("no %s block can be leased: %v", family, err))
 		return
 	}
-	d.claim(block)
+	for _, p := range d.wholly(block, owned, family) {
+		d.claim(p)
+	}
+}
+
+// wholly returns the block, or, where it lies in the other half of what the node's
+// blocks would grow into, all blocks of that half: a part of it would be a route more
+// in the fabric. That is done where nobody else may lease them, or there is room
+// enough for all.
+func (d *decider) wholly(block netip.Prefix, owned []netip.Prefix, family plan.Family) []netip.Prefix {
+	one := []netip.Prefix{block}
+	for _, p := range cidr.Aggregate(owned) {
+		if p.Bits() == 0 || p.Bits() > block.Bits() || block.Bits()-p.Bits() > maxDoubling || !cidr.Covers(cidr.Sibling(p), block) {
+			continue
+		}
+		half := cidr.Sibling(p)
+		barred := slices.Concat(d.taken, d.OthersCIDRs, d.Pooled)
+		if slices.ContainsFunc(barred, half.Overlaps) || !cidr.CoveredByAny(d.Network.PodCIDRs, half) {
+			return one
+		}
+		if cidr.CoveredByAny(d.NodeCIDRs, half) || d.roomy(family) {
+			return blocksOf(half, block.Bits())
+		}
+	}
+	return one
+}
+
+// roomy reports whether less than half of the pod network is somebody's.
+func (d *decider) roomy(family plan.Family) bool {
+	size := func(list ...netip.Prefix) (n float64) { // of IPv6 more than an uint64 holds
+		for _, p := range cidr.Aggregate(ofFamily(list, family)) {
+			n += float64(cidr.Size(p))
+		}
+		return n
+	}
+	return size(slices.Concat(d.taken, d.OthersCIDRs, d.Pooled)...) < size(d.Network.PodCIDRs...)/2
+}
+
+// blocksOf cuts a range into blocks.
+func blocksOf(p netip.Prefix, bits int) []netip.Prefix {
+	if p.Bits() >= bits {
+		return []netip.Prefix{p}
+	}
+	low, high := cidr.Halves(p)
+	return append(blocksOf(low, bits), blocksOf(high, bits)...)
 }
 
 // leaseForPools leases one more block for each pool that runs short of addresses in
@@ -265,34 +312,54 @@ func common(a, b []netip.Prefix) []netip.Prefix {
 }
 
 // giveBack releases at most one block of each family that has been empty for
-// long, if enough stays free. In node-CIDR mode no block is needed at all. The
-// block with the node's own address stays, and with it at least one.
+// long, or the half of what the node has together that it is of, if enough stays
+// free. In node-CIDR mode no block is needed at all. The block with the node's own
+// address stays, and with it at least one.
 func (d *decider) giveBack() {
 	if len(d.Claim) > 0 {
 		return
 	}
 	for _, family := range []plan.Family{plan.IPv4, plan.IPv6} {
-		var total, free int
-		for _, p := range ofFamily(d.owned, family) {
-			total += d.Usage[p].Total
-			free += d.Usage[p].Free
-		}
-		for _, p := range ofFamily(d.owned, family) {
-			if d.surplus(p, total, free) {
-				d.Release = append(d.Release, p)
+		own := ofFamily(d.owned, family)
+		for _, p := range own {
+			if !d.unused(p) {
+				continue
+			}
+			if group := d.together(p, own, family); d.surplus(group, own) {
+				d.Release = append(d.Release, group...)
 				break
 			}
 		}
 	}
 }
 
+// together returns the block, or, where the node's others would be more routes without
+// it and there is room for that, those that it was leased with.
+func (d *decider) together(block netip.Prefix, own []netip.Prefix, family plan.Family) []netip.Prefix {
+	one := []netip.Prefix{block}
+	if d.Network.NodeCIDR || len(cidr.Aggregate(without(own, one))) <= len(cidr.Aggregate(own)) || !d.roomy(family) {
+		return one
+	}
+	for _, whole := range cidr.Aggregate(own) {
+		if !cidr.Covers(whole, block) {
+			continue
+		}
+		half, other := cidr.Halves(whole)
+		if !cidr.Covers(half, block) {
+			half = other
+		}
+		return slices.DeleteFunc(slices.Clone(own), func(p netip.Prefix) bool { return !cidr.Covers(half, p) })
+	}
+	return one
+}
+
 // neededForPools is true if a pool's addresses in the node's own podCIDRs would run
-// short without the block.
-func (d *decider) neededForPools(block netip.Prefix) bool {
-	rest := slices.DeleteFunc(slices.Clone(d.owned), func(p netip.Prefix) bool { return p == block })
+// short without the blocks.
+func (d *decider) neededForPools(blocks []netip.Prefix) bool {
+	rest := without(d.owned, blocks)
 	return slices.ContainsFunc(d.Pools, func(ranges []netip.Prefix) bool {
-		own := d.alone(ranges, plan.FamilyOf(block.Addr()))
-		if inside, _ := d.givenIn(own, []netip.Prefix{block}); inside == 0 {
+		own := d.alone(ranges, plan.FamilyOf(blocks[0].Addr()))
+		if inside, _ := d.givenIn(own, blocks); inside == 0 {
 			return false
 		}
 		total, free := d.givenIn(own, rest)
@@ -300,18 +367,31 @@ func (d *decider) neededForPools(block netip.Prefix) bool {
 	})
 }
 
-// surplus is true if the node can do without the block.
-func (d *decider) surplus(p netip.Prefix, total, free int) bool {
-	u, counted := d.Usage[p]
+// unused is true if a block has been empty for long, and has not the node's own address.
+func (d *decider) unused(block netip.Prefix) bool {
+	u, counted := d.Usage[block]
 	empty := counted && u.Held == 0 && !u.EmptySince.IsZero() && d.Now.Sub(u.EmptySince) >= EmptyFor
-	if !empty || slices.ContainsFunc(d.Sources, p.Contains) {
+	return empty && !slices.ContainsFunc(d.Sources, block.Contains)
+}
+
+// surplus is true if the node, which has all of own, can do without the blocks.
+func (d *decider) surplus(blocks, own []netip.Prefix) bool {
+	if slices.ContainsFunc(blocks, func(p netip.Prefix) bool { return !d.unused(p) }) {
 		return false
 	}
 	if d.Network.NodeCIDR {
 		return true
 	}
-	restTotal, restFree := total-u.Total, free-u.Free
-	return restTotal > 0 && float64(restFree) >= releaseAbove*float64(restTotal) && !d.neededForPools(p)
+	var total, free int
+	for _, p := range without(own, blocks) {
+		total += d.Usage[p].Total
+		free += d.Usage[p].Free
+	}
+	return total > 0 && float64(free) >= releaseAbove*float64(total) && !d.neededForPools(blocks)
+}
+
+func without(list, blocks []netip.Prefix) []netip.Prefix {
+	return slices.DeleteFunc(slices.Clone(list), func(p netip.Prefix) bool { return slices.Contains(blocks, p) })
 }
 
 func ofFamily(prefixes []netip.Prefix, family plan.Family) []netip.Prefix {

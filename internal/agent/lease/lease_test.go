@@ -80,6 +80,7 @@ func emptyFor(in Input) Input {
 
 func TestDecide(t *testing.T) {
 	b0, b1 := netip.MustParsePrefix("10.244.0.0/26"), netip.MustParsePrefix("10.244.0.64/26")
+	b2, b3 := netip.MustParsePrefix("10.244.0.128/26"), netip.MustParsePrefix("10.244.0.192/26")
 	source := addrs("10.244.0.1")
 	nodeCIDR := network("10.244.0.0/16")
 	nodeCIDR.NodeCIDR = true
@@ -120,6 +121,27 @@ func TestDecide(t *testing.T) {
 				Usage: map[netip.Prefix]Usage{b0: usage(60, 0, EmptyFor), b1: usage(60, 3, 0)}}},
 		{name: "the last one stays",
 			in: Input{Network: network("10.244.0.0/16"), Leases: mine("10.244.0.0/26"), Usage: map[netip.Prefix]Usage{b0: usage(60, 0, EmptyFor)}}},
+		{name: "twice as many, as one route", claims: 2, within: "10.244.0.128/25",
+			in: Input{Network: network("10.244.0.0/16"), Leases: mine("10.244.0.0/26", "10.244.0.64/26"),
+				Usage: map[netip.Prefix]Usage{b0: usage(60, 46, 0), b1: usage(60, 46, 0)}}},
+		{name: "one more, where there is little left", claims: 1, within: "10.244.0.128/25",
+			in: Input{Network: network("10.244.0.0/24"), Leases: mine("10.244.0.0/26", "10.244.0.64/26"),
+				Usage: map[netip.Prefix]Usage{b0: usage(60, 46, 0), b1: usage(60, 46, 0)}}},
+		{name: "twice as many in the own podCIDR, whatever is left", claims: 2, within: "10.244.0.128/25",
+			in: Input{Network: network("10.244.0.0/23"), NodeCIDRs: prefixes("10.244.0.0/24"), OthersCIDRs: prefixes("10.244.1.0/24"), Leases: mine("10.244.0.0/26", "10.244.0.64/26"),
+				Usage: map[netip.Prefix]Usage{b0: usage(60, 46, 0), b1: usage(60, 46, 0)}}},
+		{name: "the other half is another's in part", claims: 1, within: "10.244.0.128/25",
+			in: Input{Network: network("10.244.0.0/16"), Leases: append(mine("10.244.0.0/26", "10.244.0.64/26"), Lease{Prefix: b3}),
+				Usage: map[netip.Prefix]Usage{b0: usage(60, 46, 0), b1: usage(60, 46, 0)}}},
+		{name: "what was leased together goes together", release: "10.244.0.128/26 10.244.0.192/26",
+			in: Input{Network: network("10.244.0.0/16"), Sources: source, Leases: mine("10.244.0.0/26", "10.244.0.64/26", "10.244.0.128/26", "10.244.0.192/26"),
+				Usage: map[netip.Prefix]Usage{b0: usage(60, 10, 0), b1: usage(60, 10, 0), b2: usage(60, 0, EmptyFor), b3: usage(60, 0, EmptyFor)}}},
+		{name: "a part of it stays, and is no route more",
+			in: Input{Network: network("10.244.0.0/16"), Sources: source, Leases: mine("10.244.0.0/26", "10.244.0.64/26", "10.244.0.128/26", "10.244.0.192/26"),
+				Usage: map[netip.Prefix]Usage{b0: usage(60, 10, 0), b1: usage(60, 10, 0), b2: usage(60, 1, 0), b3: usage(60, 0, EmptyFor)}}},
+		{name: "a part of it goes, where there is little left", release: "10.244.0.192/26",
+			in: Input{Network: network("10.244.0.0/24"), Sources: source, Leases: mine("10.244.0.0/26", "10.244.0.64/26", "10.244.0.128/26", "10.244.0.192/26"),
+				Usage: map[netip.Prefix]Usage{b0: usage(60, 10, 0), b1: usage(60, 10, 0), b2: usage(60, 1, 0), b3: usage(60, 0, EmptyFor)}}},
 		{name: "node CIDR: no blocks", in: Input{Network: nodeCIDR, NodeCIDRs: prefixes("10.244.7.0/24")}},
 		{name: "node CIDR: blocks from before go when they are empty", release: "10.244.0.0/26",
 			in: Input{Network: nodeCIDR, Leases: mine("10.244.0.0/26", "10.244.0.64/26"), Sources: addrs("10.244.7.1"),
