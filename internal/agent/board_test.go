@@ -1,12 +1,16 @@
 package agent
 
 import (
+	"net/netip"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
 
 	"ropeway.dev/ropeway/internal/cniwire"
+	"ropeway.dev/ropeway/internal/kube"
+	"ropeway.dev/ropeway/internal/plan"
 )
 
 // TestOneOfManyLooks: where many pods wait for an address of one pool, each address
@@ -58,4 +62,25 @@ func TestOneOfManyLooks(t *testing.T) {
 	free.Add(requests - pokes)
 	s.board.poke()
 	all.Wait()
+}
+
+// TestExceptionsAreFaults: what single addresses keep on tunnels is no exception, and
+// does not hide the one that is.
+func TestExceptionsAreFaults(t *testing.T) {
+	route := func(dst, peer string, by plan.Transport, offFabric bool) plan.Route {
+		return plan.Route{Dst: netip.MustParsePrefix(dst), Peer: peer, Transport: by, OffFabric: offFabric, Reason: dst}
+	}
+	network := plan.Network{Transports: []plan.Transport{plan.Direct, plan.IPIP, plan.VXLAN}}
+	counts, got := reached(network, plan.State{Routes: []plan.Route{
+		route("10.244.0.7/32", "b", plan.IPIP, true), route("10.244.1.0/24", "b", plan.VXLAN, false),
+		route("10.244.0.8/32", "c", plan.IPIP, true), route("10.244.2.0/24", "c", plan.Direct, false),
+		route("10.244.0.9/32", "d", plan.VXLAN, true), route("10.244.3.0/24", "d", plan.Direct, false),
+	}})
+	want := []kube.Exception{{Node: "b", Transport: plan.VXLAN, Reason: "10.244.1.0/24"}, {Node: "d", Transport: plan.VXLAN, Reason: "10.244.0.9/32"}}
+	if !slices.Equal(got, want) {
+		t.Errorf("exceptions %v, want %v", got, want)
+	}
+	if counts[plan.IPIP] != 2 || counts[plan.VXLAN] != 2 || counts[plan.Direct] != 2 {
+		t.Errorf("peers by transport: %v", counts)
+	}
 }

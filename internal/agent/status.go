@@ -96,6 +96,9 @@ func reached(network plan.Network, want plan.State) (map[plan.Transport]int, []k
 			counts[r.Transport]++
 		}
 		preferred := plan.Allowed(network, plan.FamilyOf(r.Dst.Addr()))
+		if r.OffFabric {
+			preferred = slices.DeleteFunc(slices.Clone(preferred), func(t plan.Transport) bool { return t == plan.Direct })
+		}
 		if len(preferred) > 0 && r.Transport != preferred[0] && !named[r.Peer] {
 			named[r.Peer] = true
 			exceptions = append(exceptions, kube.Exception{Node: r.Peer, Transport: r.Transport, Reason: r.Reason})

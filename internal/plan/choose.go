@@ -12,6 +12,7 @@ type choice struct {
 	transport Transport
 	outer     netip.Addr // the peer's
 	mtu       int        // in bytes: what was found to pass, 0 if everything does
+	offFabric bool
 	reason    string
 }
 
@@ -190,7 +191,7 @@ func (c *cluster) underlay(self, peer int, t Transport, inner Family) (netip.Add
 }
 
 func (c *cluster) assess(w way, t Transport, outer netip.Addr, found evidence) option {
-	o := option{choice: choice{transport: t, outer: outer}}
+	o := option{choice: choice{transport: t, outer: outer, offFabric: c.noFabric(w) != ""}}
 	for _, end := range []int{w.self, w.peer} {
 		if why, refuses := c.nodes[end].Refuses[t]; refuses {
 			o.rank = refused

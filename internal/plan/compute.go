@@ -208,7 +208,7 @@ func (c *cluster) route(self, peer int, dst netip.Prefix, picked choice) Route {
 	return Route{
 		Dst: dst, Peer: c.nodes[peer].Name, Transport: picked.transport, Outer: picked.outer,
 		Gateway: gateway, Source: c.source(self, f), VTEP: c.vtep(peer),
-		MTU: picked.mtu, Reason: picked.reason,
+		MTU: picked.mtu, Reason: picked.reason, OffFabric: picked.offFabric,
 	}
 }
 

@@ -77,6 +77,8 @@ func totality(t *rapid.T) {
 			t.Fatalf("the gateway of %+v is of another family", r)
 		case r.Transport == plan.Direct && plan.FamilyOf(r.Outer) != plan.FamilyOf(r.Dst.Addr()):
 			t.Fatalf("%+v has a next hop of another family", r)
+		case r.OffFabric && r.Transport == plan.Direct:
+			t.Errorf("%s goes by the fabric, which cannot carry it: %+v", r.Dst, r)
 		case r.Transport != plan.Direct && r.Transport != plan.IPIP && r.Transport != plan.VXLAN || r.Reason == "":
 			t.Fatalf("how is %+v to be reached?", r)
 		case slices.Contains(seen, r.Dst) || slices.Contains(state.CIDRs, r.Dst):

@@ -215,6 +215,9 @@ type Route struct {
 	VTEP      MAC
 	MTU       int    // the largest packet in bytes that the path is found to carry; 0: what the uplink allows
 	Reason    string // why this transport
+	// OffFabric is true where single addresses keep the packets off the fabric: that
+	// they go by a tunnel is no fault.
+	OffFabric bool
 }
 
 // Problem is something wrong with a node's input that the plan worked around.
