@@ -75,7 +75,7 @@ type evidence map[probed]*finding
 // weigh sorts the probes that speak of nodes as they are now: results about a
 // node's predecessor of the same name, or by nodes that are gone, say nothing.
 func weigh(c *cluster, published, own []Probe) evidence {
-	found := evidence{}
+	found := make(evidence, (len(published)+len(own))/maxProvers)
 	for i := range published {
 		if p := &published[i]; own == nil || p.From != c.self {
 			found.add(c, p)
