@@ -76,7 +76,7 @@ type node struct {
 
 	noted time.Time // when it was noted last that pods are served
 
-	took time.Duration // by the last pass
+	pace pace
 
 	beat   atomic.Int64 // when the last pass began, in ns since 1970
 	exempt atomic.Pointer[exemption]
@@ -108,7 +108,7 @@ func (n *node) run(ctx context.Context, changes <-chan struct{}) {
 		}
 		wait := resync.Sub(now)
 		err := n.pass(ctx)
-		n.took = time.Since(now)
+		n.pace.passed(now, time.Now())
 		if err != nil && ctx.Err() == nil {
 			wait = min(wait, pause/2+rand.N(pause))
 			pause = min(2*pause, n.config.timing.retryMax)
@@ -162,19 +162,10 @@ func (n *node) sleep(ctx context.Context, wait time.Duration, changes <-chan str
 	select {
 	case <-ctx.Done():
 		return false
-	case <-time.After(n.settleFor()):
+	case <-time.After(n.pace.wait(time.Now(), n.config.timing.settle)):
 		return true
 	}
 }
-
-// settleFor is the moment that a reason waits for others: longer where a pass takes
-// long, so that no stream of changes keeps a node's CPU busy with passes alone.
-func (n *node) settleFor() time.Duration {
-	return max(n.config.timing.settle, min(2*n.took, settleMost))
-}
-
-// settleMost bounds it: routes that fail are left within seconds.
-const settleMost = 500 * time.Millisecond
 
 func (n *node) sweep() {
 	if err := n.book.Sweep(); err != nil {
