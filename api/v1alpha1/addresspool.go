@@ -6,6 +6,8 @@ import metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 //
 // +kubebuilder:validation:XValidation:rule="self.subnets.size() < 2 || cidr(self.subnets[0]).ip().family() != cidr(self.subnets[1]).ip().family()",message="two subnets of one family: make a pool for each",fieldPath=".subnets"
 // +kubebuilder:validation:XValidation:rule="!has(self.gateways) || self.gateways.all(g, !isIP(g) || self.subnets.exists(s, isCIDR(s) && cidr(s).containsIP(ip(g))))",message="a gateway is in none of the subnets",fieldPath=".gateways"
+// +kubebuilder:validation:XValidation:rule="!has(self.routes) || self.routes.all(r, !isIP(r.gw) || self.subnets.exists(s, isCIDR(s) && cidr(s).containsIP(ip(r.gw))))",message="a route's gw is not inside one of the subnets",fieldPath=".routes"
+// +kubebuilder:validation:XValidation:rule="!has(self.routes) || self.routes.all(r, !isIP(r.gw) || !isCIDR(r.dst) || ip(r.gw).family() == cidr(r.dst).ip().family())",message="a route's gw is of another family than its dst",fieldPath=".routes"
 type AddressPoolSpec struct {
 	// Subnets are the networks that the addresses are of, one for each family.
 	//
@@ -43,6 +45,14 @@ type AddressPoolSpec struct {
 	// +listType=atomic
 	// +optional
 	Gateways []string `json:"gateways,omitempty"`
+
+	// Routes are routes of the pods' interfaces that another main plugin makes.
+	//
+	// +kubebuilder:validation:MaxItems=256
+	// +listType=map
+	// +listMapKey=dst
+	// +optional
+	Routes []PoolRoute `json:"routes,omitempty"`
 
 	// Order decides among pools that a rule does not order: the lower, the
 	// earlier.
@@ -87,6 +97,28 @@ type AddressPoolSpec struct {
 	//
 	// +optional
 	PodSelector *metav1.LabelSelector `json:"podSelector,omitempty"`
+
+	// Networks are the names of the CNI networks that the pool serves.
+	//
+	// +kubebuilder:validation:MaxItems=512
+	// +listType=set
+	// +optional
+	Networks []string `json:"networks,omitempty"`
+}
+
+// PoolRoute is a route of pods' interfaces.
+type PoolRoute struct {
+	// Dst is where it leads, as a CIDR.
+	//
+	// +kubebuilder:validation:MaxLength=43
+	// +kubebuilder:validation:XValidation:rule="isCIDR(self) && cidr(self) == cidr(self).masked()",message="must be a CIDR such as 10.0.0.0/8, with no bits set behind the prefix"
+	// +kubebuilder:validation:XValidation:rule="!isCIDR(self) || cidr(self).prefixLength() > 0",message="the default route is the pool's gateway: set that"
+	Dst string `json:"dst"`
+	// Gw is the router, inside one of the pool's subnets.
+	//
+	// +kubebuilder:validation:MaxLength=39
+	// +kubebuilder:validation:XValidation:rule="isIP(self)",message="must be an address"
+	Gw string `json:"gw"`
 }
 
 // ConditionServed of a pool says where its addresses are given: on any node, or,

@@ -282,6 +282,22 @@ func TestInterfacesOfOnePod(t *testing.T) {
 	}
 }
 
+// TestRoutesGoByFamily: of a pool of both families, an interface with an address of
+// one has the routes of that one.
+func TestRoutesGoByFamily(t *testing.T) {
+	route := func(dst, via string) pool.Route {
+		return pool.Route{Dst: netip.MustParsePrefix(dst), Via: netip.MustParseAddr(via)}
+	}
+	_, agents := twoNodes(t, spiderPool(t, "p", "10.244.0.2-10.244.0.3", isDefault, func(p *pool.Pool) {
+		p.Subnets = append(p.Subnets, netip.MustParsePrefix("fd00::/64"))
+		p.Routes = []pool.Route{route("10.0.0.0/8", "10.244.0.1"), route("fd01::/16", "fd00::1")}
+	}))
+	got, err := agents["a"].call(cniwire.Request{Verb: cniwire.Add, Attachment: attachment("p"), IPAM: "spiderpool", Pod: podNamed("p")})
+	if err != nil || fmt.Sprint(got.Routes) != "[{10.0.0.0/8 10.244.0.1}]" {
+		t.Errorf("routes %v, %v", got.Routes, err)
+	}
+}
+
 // TestPoolShrinks: an address that its pool states no more stays its pod's, and
 // neither the pool nor what serves by itself gives it again.
 func TestPoolShrinks(t *testing.T) {

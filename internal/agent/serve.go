@@ -164,6 +164,9 @@ func (s *server) add(now service, req cniwire.Request) (cniwire.Response, error)
 		resp.Subnets, resp.Gateways = append(resp.Subnets, subnet), append(resp.Gateways, gateway)
 		if p := from.pool(addr); p != nil {
 			for _, r := range p.Routes {
+				if r.Dst.Addr().Is4() != addr.Is4() {
+					continue
+				}
 				resp.Routes = append(resp.Routes, cniwire.Route{Dst: r.Dst, Via: r.Via})
 			}
 		}

@@ -74,7 +74,7 @@ func reservedBy(r *v2beta1.SpiderReservedIP) (ranges []netip.Prefix, why string)
 func poolOf(p *v1alpha1.AddressPool) *pool.Pool {
 	out := newPool(pool.KindAddressPool, &p.ObjectMeta)
 	out.Order, out.Default, out.Disabled = int(p.Spec.Order), p.Spec.Default, p.Spec.Disable
-	out.NodeNames, out.NamespaceNames = p.Spec.NodeNames, p.Spec.NamespaceNames
+	out.NodeNames, out.NamespaceNames, out.Networks = p.Spec.NodeNames, p.Spec.NamespaceNames, p.Spec.Networks
 	out.Nodes, out.Namespaces, out.Pods = selectorOf(p.Spec.NodeSelector), selectorOf(p.Spec.NamespaceSelector), selectorOf(p.Spec.PodSelector)
 	out.Subnets = parsePrefixes(p.Spec.Subnets)
 	if len(out.Subnets) != len(p.Spec.Subnets) || len(out.Subnets) == 0 {
@@ -103,6 +103,9 @@ func poolOf(p *v1alpha1.AddressPool) *pool.Pool {
 	setRanges(out, "spec.ranges", inSubnet("spec.ranges", p.Spec.Ranges), inSubnet("spec.exclude", p.Spec.Exclude))
 	for _, text := range p.Spec.Gateways {
 		addGateway(out, "spec.gateways", text)
+	}
+	for i, r := range p.Spec.Routes {
+		addRoute(out, i, r.Dst, r.Gw)
 	}
 	validateSelectors(out, "spec.nodeSelector", "spec.namespaceSelector", "spec.podSelector")
 	return out
@@ -136,7 +139,9 @@ func poolOfSpider(p *v2beta1.SpiderIPPool) *pool.Pool {
 	if s.Gateway != nil && *s.Gateway != "" {
 		addGateway(out, "spec.gateway", *s.Gateway)
 	}
-	addRoutes(out, s.Routes)
+	for i, r := range s.Routes {
+		addRoute(out, i, r.Dst, r.Gw)
+	}
 	validateSelectors(out, "spec.nodeAffinity", "spec.namespaceAffinity", "spec.podAffinity")
 	return out
 }
@@ -183,22 +188,24 @@ func addGateway(p *pool.Pool, field, text string) {
 	p.Gateways = append(p.Gateways, a)
 }
 
-func addRoutes(p *pool.Pool, routes []v2beta1.Route) {
-	for i, r := range routes {
-		dst, err := netip.ParsePrefix(r.Dst)
-		via, verr := netip.ParseAddr(r.Gw)
-		switch _, inside := p.Within(via); {
-		case err != nil:
-			invalidate(p, "spec.routes[%d].dst: %q is no CIDR", i, r.Dst)
-		case dst.Bits() == 0:
-			invalidate(p, "spec.routes[%d].dst: the default route is the pool's gateway: set that", i)
-		case verr != nil || !inside:
-			invalidate(p, "spec.routes[%d].gw: %q is no address inside the subnet", i, r.Gw)
-		case slices.ContainsFunc(p.Routes, func(o pool.Route) bool { return o.Dst == dst.Masked() }):
-			invalidate(p, "spec.routes[%d].dst: %s is stated twice", i, dst)
-		default:
-			p.Routes = append(p.Routes, pool.Route{Dst: dst.Masked(), Via: via})
-		}
+// addRoute adds a route of the pods' interfaces, the i-th of those that the pool
+// states.
+func addRoute(p *pool.Pool, i int, to, by string) {
+	dst, err := netip.ParsePrefix(to)
+	via, verr := netip.ParseAddr(by)
+	switch _, inside := p.Within(via); {
+	case err != nil:
+		invalidate(p, "spec.routes[%d].dst: %q is no CIDR", i, to)
+	case dst.Bits() == 0:
+		invalidate(p, "spec.routes[%d].dst: the default route is the pool's gateway: set that", i)
+	case verr != nil || !inside:
+		invalidate(p, "spec.routes[%d].gw: %q is no address inside the subnet", i, by)
+	case dst.Addr().Is4() != via.Is4():
+		invalidate(p, "spec.routes[%d].gw: %s is of another family than %s", i, via, dst)
+	case slices.ContainsFunc(p.Routes, func(o pool.Route) bool { return o.Dst == dst.Masked() }):
+		invalidate(p, "spec.routes[%d].dst: %s is stated twice", i, dst)
+	default:
+		p.Routes = append(p.Routes, pool.Route{Dst: dst.Masked(), Via: via})
 	}
 }
 

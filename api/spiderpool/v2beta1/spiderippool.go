@@ -8,6 +8,7 @@ import metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 // +kubebuilder:validation:XValidation:rule="!has(self.gateway) || !isIP(self.gateway) || !isCIDR(self.subnet) || cidr(self.subnet).containsIP(ip(self.gateway))",message="is not inside the subnet",fieldPath=".gateway"
 // +kubebuilder:validation:XValidation:rule="!has(self.gateway) || !has(self.ips) || !self.ips.exists(i, i == self.gateway) || has(self.excludeIPs) && self.excludeIPs.exists(i, i == self.gateway)",message="the gateway is in ips: put it into excludeIPs too",fieldPath=".gateway"
 // +kubebuilder:validation:XValidation:rule="!has(self.routes) || !isCIDR(self.subnet) || self.routes.all(r, !isIP(r.gw) || cidr(self.subnet).containsIP(ip(r.gw)))",message="a route's gw is not inside the subnet",fieldPath=".routes"
+// +kubebuilder:validation:XValidation:rule="!has(self.routes) || self.routes.all(r, !isIP(r.gw) || !isCIDR(r.dst) || ip(r.gw).family() == cidr(r.dst).ip().family())",message="a route's gw is of another family than its dst",fieldPath=".routes"
 // +kubebuilder:validation:XValidation:rule="!has(oldSelf.ipVersion) || has(self.ipVersion) && self.ipVersion == oldSelf.ipVersion",message="never changes: make another pool",fieldPath=".ipVersion"
 type IPPoolSpec struct {
 	// IPVersion is 4 or 6; it follows from the subnet.
