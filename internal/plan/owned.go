@@ -19,6 +19,20 @@ func DestinationsByNode(network Network, nodes []Node) map[string][]netip.Prefix
 	return out
 }
 
+// SingleHolders is what DestinationsByNode is not told: address -> the node that holds it by
+// itself (Node.Singles), and that others send it to. What lies in a range of that node is left
+// out: it is reached as the range is.
+func SingleHolders(network Network, nodes []Node) map[netip.Addr]string {
+	c := check("", network, nodes)
+	out := make(map[netip.Addr]string, len(c.singles))
+	for i, own := range c.apart {
+		for _, dst := range own {
+			out[dst.Addr()] = c.nodes[i].Name
+		}
+	}
+	return out
+}
+
 // Apart returns what is some node's alone, as cidr.Aggregate returns it: what nodes
 // own, as others route it, and their podCIDRs, also where addresses do not come from
 // these. Nothing of it is shared, so a pool's addresses there are given by that node.

@@ -17,12 +17,7 @@ func TestIPAM(t *testing.T) {
 	// A node that has run a pod: only there can the agent see that a network
 	// namespace is gone, and what the runtime has noted.
 	node := kubectl(t, cluster, "-n", "kube-system", "get", "pods", "-l", "k8s-app=kube-dns", "-o", "jsonpath={.items[0].spec.nodeName}")
-	agrees := func() error {
-		if out, err := ropeway(t, cluster, "ipam", "check"); err != nil {
-			return fmt.Errorf("ipam check: %w: %s", err, out)
-		}
-		return nil
-	}
+	agrees := func() error { return agreed(t) }
 	eventually(t, 2*time.Minute, agrees) // pods of other tests may be on their way out
 
 	address := kubectl(t, cluster, "-n", "kube-system", "get", "pods", "-l", "k8s-app=kube-dns", "-o", "jsonpath={.items[0].status.podIP}")
@@ -65,6 +60,14 @@ func TestIPAM(t *testing.T) {
 	eventually(t, 2*time.Minute, agrees)
 }
 
+// agreed is nil once ipam check finds no difference.
+func agreed(t *testing.T) error {
+	if out, err := ropeway(t, cluster, "ipam", "check"); err != nil {
+		return fmt.Errorf("ipam check: %w: %s", err, out)
+	}
+	return nil
+}
+
 // tight is a pool of as many addresses as its Deployment has pods, of no node's range.
 const tight = `apiVersion: ropeway.dev/v1alpha1
 kind: AddressPool
@@ -86,7 +89,8 @@ spec:
 `
 
 // TestRestartWithAsManyAddressesAsPods: a rolling restart makes pods on all nodes wait
-// for the addresses of those that end; each is reached on its node at once.
+// for the addresses of those that end; each is reached on its node at once, and
+// everybody agrees about who has which.
 func TestRestartWithAsManyAddressesAsPods(t *testing.T) {
 	apply(t, cluster, tight)
 	defer kubectl(t, cluster, "delete", "deploy/tight", "addresspool/tight", "--ignore-not-found", "--cascade=foreground", "--timeout=60s")
@@ -105,6 +109,7 @@ func TestRestartWithAsManyAddressesAsPods(t *testing.T) {
 			return nil
 		})
 		noAddressTwice(t)
+		eventually(t, 2*time.Minute, func() error { return agreed(t) })
 		for _, n := range cluster.Nodes() {
 			for i := range 4 {
 				onNode(t, cluster, n.Name, "ping", "-c1", "-W2", fmt.Sprintf("10.244.250.%d", 11+i))

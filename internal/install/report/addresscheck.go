@@ -82,7 +82,7 @@ func Compare(w Witnesses) (Comparison, error) {
 		return Comparison{}, fmt.Errorf("there are no pod addresses, since no pod network is in force: %s", problem)
 	}
 	c := &comparing{w: w, podCIDRs: snapshot.Network.PodCIDRs, owned: plan.DestinationsByNode(snapshot.Network, snapshot.Nodes),
-		byUID: map[string]*kube.PodAddress{}}
+		singles: plan.SingleHolders(snapshot.Network, snapshot.Nodes), byUID: map[string]*kube.PodAddress{}}
 	for i := range w.Pods {
 		p := &w.Pods[i]
 		c.byUID[p.UID] = p
@@ -107,7 +107,8 @@ func Compare(w Witnesses) (Comparison, error) {
 type comparing struct {
 	w        Witnesses
 	podCIDRs []netip.Prefix
-	owned    map[string][]netip.Prefix   // node -> what other nodes send to it
+	owned    map[string][]netip.Prefix   // node -> the ranges that other nodes send to it
+	singles  map[netip.Addr]string       // address -> the node that it is sent to by itself
 	byUID    map[string]*kube.PodAddress // UID, or a static pod's hash -> pod
 	out      Comparison
 }
@@ -222,10 +223,18 @@ func (c *comparing) holding(node string, a netip.Addr, h addresses.Holding, l ad
 	case !wired && podThere && !pod.Ended && !pod.Deleting && slices.Contains(pod.Addresses, a):
 		c.find(NotWired, node, a, holder, "delete the pod, so that it is made anew", "%s has %s, and no route of node %s leads to it", holder, a, node)
 	}
-	if !holds(c.owned[node], a) && holds(c.podCIDRs, a) {
+	if !c.sent(node, a) && holds(c.podCIDRs, a) {
 		c.find(Unreachable, node, a, holder, "delete the pod, so that it gets an address of its node; ropeway plan shows who owns what",
 			"%s on node %s has %s, which other nodes do not send there", holder, node, a)
 	}
+}
+
+// sent says whether other nodes send an address to a node.
+func (c *comparing) sent(node string, a netip.Addr) bool {
+	if holder, single := c.singles[a]; single {
+		return holder == node
+	}
+	return holds(c.owned[node], a)
 }
 
 // pods wants each pod's address in the journal of its node, for that pod.
