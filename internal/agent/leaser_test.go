@@ -120,16 +120,16 @@ func TestLeasesFollowNeed(t *testing.T) {
 		}
 		b.pods(0, 110)
 		many := b.api.leasesOf("a")
-		if len(many) != 3 {
-			t.Fatalf("110 pods, leases %v, want three blocks of 62", many)
+		if len(many) != 4 {
+			t.Fatalf("110 pods, leases %v, want four blocks of 62", many)
 		}
-		if len(cidr.Aggregate(many)) > 2 {
+		if len(cidr.Aggregate(many)) != 1 {
 			t.Errorf("the blocks %v do not aggregate", many)
 		}
 		b.noPods(0, 110)
 		time.Sleep(lease.EmptyFor - 4*time.Minute)
 		synctest.Wait()
-		if got := b.api.leasesOf("a"); len(got) != 3 {
+		if got := b.api.leasesOf("a"); len(got) != 4 {
 			t.Errorf("given back too early: %v", got)
 		}
 		time.Sleep(10 * time.Minute)
