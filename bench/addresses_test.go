@@ -10,10 +10,12 @@ func TestRequestsAreCounted(t *testing.T) {
 apiserver_request_total{code="200",component="apiserver",group="ropeway.dev",resource="addressblocks",verb="LIST"} 3
 apiserver_request_total{code="201",component="apiserver",group="ropeway.dev",resource="addressblocks",verb="POST"} 1.5e+01
 apiserver_request_total{code="0",component="apiserver",group="ropeway.dev",resource="addressblocks",verb="WATCH"} 7
-apiserver_request_total{code="200",component="apiserver",group="",resource="pods",verb="LIST"} 9
+apiserver_request_total{code="200",component="apiserver",group="",resource="pods",scope="namespace",verb="GET"} 9
+apiserver_request_total{code="201",component="apiserver",group="events.k8s.io",resource="events",verb="POST"} 2
+apiserver_request_total{code="200",component="apiserver",group="",resource="nodes",verb="PATCH"} 4
 `)
-	if got != 18 {
-		t.Errorf("%v requests, want 18", got)
+	if got != 29 {
+		t.Errorf("%v requests, want 29", got)
 	}
 }
 
