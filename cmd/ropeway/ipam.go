@@ -185,19 +185,13 @@ func (g *global) who(ctx context.Context, a netip.Addr, complain io.Writer) (rep
 		return report.Who{}, nil, err
 	}
 	who := report.WhoOf(objects, pods, a)
-	views, silent := viewsOf(ctx, agents, who.Ask())
-	if len(views) > 0 && !heldIn(views, a) {
-		// An address may be held where it is sent no more, or not yet.
-		var others []string
-		for _, n := range objects.Nodes {
-			if _, asked := views[n.Name]; !asked && silent[n.Name] == "" {
-				others = append(others, n.Name)
-			}
-		}
-		more, alsoSilent := viewsOf(ctx, agents, others)
-		maps.Copy(views, more)
-		maps.Copy(silent, alsoSilent)
+	var all []string
+	for _, n := range objects.Nodes {
+		all = append(all, n.Name)
 	}
+	views, silent := lookFor(a, who.Ask(), all, func(nodes []string) (map[string]addresses.View, map[string]string) {
+		return viewsOf(ctx, agents, nodes)
+	})
 	for _, node := range slices.Sorted(maps.Keys(silent)) {
 		fmt.Fprintf(complain, "! node %s does not answer: %s\n", node, silent[node])
 		who.Silent = append(who.Silent, node)
@@ -206,6 +200,21 @@ func (g *global) who(ctx context.Context, a netip.Addr, complain io.Writer) (rep
 		who.Add(node, views[node])
 	}
 	return who, agents, nil
+}
+
+// lookFor asks the nodes that should know of an address, if there are any, and then
+// all others where none of these holds it: it may be held where it is sent no more,
+// or not yet. Where all of the first are silent the others are not waited for.
+func lookFor(a netip.Addr, first, all []string, ask func(nodes []string) (map[string]addresses.View, map[string]string)) (views map[string]addresses.View, silent map[string]string) {
+	views, silent = ask(first)
+	if heldIn(views, a) || len(views) == 0 && len(silent) > 0 {
+		return views, silent
+	}
+	others := slices.DeleteFunc(slices.Clone(all), func(node string) bool { return slices.Contains(first, node) })
+	more, alsoSilent := ask(others)
+	maps.Copy(views, more)
+	maps.Copy(silent, alsoSilent)
+	return views, silent
 }
 
 func heldIn(views map[string]addresses.View, a netip.Addr) bool {

@@ -3,6 +3,7 @@ package report
 import (
 	"fmt"
 	"io"
+	"net/netip"
 	"slices"
 	"strings"
 
@@ -62,14 +63,20 @@ func RoutesOf(c *kube.Objects, s *routes.Status, from string) (Routes, error) {
 			seen[r.Dst] = true
 		}
 	}
+	add := func(node string, dst netip.Prefix) {
+		if text := dst.String(); !seen[text] {
+			out.Routes = append(out.Routes, RouteRow{
+				Row: routes.Row{Dst: text, Node: node}, Transport: string(ways[text].Transport), Reason: ways[text].Reason,
+			})
+		}
+	}
 	for node, dsts := range plan.DestinationsByNode(snapshot.Network, snapshot.Nodes) {
 		for _, dst := range dsts {
-			if text := dst.String(); !seen[text] {
-				out.Routes = append(out.Routes, RouteRow{
-					Row: routes.Row{Dst: text, Node: node}, Transport: string(ways[text].Transport), Reason: ways[text].Reason,
-				})
-			}
+			add(node, dst)
 		}
+	}
+	for a, node := range plan.SingleHolders(snapshot.Network, snapshot.Nodes) {
+		add(node, netip.PrefixFrom(a, a.BitLen()))
 	}
 	slices.SortStableFunc(out.Routes, byDestination)
 	return out, nil

@@ -2,10 +2,14 @@ package report
 
 import (
 	"net/netip"
+	"slices"
+	"strings"
 	"testing"
 
 	"ropeway.dev/ropeway/api/v1alpha1"
 	"ropeway.dev/ropeway/internal/agent/addresses"
+	"ropeway.dev/ropeway/internal/controller/routes"
+	"ropeway.dev/ropeway/internal/kube"
 )
 
 // single is the lease of one address by itself.
@@ -82,4 +86,57 @@ func (c Comparison) has(kind, node, address string) bool {
 		}
 	}
 	return false
+}
+
+// TestWhoHasSingles: each is its holder's, whether a pod of the API server has it or
+// not, and one that nobody holds is said to be what it is.
+func TestWhoHasSingles(t *testing.T) {
+	w := singleWitnesses()
+	w.Objects.Blocks = append(w.Objects.Blocks, single("10.244.200.15", "gone", func(s *v1alpha1.AddressBlockSpec) { s.Pool = "AddressPool/few" }))
+	w.Objects.PoolsKnown, w.Objects.SpiderIPPools = true, pooled(spiderPool("few", nil, "10.244.201.1-10.244.201.9")).SpiderIPPools
+	for address, want := range map[string]struct{ what, node, cidr, pool string }{
+		"10.244.200.11":  {"a pod address of node " + nodeR, nodeR, "10.244.200.11/32", ""},
+		"10.244.200.12":  {"a pod address of node " + nodeS, nodeS, "10.244.200.12/32", ""},
+		"10.244.236.240": {"a pod address of node " + nodeS, nodeS, "10.244.236.240/32", ""},
+		"10.244.236.241": {"a pod address of node " + nodeR, nodeR, "10.244.236.192/26", ""},
+		"10.244.200.13":  {"kept for pod default/db-1, which does not run: no other pod gets it", "", "", ""},
+		"10.244.200.15":  {"leased to node gone, which is not there or may not use it yet: no pod gets it meanwhile", "", "", ""},
+		"10.244.200.20":  {"shared by nodes, and sent to none of them now", "", "", ""},
+		"10.244.201.5":   {"shared by nodes, and sent to none of them now", "", "", "SpiderIPPool/few"},
+	} {
+		for _, pods := range [][]kube.PodAddress{w.Pods, nil} {
+			who := WhoOf(w.Objects, pods, netip.MustParseAddr(address))
+			if who.What != want.what || who.Node != want.node || who.CIDR != want.cidr || who.Pool != want.pool {
+				t.Errorf("%s is %+v, want %+v", address, who, want)
+			}
+			if ask := who.Ask(); want.node != "" && !slices.Contains(ask, want.node) {
+				t.Errorf("%s: asks %v, and not node %s", address, ask, want.node)
+			}
+		}
+	}
+}
+
+// TestRoutesToSingles: a single address is a destination as a range is, with the
+// transport that carries it and why the cloud's tables do not have it.
+func TestRoutesToSingles(t *testing.T) {
+	o := singleWitnesses().Objects
+	o.Network.Spec.Transports = []v1alpha1.Transport{"direct", "ipip"}
+	for _, status := range []*routes.Status{nil, cloudStatus()} {
+		r, err := RoutesOf(o, status, nodeR)
+		if err != nil {
+			t.Fatal(err)
+		}
+		got := map[string]RouteRow{}
+		for _, row := range r.Routes {
+			got[row.Dst] = row
+		}
+		if len(got) != 5 || len(r.Routes) != 5 {
+			t.Errorf("%d rows of %d destinations, want two ranges and three singles: %+v", len(r.Routes), len(got), r.Routes)
+		}
+		for dst, node := range map[string]string{"10.244.200.11/32": nodeR, "10.244.200.12/32": nodeS, "10.244.236.240/32": nodeS} {
+			if row := got[dst]; row.Node != node || row.Transport != "ipip" || !strings.Contains(row.Reason, "the fabric has no route to a single address") {
+				t.Errorf("%s: %+v", dst, row)
+			}
+		}
+	}
 }

@@ -69,13 +69,7 @@ type WhoFile struct {
 func WhoOf(c *kube.Objects, pods []kube.PodAddress, a netip.Addr) Who {
 	w := Who{Address: a}
 	snapshot, _ := c.Snapshot("")
-	for node, dsts := range plan.DestinationsByNode(snapshot.Network, snapshot.Nodes) {
-		for _, dst := range dsts {
-			if dst.Contains(a) {
-				w.Node, w.CIDR = node, dst.String()
-			}
-		}
-	}
+	w.Node, w.CIDR = sentTo(snapshot, a)
 	all, reserved := c.Pools()
 	verdicts := pool.Judge(all, snapshot.Network.PodCIDRs)
 	for _, p := range all {
@@ -99,6 +93,22 @@ func WhoOf(c *kube.Objects, pods []kube.PodAddress, a netip.Addr) Who {
 	return w
 }
 
+// sentTo returns the node that others send an address to, and by which destination.
+func sentTo(s plan.Snapshot, a netip.Addr) (to, by string) {
+	if node, single := plan.SingleHolders(s.Network, s.Nodes)[a]; single {
+		return node, netip.PrefixFrom(a, a.BitLen()).String()
+	}
+	longest := -1
+	for node, dsts := range plan.DestinationsByNode(s.Network, s.Nodes) {
+		for _, dst := range dsts {
+			if dst.Contains(a) && dst.Bits() > longest {
+				to, by, longest = node, dst.String(), dst.Bits()
+			}
+		}
+	}
+	return to, by
+}
+
 // whatIs says what an address is.
 func whatIs(c *kube.Objects, s plan.Snapshot, w Who, reserved bool) string {
 	for _, n := range s.Nodes {
@@ -120,9 +130,24 @@ func whatIs(c *kube.Objects, s plan.Snapshot, w Who, reserved bool) string {
 	case reserved:
 		return "reserved by a SpiderReservedIP: no pod gets it"
 	case w.Node == "":
-		return "in the pod network, and of no node: no pod gets it"
+		return ofNoNode(c, s, w)
 	}
 	return "a pod address of node " + w.Node
+}
+
+// ofNoNode says what an address of the pod network is that is sent to no node.
+func ofNoNode(c *kube.Objects, s plan.Snapshot, w Who) string {
+	leases := c.Leases()
+	at := slices.IndexFunc(leases, func(l kube.Lease) bool { return l.IsSingle() && l.Address() == w.Address })
+	switch {
+	case at >= 0 && leases[at].Node != "":
+		return "leased to node " + leases[at].Node + ", which is not there or may not use it yet: no pod gets it meanwhile"
+	case at >= 0 && leases[at].KeptFor.Pod != "":
+		return "kept for pod " + leaseFor(leases[at]) + ", which does not run: no other pod gets it"
+	case w.Pool != "" || holds(s.Network.Shared, w.Address):
+		return "shared by nodes, and sent to none of them now"
+	}
+	return "in the pod network, and of no node: no pod gets it"
 }
 
 // Ask returns the nodes that may know more.
