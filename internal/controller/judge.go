@@ -20,6 +20,7 @@ import (
 	"ropeway.dev/ropeway/api/v1alpha1"
 	"ropeway.dev/ropeway/internal/few"
 	"ropeway.dev/ropeway/internal/kube"
+	"ropeway.dev/ropeway/internal/plan/cidr"
 )
 
 // Reasons of the condition Accepted.
@@ -128,7 +129,9 @@ func leavesOutWhatIsInUse(o *observed, pods []netip.Prefix) (reason, message str
 	if before == nil {
 		return "", ""
 	}
-	leftOut := func(p netip.Prefix) bool { return within(p, prefixesOf(before)) && !within(p, pods) }
+	leftOut := func(p netip.Prefix) bool {
+		return cidr.CoveredByAny(prefixesOf(before), p) && !cidr.CoveredByAny(pods, p)
+	}
 	for _, l := range o.objects.Leases() {
 		if leftOut(l.Prefix) && l.Sharing != "" {
 			return reasonInUse, fmt.Sprintf("spec.podCIDRs leaves out %s, which pools share: keep its range until no pool has an address of it", l.Prefix)
@@ -150,11 +153,6 @@ func leavesOutWhatIsInUse(o *observed, pods []netip.Prefix) (reason, message str
 		}
 	}
 	return "", ""
-}
-
-// within says whether one of the ranges contains p.
-func within(p netip.Prefix, ranges []netip.Prefix) bool {
-	return slices.ContainsFunc(ranges, func(r netip.Prefix) bool { return r.Bits() <= p.Bits() && r.Overlaps(p) })
 }
 
 // setReachable fills the counts and the condition NodesReachable.

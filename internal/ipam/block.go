@@ -48,7 +48,7 @@ func NextBlock(r BlockRequest) (netip.Prefix, error) {
 	}
 	cidrs := r.podCIDRs()
 	barred := cidr.Aggregate(slices.Concat(r.Owned, r.Taken, r.Avoid))
-	own := intersect(cidrs, r.Preferred)
+	own := cidr.Intersect(cidrs, cidr.Aggregate(r.Preferred))
 	if block, ok := r.beside(own, barred); ok {
 		return block, nil
 	}
@@ -164,20 +164,4 @@ func findFree(region netip.Prefix, bits int, barred []netip.Prefix, seed []byte)
 
 func bitOf(seed []byte, bit int) bool {
 	return len(seed) > 0 && seed[bit/8%len(seed)]&(0x80>>(bit%8)) != 0
-}
-
-// intersect returns the parts of the regions that one of the prefixes covers.
-func intersect(regions, prefixes []netip.Prefix) []netip.Prefix {
-	var out []netip.Prefix
-	for _, region := range regions {
-		for _, p := range cidr.Aggregate(prefixes) {
-			switch {
-			case cidr.Covers(region, p):
-				out = append(out, p)
-			case cidr.Covers(p, region):
-				out = append(out, region)
-			}
-		}
-	}
-	return out
 }

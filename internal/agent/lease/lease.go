@@ -255,13 +255,13 @@ func (d *decider) leaseForPools(family plan.Family) {
 
 // alone returns what of a pool's addresses no other node gives.
 func (d *decider) alone(ranges []netip.Prefix, family plan.Family) []netip.Prefix {
-	return common(ofFamily(ranges, family), d.NodeCIDRs)
+	return cidr.Intersect(ofFamily(ranges, family), cidr.Aggregate(d.NodeCIDRs))
 }
 
 // givenIn counts addresses in blocks of the node, and those of them that nobody has.
 func (d *decider) givenIn(ranges, blocks []netip.Prefix) (total, free uint64) {
 	for _, block := range blocks {
-		for _, p := range common(ranges, []netip.Prefix{block}) {
+		for _, p := range cidr.Intersect(ranges, []netip.Prefix{block}) {
 			size := cidr.Size(p)
 			if p.Contains(block.Addr()) {
 				size-- // which no pod gets
@@ -293,22 +293,6 @@ func (d *decider) nextIn(ranges []netip.Prefix, bits int) (netip.Prefix, bool) {
 		}
 	}
 	return netip.Prefix{}, false
-}
-
-// common returns what two lists of ranges have in common.
-func common(a, b []netip.Prefix) []netip.Prefix {
-	var out []netip.Prefix
-	for _, p := range a {
-		for _, q := range b {
-			switch {
-			case cidr.Covers(q, p):
-				out = append(out, p)
-			case cidr.Covers(p, q):
-				out = append(out, q)
-			}
-		}
-	}
-	return out
 }
 
 // giveBack releases at most one block of each family that has been empty for

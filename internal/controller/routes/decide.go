@@ -2,11 +2,11 @@ package routes
 
 import (
 	"fmt"
-	"net/netip"
 	"slices"
 	"time"
 
 	"ropeway.dev/ropeway/internal/cloud"
+	"ropeway.dev/ropeway/internal/plan/cidr"
 )
 
 // facts are everything that decide depends on.
@@ -104,7 +104,7 @@ func (d *decision) sortUnwanted(f facts, wants []Want) {
 		}
 		switch {
 		case e.Owner != f.in.Cluster:
-			if within(key.Dst, f.in.PodCIDRs) {
+			if cidr.CoveredByAny(f.in.PodCIDRs, key.Dst) {
 				d.foreign = append(d.foreign, e)
 			}
 		case f.in.releases(key.Dst) && e.NextHop != "":
@@ -129,10 +129,6 @@ func (d *decision) letGo(f facts, e cloud.RouteEntry) {
 	if !waits && e.State == cloud.Available {
 		d.add = append(d.add, cloud.RouteChange{Table: e.Table, Dst: e.Dst, NextHop: e.NextHop, Replaces: &e})
 	}
-}
-
-func within(dst netip.Prefix, ranges []netip.Prefix) bool {
-	return slices.ContainsFunc(ranges, func(r netip.Prefix) bool { return r.Bits() <= dst.Bits() && r.Overlaps(dst) })
 }
 
 // shadow keeps the first of several entries that shadow one.

@@ -339,7 +339,7 @@ func (d *decider) comes(ranges []netip.Prefix) bool {
 // of the ranges for it.
 func (d *decider) countOn(block netip.Prefix, ranges []netip.Prefix) bool {
 	var size uint64
-	for _, p := range both(cidr.Subtract(ranges, d.Reserved), []netip.Prefix{block}) {
+	for _, p := range cidr.Intersect(cidr.Subtract(ranges, d.Reserved), []netip.Prefix{block}) {
 		size += cidr.Size(p)
 	}
 	if d.coming[block] >= size {
@@ -422,22 +422,6 @@ func (d *decider) again(at time.Time) {
 	if d.Again.IsZero() || at.Before(d.Again) {
 		d.Again = at
 	}
-}
-
-// both returns what two lists of ranges have in common; the second is as
-// cidr.Aggregate returns them.
-func both(a, aggregated []netip.Prefix) []netip.Prefix {
-	var out []netip.Prefix
-	for _, p := range a {
-		for _, q := range cidr.Overlapping(aggregated, p) {
-			if p.Bits() > q.Bits() {
-				out = append(out, p)
-			} else {
-				out = append(out, q)
-			}
-		}
-	}
-	return out
 }
 
 func ofFamily(in []netip.Prefix, f ipam.Family) []netip.Prefix {

@@ -31,7 +31,7 @@ func (d *decider) search(p string, f ipam.Family) *search {
 	s := d.searches[key]
 	if s == nil {
 		ranges := ofFamily(d.Pools[p], f)
-		shared := both(ranges, d.confirmed)
+		shared := cidr.Intersect(ranges, d.confirmed)
 		place := d.place(shared) // not of all ranges: nodes whose part is not shared yet would begin at one address
 		s = &search{ranges: ranges, shared: shared, from: [2]netip.Addr{place, place}}
 		d.searches[key] = s

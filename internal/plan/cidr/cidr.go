@@ -143,6 +143,21 @@ func Overlapping(aggregated []netip.Prefix, p netip.Prefix) []netip.Prefix {
 	return aggregated[from:to]
 }
 
+// Intersect returns what two lists of prefixes have in common, as parts of the first
+// or of the second, which is as Aggregate returns it.
+func Intersect(prefixes, aggregated []netip.Prefix) []netip.Prefix {
+	var out []netip.Prefix
+	for _, p := range prefixes {
+		for _, q := range Overlapping(aggregated, p) {
+			if p.Bits() > q.Bits() {
+				q = p
+			}
+			out = append(out, q)
+		}
+	}
+	return out
+}
+
 // FromRange returns the fewest prefixes that have exactly the addresses from
 // first to last, in order; none if they are of two families, or last comes
 // before first.

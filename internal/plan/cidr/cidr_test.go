@@ -90,6 +90,20 @@ func TestOverlapping(t *testing.T) {
 	})
 }
 
+// TestIntersect: an address is in the result exactly if it is in both lists.
+func TestIntersect(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		a, b := anyPrefixes(t, "a"), cidr.Aggregate(anyPrefixes(t, "b"))
+		for i := range a {
+			a[i] = a[i].Masked()
+		}
+		both := cidr.Aggregate(cidr.Intersect(a, b))
+		if want := cidr.Subtract(a, cidr.Subtract(a, b)); !slices.Equal(both, cidr.Aggregate(want)) {
+			t.Fatalf("%v and %v have %v in common, want %v", a, b, both, want)
+		}
+	})
+}
+
 func TestFamiliesStayApart(t *testing.T) {
 	all := []netip.Prefix{netip.MustParsePrefix("::/0"), netip.MustParsePrefix("10.0.0.0/8")}
 	if got := cidr.Subtract(all, all[:1]); !slices.Equal(got, all[1:]) {
