@@ -34,6 +34,10 @@ demo: deps build ## boot the lab, install Ropeway, play the reference scenario, 
 test: deps ## everything that guards main
 	@./test/all.sh
 
+.PHONY: test-long
+test-long: deps build image ## what is too long for each change (hours); PARTS="scenarios families pods crash"
+	@./test/long.sh $(PARTS)
+
 .PHONY: bench
 bench: deps build ## the benchmarks: a table, and bench/results/latest.json
 	$(GO) run ./bench
