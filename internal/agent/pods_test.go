@@ -382,10 +382,9 @@ func TestGC(t *testing.T) {
 	a.refused(cniwire.Request{Verb: cniwire.Check, Attachment: attachment("gone")}, cniwire.CodeMismatch, "")
 }
 
-// TestConfigSays: wrong configuration is refused with all that is wrong.
-// TestLeakIsFoundWithinAMinute: two looks in a row free what is gone (addresses.Sweep),
-// and design.md, section 5, gives them a minute.
-func TestLeakIsFoundWithinAMinute(t *testing.T) {
+// TestLooksForLeaksAreOftenEnough: two looks in a row free what is gone
+// (addresses.Sweep), and design.md, section 5, gives them a minute.
+func TestLooksForLeaksAreOftenEnough(t *testing.T) {
 	var c Config
 	c.Defaults()
 	if looks := 2 * c.timing.resync; looks > time.Minute {
@@ -393,6 +392,7 @@ func TestLeakIsFoundWithinAMinute(t *testing.T) {
 	}
 }
 
+// TestConfigSays: wrong configuration is refused with all that is wrong.
 func TestConfigSays(t *testing.T) {
 	cfg := Config{ConfName: "a/b.json", BinDir: "bin", ListenAddress: "9797", VethMTU: 9, TakeOver: []string{"../x"}}
 	cfg.Defaults()
