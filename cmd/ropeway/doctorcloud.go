@@ -60,15 +60,5 @@ func (d *doctorCloud) look(ctx context.Context, s *install.Survey) (*report.Clou
 	if err != nil {
 		return nil, fmt.Errorf("look at the cloud (--cloud-region and --cloud-vpc say where): %w", err)
 	}
-	out := &report.Cloud{Instances: provider.Instances()}
-	if out.Listing, err = provider.Routes().List(ctx); err != nil {
-		return nil, fmt.Errorf("look at the cloud's route tables: %w", err)
-	}
-	if out.Machines, err = provider.Instances().List(ctx); err != nil {
-		return nil, fmt.Errorf("look at the cloud's instances: %w", err)
-	}
-	if inspector, can := provider.(cloud.Inspector); can {
-		out.Findings, out.NotLooked = inspector.Inspect(ctx, report.InstancesOf(s, out.Instances), report.PodRanges(s))
-	}
-	return out, nil
+	return report.LookAt(ctx, provider, s)
 }

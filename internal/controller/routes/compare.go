@@ -20,3 +20,21 @@ func Compare(in Input, l cloud.Listing, instances cloud.Instances, machines []cl
 	d := decide(facts{in: in, tables: l.Tables, real: real, hops: r.hops, now: time.Time{}})
 	return &Status{Mode: in.Mode, Provider: in.Setup.Provider, Tables: d.tables, Rows: d.rows}
 }
+
+// InstancesOf says which instance each node is, as Compare finds it: node ->
+// instance, and for each other node -> why that is not known.
+func InstancesOf(wants []Want, instances cloud.Instances, machines []cloud.Instance) (found, unknown map[string]string) {
+	var r resolver
+	in := Input{Wants: wants}
+	r.learn(in, machines)
+	r.known(in, instances, nil)
+	found, unknown = map[string]string{}, map[string]string{}
+	for node, h := range r.hops {
+		if h.instance != "" {
+			found[node] = h.instance
+		} else {
+			unknown[node] = h.problem
+		}
+	}
+	return found, unknown
+}

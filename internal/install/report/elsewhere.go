@@ -1,7 +1,9 @@
 package report
 
 import (
+	"context"
 	"fmt"
+	"maps"
 	"net/netip"
 	"slices"
 	"strings"
@@ -10,6 +12,7 @@ import (
 
 	"ropeway.dev/ropeway/internal/cloud"
 	"ropeway.dev/ropeway/internal/controller/routes"
+	"ropeway.dev/ropeway/internal/few"
 	"ropeway.dev/ropeway/internal/install"
 	"ropeway.dev/ropeway/internal/kube"
 )
@@ -20,8 +23,50 @@ type Cloud struct {
 	Instances cloud.Instances
 	Machines  []cloud.Instance
 	Findings  []cloud.Finding
+	// Looked is at how many nodes' instances was looked for Findings, Unseen why
+	// not at the others'; Pods are the ranges that were looked for.
+	Looked int
+	Unseen []string
+	Pods   []netip.Prefix
 	// NotLooked is why Findings are not known, nil if they are.
 	NotLooked error
+}
+
+// LookAt reads a cloud for a diagnosis, and changes nothing.
+func LookAt(ctx context.Context, provider cloud.Provider, s *install.Survey) (*Cloud, error) {
+	c := &Cloud{Instances: provider.Instances(), Pods: PodRanges(s)}
+	var err error
+	if c.Listing, err = provider.Routes().List(ctx); err != nil {
+		return nil, fmt.Errorf("look at the cloud's route tables: %w", err)
+	}
+	if c.Machines, err = c.Instances.List(ctx); err != nil {
+		return nil, fmt.Errorf("look at the cloud's instances: %w", err)
+	}
+	ids := c.identify(s.Nodes)
+	c.Looked = len(ids)
+	if inspector, can := provider.(cloud.Inspector); can {
+		c.Findings, c.NotLooked = inspector.Inspect(ctx, ids, c.Pods)
+	}
+	return c, nil
+}
+
+// identify returns the nodes' instances, and fills Unseen.
+func (c *Cloud) identify(nodes []corev1.Node) []string {
+	var wants []routes.Want
+	for _, n := range nodes {
+		wants = append(wants, wantOf(n))
+	}
+	found, unknown := routes.InstancesOf(wants, c.Instances, c.Machines)
+	for _, node := range slices.Sorted(maps.Keys(found)) {
+		if id := found[node]; !slices.ContainsFunc(c.Machines, func(m cloud.Instance) bool { return m.ID == id }) {
+			unknown[node] = fmt.Sprintf("node %s is instance %s by its providerID, which the VPC does not have", node, id)
+			delete(found, node)
+		}
+	}
+	for _, node := range slices.Sorted(maps.Keys(unknown)) {
+		c.Unseen = append(c.Unseen, unknown[node])
+	}
+	return slices.Sorted(maps.Values(found))
 }
 
 // nobody is an owner that no entry has: without Ropeway all are others'.
@@ -130,16 +175,22 @@ func (d *Diagnosis) identities(s *install.Survey, writes *kube.CloudController) 
 	d.okUnless(since, name, "every node has a providerID")
 }
 
+// wantOf is what is known of a node, without a destination.
+func wantOf(n corev1.Node) routes.Want {
+	w := routes.Want{Node: n.Name, UID: string(n.UID), Created: n.CreationTimestamp.Unix(), ProviderID: n.Spec.ProviderID}
+	for _, a := range n.Status.Addresses {
+		if addr, err := netip.ParseAddr(a.Address); err == nil && a.Type == corev1.NodeInternalIP {
+			w.Addresses = append(w.Addresses, addr)
+		}
+	}
+	return w
+}
+
 // wantsOf are the nodes' podCIDRs.
 func wantsOf(nodes []corev1.Node) []routes.Want {
 	var out []routes.Want
 	for _, n := range nodes {
-		w := routes.Want{Node: n.Name, UID: string(n.UID), Created: n.CreationTimestamp.Unix(), ProviderID: n.Spec.ProviderID}
-		for _, a := range n.Status.Addresses {
-			if addr, err := netip.ParseAddr(a.Address); err == nil && a.Type == corev1.NodeInternalIP {
-				w.Addresses = append(w.Addresses, addr)
-			}
-		}
+		w := wantOf(n)
 		for _, cidr := range n.Spec.PodCIDRs {
 			if p, err := netip.ParsePrefix(cidr); err == nil {
 				w.Dst = p.Masked()
@@ -150,11 +201,15 @@ func wantsOf(nodes []corev1.Node) []routes.Want {
 	return out
 }
 
-// PodRanges are the cluster's pod ranges, as far as it tells them: its own
-// configuration, or else the nodes' podCIDRs.
+// PodRanges are the cluster's pod ranges, as far as it tells them: the pod network
+// that is in force, or else the cluster's own configuration, or the nodes' podCIDRs.
 func PodRanges(s *install.Survey) []netip.Prefix {
+	said := s.PodSubnets
+	if spec, _ := kube.InForce(s.Network); spec != nil {
+		said = spec.PodCIDRs
+	}
 	var out []netip.Prefix
-	for _, text := range s.PodSubnets {
+	for _, text := range said {
 		if p, err := netip.ParsePrefix(text); err == nil {
 			out = append(out, p.Masked())
 		}
@@ -162,17 +217,6 @@ func PodRanges(s *install.Survey) []netip.Prefix {
 	if len(out) == 0 {
 		for _, w := range wantsOf(s.Nodes) {
 			out = append(out, w.Dst)
-		}
-	}
-	return out
-}
-
-// InstancesOf are the nodes' instances, for Inspect.
-func InstancesOf(s *install.Survey, instances cloud.Instances) []string {
-	var out []string
-	for _, n := range s.Nodes {
-		if id, ok := instances.Parse(n.Spec.ProviderID); ok {
-			out = append(out, id)
 		}
 	}
 	return out
@@ -218,6 +262,17 @@ func (d *Diagnosis) Surroundings(c *Cloud) {
 	if c.NotLooked != nil {
 		d.add(name, Warn, "the keys need ecs:DescribeNetworkInterfaces and ecs:DescribeSecurityGroupAttribute", "interfaces and security groups could not be looked at: %v", c.NotLooked)
 		return
+	}
+	const remedy = "see whether --cloud-region and --cloud-vpc are the nodes'; what is said here is of the others only"
+	switch {
+	case c.Looked == 0 && len(c.Unseen) == 0:
+		d.add(name, Warn, remedy, "no instance was looked at: the cluster has no nodes")
+	case len(c.Unseen) > 0:
+		d.add(name, Warn, remedy, "%d of %d nodes' instances were not looked at: %s",
+			len(c.Unseen), c.Looked+len(c.Unseen), few.Join(c.Unseen, "; "))
+	}
+	if len(c.Pods) == 0 {
+		d.add(name, Warn, "ropeway install makes a ClusterNetwork, with spec.podCIDRs", "security groups were not looked at: nothing in the cluster says which addresses its pods have")
 	}
 	for _, f := range c.Findings {
 		outcome := Fail

@@ -11,6 +11,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
+	"ropeway.dev/ropeway/api/v1alpha1"
 	"ropeway.dev/ropeway/internal/cloud"
 	"ropeway.dev/ropeway/internal/install"
 )
@@ -19,7 +20,7 @@ import (
 // controller, with all routes right.
 func elsewhere() (*install.Survey, *Cloud) {
 	s := &install.Survey{Version: "v1.35.4", PodSubnets: []string{"10.244.0.0/16"}, OwnCRDs: map[string]bool{}}
-	c := &Cloud{Listing: cloud.Listing{Tables: []cloud.Table{{ID: "vtb-1"}}}, Instances: cloud.NewFake("cn-chengdu").Instances()}
+	c := &Cloud{Looked: 2, Pods: PodRanges(s), Listing: cloud.Listing{Tables: []cloud.Table{{ID: "vtb-1"}}}, Instances: cloud.NewFake("cn-chengdu").Instances()}
 	for i, name := range []string{"a", "b"} {
 		n := node(name, "192.0.2."+string(rune('1'+i)))
 		n.Spec.ProviderID = "cn-chengdu.i-" + name
@@ -96,5 +97,58 @@ func TestElsewhere(t *testing.T) {
 	s, _ := elsewhere()
 	if d := Elsewhere(s, nil); d.Failed() || !strings.Contains(d.Checks[len(d.Checks)-1].Message, "the cloud was not asked") {
 		t.Errorf("%+v", d.Checks)
+	}
+}
+
+// TestLookAt: a node without a providerID is found by its address; of one that is not
+// found, and where no pod range is known, nothing is said to be well.
+func TestLookAt(t *testing.T) {
+	const well = "let pods' own addresses pass"
+	for _, test := range []struct {
+		name    string
+		change  func(*install.Survey, *cloud.Fake)
+		outcome Outcome
+		says    string
+	}{
+		{"well", func(*install.Survey, *cloud.Fake) {}, OK, well},
+		{"a finding", func(_ *install.Survey, f *cloud.Fake) {
+			f.Find(cloud.Finding{Problem: cloud.SecurityGroup, Instance: "i-b", Message: "sg-1", Remedy: "add a rule"})
+		}, Fail, "SecurityGroup: sg-1"},
+		{"a finding of a node without a providerID", func(s *install.Survey, f *cloud.Fake) {
+			s.Nodes[1].Spec.ProviderID = ""
+			f.Find(cloud.Finding{Problem: cloud.SecurityGroup, Instance: "i-b", Message: "sg-1", Remedy: "add a rule"})
+		}, Fail, "SecurityGroup: sg-1"},
+		{"no instance has its address", func(s *install.Survey, _ *cloud.Fake) {
+			s.Nodes[1].Spec.ProviderID, s.Nodes[1].Status.Addresses[0].Address = "", "192.0.2.9"
+		}, Warn, "1 of 2 nodes' instances were not looked at: node b has no providerID"},
+		{"another cloud's", func(s *install.Survey, _ *cloud.Fake) { s.Nodes[0].Spec.ProviderID = "kind://a" }, Warn, "1 of 2 nodes"},
+		{"an instance that is gone", func(_ *install.Survey, f *cloud.Fake) { f.Release("i-a") }, Warn, "node a is instance i-a by its providerID, which the VPC does not have"},
+		{"no nodes", func(s *install.Survey, _ *cloud.Fake) { s.Nodes = nil }, Warn, "the cluster has no nodes"},
+		{"no pod range", func(s *install.Survey, _ *cloud.Fake) {
+			s.PodSubnets, s.Nodes[0].Spec.PodCIDRs, s.Nodes[1].Spec.PodCIDRs = nil, nil, nil
+		}, Warn, "nothing in the cluster says which addresses its pods have"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			s, _ := elsewhere()
+			f := cloud.NewFake("cn-chengdu", cloud.Table{ID: "vtb-1"})
+			for i, id := range []string{"i-a", "i-b"} {
+				f.AddInstances(cloud.Instance{ID: id, Addresses: []netip.Addr{netip.MustParseAddr(s.Nodes[i].Status.Addresses[0].Address)}, Running: true})
+			}
+			test.change(s, f)
+			c, err := LookAt(t.Context(), f, s)
+			if err != nil {
+				t.Fatal(err)
+			}
+			var d Diagnosis
+			d.Surroundings(c)
+			if len(d.Checks) != 1 || d.Checks[0].Outcome != test.outcome || !strings.Contains(d.Checks[0].Message, test.says) {
+				t.Errorf("want one %s that says %q: %+v", test.outcome, test.says, d.Checks)
+			}
+		})
+	}
+	s, _ := elsewhere()
+	s.Network = &v1alpha1.ClusterNetwork{Spec: v1alpha1.ClusterNetworkSpec{PodCIDRs: []string{"10.244.0.0/16", "fd00:10::/56"}}}
+	if got := PodRanges(s); len(got) != 2 || got[1].String() != "fd00:10::/56" {
+		t.Errorf("the pod network's ranges are %v", got)
 	}
 }
