@@ -140,3 +140,25 @@ func TestRoutesToSingles(t *testing.T) {
 		}
 	}
 }
+
+// TestUsageOfSingles: a node's single addresses are among those that it has, as they
+// are among those in use, and one that has moved away is not.
+func TestUsageOfSingles(t *testing.T) {
+	total := map[string]uint64{}
+	for i, o := range []*kube.Objects{scenarioObjects(), singleWitnesses().Objects} {
+		u, err := UsageOf(o, nil, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, n := range u.Nodes {
+			total[n.Node] += n.Total * uint64(2*i-1) // the second less the first
+		}
+	}
+	// Node R has one more, and lacks the one that has moved and the one that is asked for.
+	if got, want := int64(total[nodeR]), int64(1-2); got != want {
+		t.Errorf("node R has %d more, want %d", got, want)
+	}
+	if got := int64(total[nodeS]); got != 2 {
+		t.Errorf("node S has %d more, want 2", got)
+	}
+}

@@ -24,7 +24,8 @@ type Usage struct {
 	Namespaces []NamespaceUsage `json:"namespaces"`
 }
 
-// NodeUsage is one node's. Total leaves out what no pod gets.
+// NodeUsage is one node's. Total leaves out what no pod gets; beside what is in
+// CIDRs it has the addresses that the node holds by themselves.
 type NodeUsage struct {
 	Node  string   `json:"node"`
 	CIDRs []string `json:"cidrs"`
@@ -70,6 +71,10 @@ func UsageOf(c *kube.Objects, pods []kube.PodAddress, nodes []string) (Usage, er
 	}
 	u := Usage{Nodes: []NodeUsage{}, Pools: PoolsOf(c).Pools, Namespaces: namespaceUsage(snapshot, pods)}
 	said := nodeNetworks(c)
+	singles := map[string]uint64{} // node -> addresses that it holds by themselves
+	for _, node := range plan.SingleHolders(snapshot.Network, snapshot.Nodes) {
+		singles[node]++
+	}
 	for _, n := range snapshot.Nodes {
 		if len(nodes) > 0 && !slices.Contains(nodes, n.Name) {
 			continue
@@ -79,6 +84,7 @@ func UsageOf(c *kube.Objects, pods []kube.PodAddress, nodes []string) (Usage, er
 			one.CIDRs = append(one.CIDRs, r.CIDR.String())
 			one.Total = addCapped(one.Total, given(r, n.Sources))
 		}
+		one.Total = addCapped(one.Total, singles[n.Name])
 		if nn := said[n.Name]; nn != nil && nn.Status.NodeUID == n.UID {
 			one.Used = uint64(max(nn.Status.Pods, 0))
 		}
