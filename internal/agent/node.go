@@ -132,7 +132,7 @@ func (n *node) resume(ctx context.Context) {
 	n.kernelDirty = true
 	if n.last.NodeUID != "" {
 		n.programmed = true
-		n.pools.resume(n.last.Node, n.last.Pools)
+		n.pools.resume(n.last.Pools)
 		n.serveLast()
 		return
 	}

@@ -78,13 +78,7 @@ func (p *pools) givable(sources []netip.Addr) [][]netip.Prefix {
 }
 
 // resume goes on with what the node's last agent knew.
-func (p *pools) resume(node string, usable []*pool.Pool) {
-	verdicts := map[pool.ID]pool.Verdict{}
-	for _, one := range usable {
-		verdicts[one.ID()] = pool.Verdict{Accepted: true}
-	}
-	p.index = pool.NewIndex(usable, verdicts, pool.Node{Name: node})
-}
+func (p *pools) resume(usable []*pool.Pool) { p.index = pool.Resume(usable) }
 
 func equalMaps(a, b map[string]string) bool {
 	if len(a) != len(b) {

@@ -233,19 +233,25 @@ func TestPodsThatAskWithoutAPI(t *testing.T) {
 }
 
 // TestPoolsWithoutAPI: an agent that starts while the API server is down goes on
-// with the pools that its predecessor knew.
+// with the pools that its predecessor knew, whatever they select the node by.
 func TestPoolsWithoutAPI(t *testing.T) {
-	api, agents := twoNodes(t, spiderPool(t, "p", "10.244.0.2-10.244.0.9", func(p *pool.Pool) { p.Default = true }))
+	byLabel := func(p *pool.Pool) { p.Nodes = &pool.Selector{Labels: map[string]string{"zone": "x"}} }
+	api, agents := twoNodes(t, spiderPool(t, "p", "10.244.0.2-10.244.0.9", isDefault, byLabel), spiderPool(t, "q", "10.244.0.16-10.244.0.23", byLabel))
+	api.change(func(f *fakeAPI) { f.labels = map[string]map[string]string{"a": {"zone": "x"}} })
+	api.sayOf("p3", kube.PodWords{Annotations: map[string]string{pool.AnnotationPool: `{"ipv4": ["q"]}`}})
 	a := agents["a"]
-	first := a.add("p1")
 	a.waitPasses()
+	first := a.add("p1")
 	a.stop()
 	api.change(func(f *fakeAPI) { f.down = true })
 	again := a.machine.start()
 	again.waitServing()
 	got := again.add("p2")
-	if slices.Equal(got, first) || !netip.MustParsePrefix("10.244.0.0/29").Contains(got[0]) {
-		t.Errorf("p1 has %v, p2 %v", first, got)
+	if slices.Equal(got, first) || !api.pools[0].Contains(got[0]) || !api.pools[0].Contains(first[0]) {
+		t.Errorf("of the default pool, p1 has %v, p2 %v", first, got)
+	}
+	if got := again.add("p3"); !api.pools[1].Contains(got[0]) {
+		t.Errorf("of the pool that it names, p3 has %v", got)
 	}
 }
 

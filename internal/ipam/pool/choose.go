@@ -22,7 +22,6 @@ type Node struct {
 // alone is worked out once, so that a request costs the same however many pools
 // there are for other nodes.
 type Index struct {
-	node     Node
 	byName   map[string][]*Pool // name -> those of any kind
 	sorted   []*Pool            // all, in their order
 	defaults []*Pool            // those with Default that this node may use, in their order
@@ -32,13 +31,26 @@ type Index struct {
 
 // NewIndex makes an index of pools and what Judge said of them.
 func NewIndex(pools []*Pool, verdicts map[ID]Verdict, node Node) *Index {
-	x := &Index{node: node, byName: map[string][]*Pool{}, passed: map[ID]string{}, refused: map[ID]bool{}}
+	x := newIndex(pools, func(p *Pool) string { return node.unfit(p, verdicts[p.ID()]) })
+	for _, p := range pools {
+		x.refused[p.ID()] = !verdicts[p.ID()].Accepted
+	}
+	return x
+}
+
+// Resume makes an index of the pools that an Index of before called Usable on this
+// node. They are usable still: what the node's labels are need not be known.
+func Resume(usable []*Pool) *Index {
+	return newIndex(usable, func(*Pool) string { return "" })
+}
+
+// newIndex makes an index of pools; unfit says why the node may not use one.
+func newIndex(pools []*Pool, unfit func(*Pool) string) *Index {
+	x := &Index{byName: map[string][]*Pool{}, passed: map[ID]string{}, refused: map[ID]bool{}}
 	x.sorted = slices.SortedFunc(slices.Values(pools), before)
 	for _, p := range x.sorted {
 		x.byName[p.Name] = append(x.byName[p.Name], p)
-		x.refused[p.ID()] = !verdicts[p.ID()].Accepted
-		why := x.unfit(p, verdicts[p.ID()])
-		if why != "" {
+		if why := unfit(p); why != "" {
 			x.passed[p.ID()] = why
 		} else if p.Default {
 			x.defaults = append(x.defaults, p)
@@ -47,8 +59,8 @@ func NewIndex(pools []*Pool, verdicts map[ID]Verdict, node Node) *Index {
 	return x
 }
 
-// unfit says why nobody on this node gets an address of the pool.
-func (x *Index) unfit(p *Pool, v Verdict) string {
+// unfit says why nobody on the node gets an address of the pool.
+func (n Node) unfit(p *Pool, v Verdict) string {
 	switch {
 	case !v.Accepted:
 		return "not accepted (" + cmp.Or(v.Message, "not judged yet") + ")"
@@ -56,9 +68,9 @@ func (x *Index) unfit(p *Pool, v Verdict) string {
 		return "being deleted"
 	case p.Disabled:
 		return "disabled"
-	case len(p.NodeNames) > 0 && !slices.Contains(p.NodeNames, x.node.Name):
+	case len(p.NodeNames) > 0 && !slices.Contains(p.NodeNames, n.Name):
 		return "not for this node (nodeName)"
-	case len(p.NodeNames) == 0 && !p.Nodes.Matches(x.node.Labels):
+	case len(p.NodeNames) == 0 && !p.Nodes.Matches(n.Labels):
 		return "not for this node (nodeAffinity)"
 	}
 	return ""
