@@ -157,6 +157,25 @@ func (w wanted) pool(a netip.Addr) *pool.Pool {
 	return w.pools[i]
 }
 
+// givenFrom is what addresses that are held were given from: the pools that have them,
+// whose network, gateway and routes are told again.
+func givenFrom(now service, held []netip.Addr) (w wanted, err error) {
+	if now.pools == nil {
+		return w, poolsUnread()
+	}
+	for _, a := range held {
+		if p := now.pools.Stating(a); p != nil {
+			w.pools = append(w.pools, p)
+		}
+	}
+	return w, nil
+}
+
+// poolsUnread is why nobody is served who is to be told of pools.
+func poolsUnread() error {
+	return &later{why: "the address pools have not been read from the API server yet"}
+}
+
 // common names what is wanted, if it would do for others as well.
 func (w wanted) common() string {
 	var b strings.Builder
@@ -173,7 +192,7 @@ func (w wanted) common() string {
 // yet waits: what it says of its addresses is never guessed.
 func (s *server) wantsOf(now service, req cniwire.Request) (wanted, error) {
 	if now.pools == nil {
-		return wanted{}, &later{why: "the address pools have not been read from the API server yet"}
+		return wanted{}, poolsUnread()
 	}
 	var kept share.Kept
 	r := pool.Request{Namespace: req.Pod.Namespace, IfName: req.Attachment.IfName, Network: req.Attachment.Network}
@@ -200,10 +219,7 @@ func (s *server) wantsOf(now service, req cniwire.Request) (wanted, error) {
 	if w.choice, err = now.pools.Choose(r); err != nil {
 		return wanted{}, err
 	}
-	exact := req.Wanted
-	if len(exact) == 0 {
-		exact, err = pool.Addresses(r.Annotations)
-	}
+	exact, err := s.exactFor(req, r.Annotations)
 	if err != nil || len(exact) > 0 {
 		return w.exactly(now, r, exact, req), err
 	}
@@ -230,6 +246,23 @@ func (w *wanted) add(now service, want ipam.Want, need share.Need) {
 		need.KeptFor = share.Kept{}
 	}
 	w.wants, w.needs = append(w.wants, want), append(w.needs, need)
+}
+
+// exactFor returns the exact addresses that an interface is to have. The pod's
+// annotation is for the first that asks: another of the same sandbox that asks after
+// it gets an address as any pod does.
+func (s *server) exactFor(req cniwire.Request, annotations map[string]string) ([]netip.Addr, error) {
+	if len(req.Wanted) > 0 {
+		return req.Wanted, nil
+	}
+	exact, err := pool.Addresses(annotations)
+	key := keyOf(req.Attachment)
+	for _, a := range exact {
+		if has, held := s.book.Lookup(a); held && has.Key.ContainerID == key.ContainerID && has.Key != key {
+			return nil, nil
+		}
+	}
+	return exact, err
 }
 
 // needID names what an attachment waits for.

@@ -256,9 +256,11 @@ func TestPoolsWithoutAPI(t *testing.T) {
 }
 
 // TestInterfacesOfOnePod: each interface of a pod has an address of its own, of
-// the same pool too, and lives apart from the others.
+// the same pool too, is told the pool's network each time that it asks, and lives
+// apart from the others.
 func TestInterfacesOfOnePod(t *testing.T) {
-	_, agents := twoNodes(t, spiderPool(t, "two", "10.244.0.2-10.244.0.3", func(p *pool.Pool) { p.Default = true }))
+	gateway, routes := netip.MustParseAddr("10.244.0.254"), []pool.Route{{Dst: netip.MustParsePrefix("192.0.2.0/24"), Via: netip.MustParseAddr("10.244.0.253")}}
+	_, agents := twoNodes(t, spiderPool(t, "two", "10.244.0.2-10.244.0.3", isDefault, func(p *pool.Pool) { p.Gateways, p.Routes = []netip.Addr{gateway}, routes }))
 	a := agents["a"]
 	ask := func(verb cniwire.Verb, container, ifName string) cniwire.Request {
 		at := attachment(container)
@@ -267,8 +269,12 @@ func TestInterfacesOfOnePod(t *testing.T) {
 	}
 	add := func(ifName, want string) {
 		t.Helper()
-		if got, err := a.call(ask(cniwire.Add, "p", ifName)); err != nil || fmt.Sprint(got.Addresses) != "["+want+"]" {
+		got, err := a.call(ask(cniwire.Add, "p", ifName))
+		if err != nil || fmt.Sprint(got.Addresses) != "["+want+"]" {
 			t.Errorf("%s has %v, %v; want %s", ifName, got.Addresses, err, want)
+		}
+		if network := fmt.Sprint(got.Subnets, got.Gateways, got.Routes); network != "[10.244.0.0/16] [10.244.0.254] [{192.0.2.0/24 10.244.0.253}]" {
+			t.Errorf("%s is told the network %s, which is not its pool's", ifName, network)
 		}
 	}
 	for range 2 { // the second time as a runtime that lost the answer asks
@@ -302,6 +308,29 @@ func TestRoutesGoByFamily(t *testing.T) {
 	if err != nil || fmt.Sprint(got.Routes) != "[{10.0.0.0/8 10.244.0.1}]" {
 		t.Errorf("routes %v, %v", got.Routes, err)
 	}
+}
+
+// TestExactAddressIsForOneInterface: what a pod's annotation asks for is its first
+// interface's, also when a sandbox is made anew; the others get any address.
+func TestExactAddressIsForOneInterface(t *testing.T) {
+	api, agents := twoNodes(t, spiderPool(t, "p", "10.244.0.100-10.244.0.110", isDefault))
+	a := agents["a"]
+	a.waitPasses()
+	api.sayOf("p", kube.PodWords{Annotations: map[string]string{pool.AnnotationIPs: `["10.244.0.105"]`}})
+	ask := func(container, ifName string) cniwire.Request {
+		at := attachment(container)
+		at.IfName = ifName
+		return cniwire.Request{Verb: cniwire.Add, Attachment: at, IPAM: "spiderpool", Pod: podNamed("p")}
+	}
+	for range 2 { // the second time as a runtime that lost the answer asks
+		for _, one := range [][2]string{{"eth0", "10.244.0.105"}, {"net1", "10.244.0.100"}} {
+			if got, err := a.call(ask("c1", one[0])); err != nil || fmt.Sprint(got.Addresses) != "["+one[1]+"]" {
+				t.Errorf("%s has %v, %v; want %s", one[0], got.Addresses, err, one[1])
+			}
+		}
+	}
+	// The next sandbox of the pod waits for the address rather than do without.
+	a.refused(ask("c2", "eth0"), cniwire.CodeNoAddress, "held by")
 }
 
 // TestPoolShrinks: an address that its pool states no more stays its pod's, and

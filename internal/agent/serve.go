@@ -186,7 +186,8 @@ func (s *server) addressesFor(now service, req cniwire.Request) ([]netip.Addr, w
 	// What is held is answered again without asking what it is held for: neither
 	// pools nor the pod's words take an address back.
 	if held, ok := s.book.AddressesOf(keyOf(req.Attachment)); ok && len(held) > 0 {
-		return held, wanted{}, nil
+		w, err := givenFrom(now, held)
+		return held, w, err
 	}
 	w, err := s.wantsOf(now, req)
 	if err != nil {
