@@ -48,6 +48,12 @@ type KeptFor struct {
 	StatefulSet string `json:"statefulSet"`
 	// +kubebuilder:validation:MaxLength=64
 	UID string `json:"uid"`
+	// Interface is the pod's interface that the address is of; empty means the
+	// first, eth0.
+	//
+	// +kubebuilder:validation:MaxLength=15
+	// +optional
+	Interface string `json:"interface,omitempty"`
 }
 
 // AddressBlockSpec is a lease: the CIDR belongs to the node. A shared block is

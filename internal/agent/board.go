@@ -25,7 +25,7 @@ type service struct {
 	podMTU   int // bytes
 	// pools says which pools serve a pod; nil while they have not been read.
 	pools *pool.Index
-	// kept maps pod -> the address that is kept for it, on this node.
+	// kept maps pod's interface -> the address that is kept for it, on this node.
 	kept map[keptPod]netip.Addr
 	// ceded are addresses of the node's ranges that other nodes hold or ask for.
 	ceded []netip.Addr

@@ -188,6 +188,9 @@ func (w wanted) common() string {
 	return b.String()
 }
 
+// firstInterface is what container runtimes call a pod's first interface.
+const firstInterface = "eth0"
+
 // wantsOf says which addresses will do for a request. A pod that is not known
 // yet waits: what it says of its addresses is never guessed.
 func (s *server) wantsOf(now service, req cniwire.Request) (wanted, error) {
@@ -205,6 +208,9 @@ func (s *server) wantsOf(now service, req cniwire.Request) (wanted, error) {
 		r.NamespaceLabels, r.NSAnnotated = words.NamespaceLabels, words.NSAnnotated
 		if words.StatefulSet != "" {
 			kept = share.Kept{Namespace: req.Pod.Namespace, Pod: req.Pod.Name, StatefulSet: words.StatefulSet, UID: words.StatefulSetUID}
+			if r.IfName != firstInterface {
+				kept.Interface = r.IfName
+			}
 		}
 	}
 	families, err := familiesOf(now, req)

@@ -179,6 +179,53 @@ func TestStatefulSetKeepsItsAddress(t *testing.T) {
 	}
 }
 
+// TestStatefulSetKeepsEachInterfacesAddress: a pod of a StatefulSet with two interfaces
+// on one pool has both, and each keeps its own on another node, in whatever order they
+// are made.
+func TestStatefulSetKeepsEachInterfacesAddress(t *testing.T) {
+	api, agents := twoNodes(t, spiderPool(t, "p", "10.244.9.1-10.244.9.4", isDefault))
+	api.sayOf("web-0", kube.PodWords{StatefulSet: "web", StatefulSetUID: "uid-web"})
+	ask := func(verb cniwire.Verb, container, ifName string) cniwire.Request {
+		at := attachment(container)
+		at.IfName = ifName
+		return cniwire.Request{Verb: verb, Attachment: at, IPAM: "spiderpool", Pod: podNamed("web-0")}
+	}
+	add := func(on, container, ifName string) (got netip.Addr) {
+		t.Helper()
+		var err error
+		for range 20 { // as the kubelet does
+			var resp cniwire.Response
+			if resp, err = agents[on].call(ask(cniwire.Add, container, ifName)); err == nil {
+				return resp.Addresses[0]
+			}
+		}
+		t.Fatalf("ADD %s of web-0 on %s: %v", ifName, on, err)
+		return got
+	}
+	first, second := add("a", "c1", "eth0"), add("a", "c1", "net1")
+	if first == second {
+		t.Fatalf("both interfaces have %s", first)
+	}
+	for _, ifName := range []string{"net1", "eth0"} {
+		if _, err := agents["a"].call(ask(cniwire.Del, "c1", ifName)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if got := add("b", "c2", "net1"); got != second {
+		t.Errorf("net1 had %s, and on another node %s", second, got)
+	}
+	if got := add("b", "c2", "eth0"); got != first {
+		t.Errorf("eth0 had %s, and on another node %s", first, got)
+	}
+	api.mu.Lock()
+	defer api.mu.Unlock()
+	for _, l := range api.leases {
+		if of := map[netip.Addr]string{first: "", second: "net1"}[l.Address()]; l.IsSingle() && l.KeptFor.Interface != of {
+			t.Errorf("%s is kept for interface %q, want %q", l.Address(), l.KeptFor.Interface, of)
+		}
+	}
+}
+
 // TestFixedAddressMoves: an address of a's podCIDR, asked for on b, goes there
 // once a has let go of it: by a tunnel, and a gives it to nobody.
 func TestFixedAddressMoves(t *testing.T) {

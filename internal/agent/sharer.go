@@ -381,7 +381,8 @@ func cededAddresses(node string, leases []kube.Lease) []netip.Addr {
 	return out
 }
 
-// keptAddresses maps pod -> the address of a family that is kept for it here.
+// keptAddresses maps pod's interface -> the address of a family that is kept for it
+// here.
 func keptAddresses(singles []kube.Lease) map[keptPod]netip.Addr {
 	out := map[keptPod]netip.Addr{}
 	for _, l := range singles {
@@ -392,7 +393,7 @@ func keptAddresses(singles []kube.Lease) map[keptPod]netip.Addr {
 	return out
 }
 
-// keptPod is a pod that an address of the family is kept for.
+// keptPod is a pod's interface that an address of the family is kept for.
 type keptPod struct {
 	share.Kept
 	family ipam.Family

@@ -71,7 +71,7 @@ func TestSingleAddressesAtTheAPIServer(t *testing.T) {
 		}
 	}()
 	claim := share.Claim{Lease: Lease{Prefix: address, Generation: 1, Pool: "AddressPool/p",
-		KeptFor: share.Kept{Namespace: "d", Pod: "web-0", StatefulSet: "web", UID: "u"}}, Within: block}
+		KeptFor: share.Kept{Namespace: "d", Pod: "web-0", StatefulSet: "web", UID: "u", Interface: "net1"}}, Within: block}
 	if _, err := claimOne(t, a, claim); err == nil || remains(t, c, address) {
 		t.Errorf("of a block that is not shared: %v", err)
 	}

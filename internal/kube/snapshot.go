@@ -122,7 +122,7 @@ func leaseOf(b *v1alpha1.AddressBlock) (Lease, bool) {
 	l := Lease{Prefix: p, Node: sp.Node, NodeUID: sp.NodeUID, Generation: sp.Generation, ObjectUID: string(b.UID), Version: b.ResourceVersion,
 		Sharing: share.Sharing(sp.Sharing), Pool: sp.Pool, From: sp.From, Grant: share.Grant(sp.Grant), Reason: sp.GrantReason}
 	if k := sp.KeptFor; k != nil {
-		l.KeptFor = share.Kept{Namespace: k.Namespace, Pod: k.Pod, StatefulSet: k.StatefulSet, UID: k.UID}
+		l.KeptFor = share.Kept(*k)
 	}
 	return l, err == nil
 }
@@ -136,7 +136,8 @@ func blockOf(l Lease) *v1alpha1.AddressBlock {
 			Sharing: v1alpha1.Sharing(l.Sharing), Pool: l.Pool, From: l.From, Grant: v1alpha1.Grant(l.Grant), GrantReason: l.Reason},
 	}
 	if k := l.KeptFor; k != (share.Kept{}) {
-		b.Spec.KeptFor = &v1alpha1.KeptFor{Namespace: k.Namespace, Pod: k.Pod, StatefulSet: k.StatefulSet, UID: k.UID}
+		kept := v1alpha1.KeptFor(k)
+		b.Spec.KeptFor = &kept
 	}
 	return b
 }

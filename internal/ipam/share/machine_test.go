@@ -383,7 +383,8 @@ func (m *machine) add(t *rapid.T) {
 		n.Pools = []string{"P"}
 	case 3:
 		n.Pools = []string{"P"}
-		n.KeptFor = share.Kept{Namespace: "d", Pod: rapid.SampledFrom([]string{"web-0", "web-1"}).Draw(t, "ordinal"), StatefulSet: "web", UID: "u"}
+		n.KeptFor = share.Kept{Namespace: "d", Pod: rapid.SampledFrom([]string{"web-0", "web-1"}).Draw(t, "ordinal"), StatefulSet: "web", UID: "u",
+			Interface: rapid.SampledFrom([]string{"", "net1"}).Draw(t, "interface")}
 		for _, other := range m.peers { // one of them runs at a time
 			for id, o := range other.needs {
 				if o.KeptFor == n.KeptFor {

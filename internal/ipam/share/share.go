@@ -58,6 +58,8 @@ const (
 // Kept is the pod that an address outlives: one of a StatefulSet's.
 type Kept struct {
 	Namespace, Pod, StatefulSet, UID string
+	// Interface is the pod's interface that has the address; "" is its first.
+	Interface string
 }
 
 // Lease is an AddressBlock: a range that belongs to a node, a shared block, or a
