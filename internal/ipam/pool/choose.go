@@ -25,6 +25,7 @@ type Index struct {
 	byName   map[string][]*Pool // name -> those of any kind
 	sorted   []*Pool            // all, in their order
 	defaults []*Pool            // those with Default that this node may use, in their order
+	idle     []*Pool            // the first of those with Default that would serve this node, and serve nobody
 	passed   map[ID]string      // why this node may not use it
 	refused  map[ID]bool        // not accepted
 }
@@ -32,11 +33,18 @@ type Index struct {
 // NewIndex makes an index of pools and what Judge said of them.
 func NewIndex(pools []*Pool, verdicts map[ID]Verdict, node Node) *Index {
 	x := newIndex(pools, func(p *Pool) string { return node.unfit(p, verdicts[p.ID()]) })
-	for _, p := range pools {
+	for _, p := range x.sorted {
 		x.refused[p.ID()] = !verdicts[p.ID()].Accepted
+		if p.Default && x.passed[p.ID()] != "" && node.excluded(p) == "" && len(x.idle) < idleMost {
+			x.idle = append(x.idle, p)
+		}
 	}
 	return x
 }
+
+// idleMost bounds the default pools that a request is told of though they serve
+// nobody.
+const idleMost = 5
 
 // Resume makes an index of the pools that an Index of before called Usable on this
 // node. They are usable still: what the node's labels are need not be known.
@@ -68,6 +76,13 @@ func (n Node) unfit(p *Pool, v Verdict) string {
 		return "being deleted"
 	case p.Disabled:
 		return "disabled"
+	}
+	return n.excluded(p)
+}
+
+// excluded says why a pool is not for the node, whatever its state.
+func (n Node) excluded(p *Pool) string {
+	switch {
 	case len(p.NodeNames) > 0 && !slices.Contains(p.NodeNames, n.Name):
 		return "not for this node (nodeName)"
 	case len(p.NodeNames) == 0 && !p.Nodes.Matches(n.Labels):
@@ -210,8 +225,10 @@ func (x *Index) chooseDefaults(r Request) Choice {
 				c.Passed = append(c.Passed, fmt.Sprintf("%s is %s", p.Name, why))
 			}
 		}
-		if len(c.Pools[f]) == 0 {
-			delete(c.Pools, f)
+		for _, p := range x.idle {
+			if p.Has(f) || len(p.Ranges) == 0 { // with a mistake it has none
+				c.Passed = append(c.Passed, fmt.Sprintf("%s is %s", p.Name, x.passed[p.ID()]))
+			}
 		}
 	}
 	return c

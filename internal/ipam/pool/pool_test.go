@@ -124,6 +124,36 @@ func TestOrderAmongEquals(t *testing.T) {
 	}
 }
 
+// TestDefaultPoolsThatServeNobody: a default pool that would be for the pod and may
+// not serve is named as passed over, the first few of many, and one of another node is
+// not.
+func TestDefaultPoolsThatServeNobody(t *testing.T) {
+	pools := []*pool.Pool{
+		made("off", "10.244.0.1", byDefault, func(p *pool.Pool) { p.Disabled = true }),
+		made("going", "10.244.0.2", byDefault, func(p *pool.Pool) { p.Deleting = true }),
+		made("wrong", "10.244.0.3", byDefault, func(p *pool.Pool) { p.Invalid, p.Ranges = "spec.ips[0]: is reversed", nil }),
+		made("overlaps", "10.244.0.2", byDefault, func(p *pool.Pool) { p.Created = 1 }),
+		made("elsewhere", "10.244.0.4", byDefault, func(p *pool.Pool) { p.Disabled, p.NodeNames = true, []string{"b"} }),
+		made("named", "10.244.0.5", func(p *pool.Pool) { p.Disabled = true }),
+	}
+	c, err := index("a", pools...).Choose(request())
+	passed := strings.Join(c.Passed, "; ")
+	if err != nil || len(c.Pools) > 0 || len(c.Passed) != 4 {
+		t.Errorf("chosen: %v, %v, passed over: %s", c.Pools, err, passed)
+	}
+	for _, says := range []string{"off is disabled", "going is being deleted", "wrong is not accepted (spec.ips[0]: is reversed", "overlaps is not accepted"} {
+		if !strings.Contains(passed, says) {
+			t.Errorf("passed over: %s; want %q", passed, says)
+		}
+	}
+	for i := range 9 {
+		pools = append(pools, made(fmt.Sprint("more", i), "10.244.1.1", byDefault, func(p *pool.Pool) { p.Disabled = true }))
+	}
+	if c, _ := index("a", pools...).Choose(request()); len(c.Passed) != 5 {
+		t.Errorf("of many, %d are named: %v", len(c.Passed), c.Passed)
+	}
+}
+
 // TestPassedOver: each reason why a pool that is named does not serve.
 func TestPassedOver(t *testing.T) {
 	for _, test := range []struct {
