@@ -3,6 +3,7 @@ package report
 import (
 	"cmp"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"maps"
@@ -85,6 +86,9 @@ func allocatedOf(text *string) (map[netip.Addr]spiderRecord, error) {
 	var read map[netip.Addr]spiderRecord
 	if err := json.Unmarshal([]byte(*text), &read); err != nil {
 		return nil, fmt.Errorf("not a map of addresses to pods: %w", err)
+	}
+	if _, empty := read[netip.Addr{}]; empty {
+		return nil, errors.New("not a map of addresses to pods: a pod has no address")
 	}
 	return read, nil
 }
