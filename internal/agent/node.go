@@ -176,6 +176,7 @@ func (n *node) sweep() {
 // pass looks at everything once. What can be done is done, also when something
 // else fails.
 func (n *node) pass(ctx context.Context) error {
+	n.sharer.begin()
 	view, err := n.cluster.View()
 	if err != nil {
 		return n.withoutCluster(ctx, "the API server has not answered yet", err.Error())

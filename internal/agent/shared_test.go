@@ -179,6 +179,25 @@ func TestStatefulSetKeepsItsAddress(t *testing.T) {
 	}
 }
 
+// TestWhatWasDoneIsInTheView: nothing is decided on a view that was begun before
+// something was done, though it comes to its end afterwards: it would lease a second
+// address for a pod.
+func TestWhatWasDoneIsInTheView(t *testing.T) {
+	s := newSharer(nil, nil, &Config{}, nil, nil)
+	see := func() bool { s.see(share.Input{}); return s.input != nil }
+	if s.begin(); !see() {
+		t.Error("the first view does not count")
+	}
+	s.begin()
+	s.consume()
+	if see() {
+		t.Error("a view counts that was begun before something was done")
+	}
+	if s.begin(); !see() {
+		t.Error("the next view does not count")
+	}
+}
+
 // TestStatefulSetKeepsEachInterfacesAddress: a pod of a StatefulSet with two interfaces
 // on one pool has both, and each keeps its own on another node, in whatever order they
 // are made.

@@ -59,8 +59,8 @@ type sharer struct {
 	read   bool            // leases are to be read
 	asked  map[string]bool // blocks that were asked for: object and version
 	input  *share.Input    // nil while there is nothing to decide on
-	// views counts those that were admitted, stale those of them that do not show
-	// what was done since.
+	// views counts those that were begun, stale those of them that may not show what
+	// was done since.
 	views, stale int
 	needs        []waiting // in the order that pods began to wait
 	waits        map[string]string
@@ -73,6 +73,13 @@ func newSharer(api shareAPI, book *addresses.Book, cfg *Config, m *metrics, done
 // more asks for a look at what is needed now.
 func (s *sharer) more() { notify(s.kick) }
 
+// begin says that a view is taken from here on: what is done before is in it.
+func (s *sharer) begin() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.views++
+}
+
 // admit returns the view with the leases that the node may rely on; false while
 // that is not known. A podCIDR of the node is not shown before the leases were
 // read after it, since a part of it may be shared; known are those that the node
@@ -80,7 +87,6 @@ func (s *sharer) more() { notify(s.kick) }
 func (s *sharer) admit(v kube.View, known []netip.Prefix) (kube.View, bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.views++
 	node, now := v.Snapshot.Self, time.Now()
 	own := self(v.Snapshot).NodeCIDRs
 	s.unread = own
