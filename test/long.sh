@@ -21,6 +21,9 @@ in_lab() {
   return $rc
 }
 
+# A run that is cut short leaves no lab; the programs' own tests see to theirs.
+trap 'bin/ropeway-lab --name long down; exit 130' INT TERM
+
 for part in $parts; do
   case $part in
   scenarios)
