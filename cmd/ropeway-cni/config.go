@@ -108,7 +108,7 @@ func (f *flag) UnmarshalJSON(data []byte) error {
 
 // served reports whether the agent allocates for this ipam.type.
 func served(ipamType string) bool {
-	return slices.Contains([]string{"", "ropeway-ipam", "calico-ipam", "spiderpool"}, ipamType)
+	return ipamType == "" || cniwire.IsServed(ipamType)
 }
 
 // readConf reads and validates the configuration of everything but DEL.

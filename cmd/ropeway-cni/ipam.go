@@ -24,7 +24,7 @@ func (p *plugin) ipamJob(args *skel.CmdArgs) (*job, error) {
 	if err != nil {
 		return nil, err
 	}
-	j.conf.IPAM.Type = p.name
+	j.conf.IPAM.Type, j.otherMain = p.name, true
 	return j, nil
 }
 
@@ -52,7 +52,8 @@ func (p *plugin) ipamAdd(args *skel.CmdArgs) error {
 }
 
 // lease is the result of an IPAM plugin (section 5, "Delegated plugins"): main
-// plugins need each address with the length of its subnet, and a gateway.
+// plugins need each address with the length of its subnet, and a gateway, through
+// which everything goes that no route says. An underlay's pool may have none.
 func (j *job) lease(ctx context.Context, resp cniwire.Response) (*types100.Result, error) {
 	out := &types100.Result{CNIVersion: types100.ImplementedSpecVersion, DNS: j.conf.DNS}
 	subnets, gateways := resp.Subnets, resp.Gateways
@@ -70,8 +71,10 @@ func (j *job) lease(ctx context.Context, resp cniwire.Response) (*types100.Resul
 		return nil, err
 	}
 	if len(dsts) == 0 {
-		for _, a := range resp.Addresses {
-			dsts = append(dsts, everything(a))
+		for i, a := range resp.Addresses {
+			if gateways[i].IsValid() {
+				dsts = append(dsts, everything(a))
+			}
 		}
 	}
 	for _, dst := range dsts {

@@ -35,6 +35,8 @@ type job struct {
 	pod  cniwire.Pod
 	// exact are the addresses that the runtime asks for.
 	exact []netip.Addr
+	// otherMain is true where another main plugin makes the interface.
+	otherMain bool
 }
 
 // job reads what every verb but DEL needs, strictly.
@@ -72,7 +74,7 @@ func (p *plugin) newJob(args *skel.CmdArgs, conf *netConf, pod cniwire.Pod) *job
 
 // ask sends a request about the job's attachment to the agent.
 func (j *job) ask(ctx context.Context, verb cniwire.Verb, fill func(*cniwire.Request)) (cniwire.Response, error) {
-	req := cniwire.Request{Verb: verb, Attachment: j.att, Pod: j.pod, Netns: j.args.Netns, IPAM: j.conf.IPAM.Type}
+	req := cniwire.Request{Verb: verb, Attachment: j.att, Pod: j.pod, Netns: j.args.Netns, IPAM: j.conf.IPAM.Type, OtherMain: j.otherMain}
 	if fill != nil {
 		fill(&req)
 	}

@@ -31,6 +31,7 @@ type fakeAPI struct {
 	alive     bool
 	clients   []*fakeClient
 	pools     []*pool.Pool
+	unpooled  bool // no pool has been read
 	reserved  []netip.Prefix
 	labels    map[string]map[string]string // node -> its labels
 	// words maps pod -> what it says; pods that are not there say nothing,
@@ -115,6 +116,7 @@ type fakeClient struct {
 	mu     sync.Mutex
 	last   *kube.View
 	events []string
+	viewed func() // called when a view was taken, before anybody has it
 }
 
 func (a *fakeAPI) client(node string) *fakeClient {
@@ -172,6 +174,17 @@ func (c *fakeClient) eventsNow() string {
 }
 
 func (c *fakeClient) View() (kube.View, error) {
+	v, err := c.look()
+	c.mu.Lock()
+	viewed := c.viewed
+	c.mu.Unlock()
+	if viewed != nil {
+		viewed()
+	}
+	return v, err
+}
+
+func (c *fakeClient) look() (kube.View, error) {
 	c.api.mu.Lock()
 	defer c.api.mu.Unlock()
 	c.mu.Lock()
@@ -189,7 +202,9 @@ func (c *fakeClient) View() (kube.View, error) {
 
 func (a *fakeAPI) view(self string) kube.View {
 	v := kube.View{Condition: a.condition[self], ControllerAlive: a.alive, Leases: slices.Clone(a.leases), Problem: a.problem}
-	v.Pools, v.Reserved, v.PoolsKnown, v.NodeLabels = slices.Clone(a.pools), a.reserved, true, a.labels[self]
+	if v.PoolsKnown, v.NodeLabels = !a.unpooled, a.labels[self]; v.PoolsKnown {
+		v.Pools, v.Reserved = slices.Clone(a.pools), a.reserved
+	}
 	v.Snapshot = plan.Snapshot{Self: self}
 	if a.problem == "" {
 		v.Snapshot.Network = a.network

@@ -41,6 +41,7 @@ type leaser struct {
 	releasing map[netip.Prefix]bool
 
 	mu      sync.Mutex
+	sight   sight
 	view    *leaseView // nil while there is none to decide on
 	problem string
 	// written are the ranges of the node's state file, which an agent that
@@ -94,11 +95,20 @@ func newLeaseView(v kube.View, sources []netip.Addr, p *pools) *leaseView {
 	return seen
 }
 
+// begin says that a view is taken from here on.
+func (l *leaser) begin() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.sight.begin()
+}
+
 // see tells the leaser what the cluster and the node are like.
 func (l *leaser) see(v kube.View, sources []netip.Addr, p *pools) {
 	seen := newLeaseView(v, sources, p)
 	l.mu.Lock()
-	l.view = seen
+	if l.sight.clear() {
+		l.view = seen
+	}
 	l.mu.Unlock()
 	l.more()
 }
@@ -208,20 +218,20 @@ func (l *leaser) step(ctx context.Context) error {
 		err = l.do(ctx, decision, &changed)
 	}
 	if changed {
-		l.consume(view)
+		l.consume()
 		l.done()
 	}
 	return err
 }
 
-// consume forgets a view that was acted upon: the next decision needs one that
-// shows what came of this one. The node loop, which done wakes, brings it.
-func (l *leaser) consume(view *leaseView) {
+// consume forgets what does not show what came of a decision: the view that was acted
+// upon, and the one that the node loop may just be at. The next one, which done asks
+// for, does. A block that was given back would be taken for one that is needed after all.
+func (l *leaser) consume() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.view == view {
-		l.view = nil
-	}
+	l.view = nil
+	l.sight.act()
 }
 
 // keep gives again from blocks that were withdrawn and are needed after all, and

@@ -52,6 +52,7 @@ func (b *leaserBench) run(ctx context.Context) {
 	go b.leaser.run(ctx)
 	go func() {
 		for {
+			b.leaser.begin()
 			if v, err := b.client.View(); err == nil {
 				ranges := rangesOf(v.Snapshot, b.sources(v))
 				b.book.SetRanges(ranges)
@@ -154,6 +155,7 @@ func TestLeaseRace(t *testing.T) {
 		b.api.change(func(a *fakeAPI) {
 			a.leases = append(a.leases, kube.Lease{Prefix: d.Claim[0], Node: "b", NodeUID: "uid-b"})
 		})
+		b.leaser.begin()
 		b.leaser.see(v, nil, &pools{})
 		if err := b.leaser.step(t.Context()); !kube.IsTaken(err) {
 			t.Fatalf("got %v, want that it is taken", err)
@@ -218,6 +220,81 @@ func TestNeededAfterAll(t *testing.T) {
 		}
 		if err := release(); err != nil || len(b.api.leasesOf("a")) != 0 {
 			t.Errorf("released in the end: %v, leases %v", err, b.api.leasesOf("a"))
+		}
+	})
+}
+
+// leasesWatched is a leaseAPI that tells of releases.
+type leasesWatched struct {
+	leaseAPI
+	released func()
+}
+
+func (l leasesWatched) ReleaseBlock(ctx context.Context, block netip.Prefix) error {
+	err := l.leaseAPI.ReleaseBlock(ctx, block)
+	l.released()
+	return err
+}
+
+// TestReleasedWhileTheLoopLooks: what was given back is not given from again, though
+// the node loop looked at the leases while it was: of several blocks that go together it
+// saw some.
+func TestReleasedWhileTheLoopLooks(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newLeaserBench(t)
+		defer b.book.Close()
+		var blocks []netip.Prefix
+		for i := range 8 {
+			blocks = append(blocks, netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 244, byte(i / 4), byte(i%4) * 64}), 26))
+		}
+		b.api.change(func(a *fakeAPI) {
+			for _, p := range blocks {
+				a.leases = append(a.leases, kube.Lease{Prefix: p, Node: "a", NodeUID: "uid-a"})
+			}
+		})
+		var during kube.View
+		look := func() kube.View {
+			b.leaser.begin()
+			v, err := b.client.View()
+			if err != nil {
+				t.Fatal(err)
+			}
+			return v
+		}
+		b.leaser.api = leasesWatched{b.client, func() {
+			if len(b.api.leasesOf("a")) == 7 {
+				during = look()
+			}
+		}}
+		pass := func(v kube.View) {
+			t.Helper()
+			ranges := rangesOf(v.Snapshot, b.sources(v))
+			b.book.SetRanges(ranges)
+			b.leaser.see(v, b.sources(v), &pools{})
+			b.leaser.wrote(prefixesOf(b.book.Lasting(ranges)))
+			if err := b.leaser.step(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+		}
+		pass(look())
+		for i := range 4 { // one pod in each of the first four
+			a := plan.SourceOf(blocks[i]).Next()
+			if _, err := b.book.Allocate(ipam.Key{Network: "n", ContainerID: fmt.Sprint(i), IfName: "eth0"}, ipam.Owner{}, []ipam.Want{{Family: ipam.IPv4, Exact: a}}, ""); err != nil {
+				t.Fatal(err)
+			}
+		}
+		time.Sleep(lease.EmptyFor + time.Minute)
+		for range 2 { // they are withdrawn, and, once the state file has them no more, given back
+			pass(look())
+		}
+		if left := b.api.leasesOf("a"); len(left) != 4 || during.NodeUID == "" {
+			t.Fatalf("leases %v; the loop looked meanwhile: %t", left, during.NodeUID != "")
+		}
+		pass(during)
+		for _, p := range blocks[4:] {
+			if b.book.Gives(plan.SourceOf(p).Next()) {
+				t.Errorf("the node gives of %s, which it has given back", p)
+			}
 		}
 	})
 }

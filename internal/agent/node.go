@@ -132,7 +132,7 @@ func (n *node) resume(ctx context.Context) {
 	n.kernelDirty = true
 	if n.last.NodeUID != "" {
 		n.programmed = true
-		n.pools.resume(n.last.Pools)
+		n.pools.resume(n.last.Pools, n.last.Network.PodCIDRs)
 		n.serveLast()
 		return
 	}
@@ -177,6 +177,7 @@ func (n *node) sweep() {
 // else fails.
 func (n *node) pass(ctx context.Context) error {
 	n.sharer.begin()
+	n.leaser.begin()
 	view, err := n.cluster.View()
 	if err != nil {
 		return n.withoutCluster(ctx, "the API server has not answered yet", err.Error())
@@ -191,7 +192,6 @@ func (n *node) pass(ctx context.Context) error {
 	}
 	n.hold, n.admitted = "", true
 	n.pools.update(view)
-	n.last.Pools = n.pools.usable
 	snapshot := n.overlay(view)
 	now := time.Now()
 	snapshot.HeldBack = n.moves.Hold(now, snapshot)
@@ -203,10 +203,14 @@ func (n *node) pass(ctx context.Context) error {
 	if n.setErr == nil {
 		n.setBy = view.NetworkGeneration
 	}
-	singles := n.pools.singles(snapshot.Self, view.Leases)
 	n.ceded = cededAddresses(snapshot.Self, view.Leases)
-	n.serve(snapshot, want, singles)
-	n.leaser.see(view, sendingFrom(n.last.Sources), &n.pools)
+	if view.PoolsKnown {
+		n.last.Pools = n.pools.usable
+		n.serve(snapshot, want, n.pools.singles(snapshot.Self, view.Leases))
+		n.leaser.see(view, sendingFrom(n.last.Sources), &n.pools)
+	} else {
+		n.servePoolsUnread(snapshot, want)
+	}
 	n.prober.Set(probeView(snapshot, want, n.report.MTUs))
 	if !n.seeded {
 		n.prober.Seed(view.Snapshot.Probes)
@@ -215,7 +219,7 @@ func (n *node) pass(ctx context.Context) error {
 	conflistErr := n.installer.step(n.programmed && n.mayJoin(view))
 	n.publisher.publish(n.status(snapshot, want))
 	saveErr := errors.Join(n.save(), n.words.keep())
-	if saveErr == nil && n.usable { // otherwise nothing was written: another agent would still give what was given away
+	if saveErr == nil && n.usable && view.PoolsKnown { // otherwise nothing was written: another agent would still give what was given away
 		n.sharer.see(n.shareInput(view, self(snapshot)))
 	}
 	return errors.Join(n.setErr, conflistErr, saveErr)
@@ -353,6 +357,18 @@ func (n *node) serveLast() {
 	n.offer(n.service(nil))
 }
 
+// servePoolsUnread is serve while the pools have not been read from the API server.
+// Without those of the agent before, nobody is given an address of ours meanwhile. With
+// them, what they state of the node's ranges is still theirs.
+func (n *node) servePoolsUnread(s plan.Snapshot, want plan.State) {
+	if n.pools.index == nil {
+		n.serve(s, want, nil)
+		return
+	}
+	n.last.Network, n.last.NodeCIDRs = s.Network, self(s).NodeCIDRs
+	n.serveLast()
+}
+
 // offer serves pods by s, and notes now and then that it does: STATUS goes by that
 // note while there is no agent.
 func (n *node) offer(s service) {
@@ -440,7 +456,7 @@ func (n *node) proven(v kube.View) bool {
 // save writes the state file, if something in it changed. Blocks that are being
 // given back are left out: others may have them soon.
 func (n *node) save() error {
-	if !n.usable {
+	if !n.usable || n.pools.index == nil { // of pools that were never read, the next agent would think that there are none
 		return nil
 	}
 	state := n.last

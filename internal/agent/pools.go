@@ -39,29 +39,38 @@ type pools struct {
 
 	index *pool.Index // nil while the pools have not been read
 	// usable are those that this node gives addresses of, stated what all that
-	// are accepted state: nothing else gives that.
+	// are accepted state of the pod network: nothing else gives that.
 	usable []*pool.Pool
 	stated []netip.Prefix
+	// underlay are those outside the pod network that are accepted.
+	underlay []*pool.Pool
 }
 
 // update looks at the pools again, if anything about them changed.
 func (p *pools) update(v kube.View) {
 	podCIDRs := v.Snapshot.Network.PodCIDRs
+	if !v.PoolsKnown {
+		return
+	}
 	same := p.index != nil && slices.Equal(p.seen, v.Pools) && slices.Equal(p.podCIDRs, podCIDRs) && equalMaps(p.labels, v.NodeLabels)
-	if p.reserved = v.Reserved; same || !v.PoolsKnown {
+	if p.reserved = v.Reserved; same {
 		return
 	}
 	verdicts := pool.Judge(v.Pools, podCIDRs)
 	index := pool.NewIndex(v.Pools, verdicts, pool.Node{Name: v.Snapshot.Self, Labels: v.NodeLabels})
 	*p = pools{seen: v.Pools, podCIDRs: podCIDRs, labels: v.NodeLabels, reserved: v.Reserved, index: index, usable: index.Usable()}
 	for _, one := range v.Pools {
-		if verdicts[one.ID()].Accepted {
+		switch verdict := verdicts[one.ID()]; {
+		case verdict.Underlay:
+			p.underlay = append(p.underlay, one)
+		case verdict.Accepted:
 			p.stated = append(p.stated, one.Ranges...)
 		}
 	}
 }
 
-// givable returns, of each pool that the node gives of, what pods may get.
+// givable returns, of each pool that the node gives of, what pods may get of the pod
+// network.
 func (p *pools) givable(sources []netip.Addr) [][]netip.Prefix {
 	if len(p.usable) == 0 {
 		return nil
@@ -72,13 +81,17 @@ func (p *pools) givable(sources []netip.Addr) [][]netip.Prefix {
 	}
 	out := make([][]netip.Prefix, 0, len(p.usable))
 	for _, one := range p.usable {
-		out = append(out, cidr.Subtract(one.Ranges, barred))
+		if !p.index.Underlay(one) {
+			out = append(out, cidr.Subtract(one.Ranges, barred))
+		}
 	}
 	return out
 }
 
 // resume goes on with what the node's last agent knew.
-func (p *pools) resume(usable []*pool.Pool) { p.index = pool.Resume(usable) }
+func (p *pools) resume(usable []*pool.Pool, podCIDRs []netip.Prefix) {
+	p.index = pool.Resume(usable, podCIDRs)
+}
 
 func equalMaps(a, b map[string]string) bool {
 	if len(a) != len(b) {
@@ -198,7 +211,7 @@ func (s *server) wantsOf(now service, req cniwire.Request) (wanted, error) {
 		return wanted{}, poolsUnread()
 	}
 	var kept share.Kept
-	r := pool.Request{Namespace: req.Pod.Namespace, IfName: req.Attachment.IfName, Network: req.Attachment.Network}
+	r := pool.Request{Namespace: req.Pod.Namespace, IfName: req.Attachment.IfName, Network: req.Attachment.Network, OtherMain: req.OtherMain}
 	if req.Pod.Name != "" {
 		words, known := s.pods.PodWords(req.Pod.Namespace, req.Pod.Name, req.Pod.UID)
 		if !known {
@@ -301,7 +314,8 @@ func (s *server) explain(now service, w wanted, err error) error {
 	for _, want := range w.wants {
 		a := want.Exact
 		_, own := now.owns(a)
-		elsewhere := (!own || slices.Contains(now.ceded, a)) && want.Pools != nil && slices.ContainsFunc(now.podCIDRs, func(p netip.Prefix) bool { return p.Contains(a) })
+		leasable := w.pool(a) != nil || slices.ContainsFunc(now.podCIDRs, func(p netip.Prefix) bool { return p.Contains(a) })
+		elsewhere := (!own || slices.Contains(now.ceded, a)) && want.Pools != nil && leasable
 		if a.IsValid() && !s.book.Gives(a) && !elsewhere {
 			return &cniwire.Error{Code: cniwire.CodeNoAddress, Msg: fmt.Sprintf(
 				"the address %s is asked for, and this node cannot give it: its CIDRs are %v, without its own addresses and what pools keep for others; ask for another, or let the pod run on the node that has it", a, now.cidrs)}
@@ -331,11 +345,12 @@ func (s *server) explain(now service, w wanted, err error) error {
 	return err
 }
 
-// answerFor says of an address its network and gateway, for other main plugins.
+// answerFor says of an address its network and gateway, for other main plugins. One of
+// an underlay's pool without a gateway has none.
 func (w wanted) answerFor(now service, a netip.Addr) (netip.Prefix, netip.Addr) {
 	if p := w.pool(a); p != nil {
 		subnet, ok := p.Within(a)
-		if gateway := p.Gateway(ipam.FamilyOf(a)); ok && gateway.IsValid() {
+		if gateway := p.Gateway(ipam.FamilyOf(a)); ok && (gateway.IsValid() || now.pools.Underlay(p)) {
 			return subnet, gateway
 		}
 	}

@@ -12,6 +12,7 @@ import (
 
 	"ropeway.dev/ropeway/internal/agent/probe"
 	"ropeway.dev/ropeway/internal/cniwire"
+	"ropeway.dev/ropeway/internal/ipam"
 	"ropeway.dev/ropeway/internal/ipam/pool"
 	"ropeway.dev/ropeway/internal/kube"
 )
@@ -114,6 +115,122 @@ func TestPoolInAPodCIDRBesideBlocks(t *testing.T) {
 			}
 		}
 	})
+}
+
+// TestPoolsUnreadAfterARestart: an agent that hears of nodes before it hears of pools
+// knows those of the agent before: it gives nothing of theirs to other pods, lets go of
+// nothing that is kept, and the next agent knows them as well.
+func TestPoolsUnreadAfterARestart(t *testing.T) {
+	api, agents := twoNodes(t,
+		spiderPool(t, "mine", "10.244.0.2-10.244.0.9"),
+		spiderPool(t, "shared", "10.244.9.1-10.244.9.2"))
+	named := func(name string) map[string]string {
+		return map[string]string{pool.AnnotationPool: `{"ipv4": ["` + name + `"]}`}
+	}
+	api.sayOf("web-0", kube.PodWords{StatefulSet: "web", StatefulSetUID: "uid-web", Annotations: named("shared")})
+	api.sayOf("its", kube.PodWords{Annotations: named("mine")})
+	a := agents["a"]
+	kept := a.insist("c1", podNamed("web-0"))
+	a.del("c1")
+	eventually(t, func() string {
+		api.mu.Lock()
+		defer api.mu.Unlock()
+		if !slices.ContainsFunc(api.leases, func(l kube.Lease) bool { return l.IsSingle() && l.Node == "" }) {
+			return "the kept address to be left to whoever comes"
+		}
+		return ""
+	})
+	for range 2 {
+		a.stop()
+		api.change(func(f *fakeAPI) { f.unpooled = true })
+		a = a.machine.start()
+		a.waitServing()
+		a.waitPasses()
+		if got := a.add("plain"); api.pools[0].Contains(got[0]) {
+			t.Errorf("a pod that asks for no pool has %s", got[0])
+		}
+		a.del("plain")
+		if got, err := a.try("c2", podNamed("web-0")); err == nil {
+			t.Errorf("web-0 has %s", got)
+		}
+	}
+	if got, err := a.try("c3", podNamed("its")); err != nil || got.String() != "10.244.0.2" {
+		t.Errorf("a pod of the pool has %s, %v", got, err)
+	}
+	api.change(func(f *fakeAPI) { f.unpooled = false })
+	if got := a.insist("c4", podNamed("web-0")); got != kept {
+		t.Errorf("web-0 had %s, and has %s", kept, got)
+	}
+}
+
+// TestUnderlay: pods' interfaces that another main plugin makes get addresses outside
+// the pod network, each once, whatever the node; nobody routes them, and no pod of ours
+// gets one. What a node has itself is not given. One that a pod has of before is leased.
+func TestUnderlay(t *testing.T) {
+	under := &pool.Pool{Kind: pool.KindSpiderIPPool, Name: "under", UID: "uid-under", Subnets: prefixes("192.168.0.0/24"),
+		Ranges: prefixes("192.168.0.8/30"), Routes: []pool.Route{{Dst: netip.MustParsePrefix("172.16.0.0/12"), Via: netip.MustParseAddr("192.168.0.1")}}}
+	api, agents := twoNodes(t, under) // a's own address is 192.168.0.10
+	ask := func(on *runningAgent, verb cniwire.Verb, pod string) (cniwire.Response, error) {
+		at := attachment(pod)
+		at.IfName = "net1"
+		return on.call(cniwire.Request{Verb: verb, Attachment: at, IPAM: "spiderpool", Pod: podNamed(pod), IPv4Pools: []string{"under"}, OtherMain: true})
+	}
+	a, b := agents["a"], agents["b"]
+	found := netip.MustParseAddr("192.168.0.11")
+	if err := a.node.book.Record(keyOf(attachment("found")), ipam.Owner{}, []netip.Addr{found}, ""); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, func() string {
+		if !slices.Contains(api.leasesOf("a"), netip.PrefixFrom(found, 32)) {
+			return "a lease of what a pod has of before"
+		}
+		return ""
+	})
+	held := map[netip.Addr]bool{}
+	for pod, on := range map[string]*runningAgent{"p1": a, "p2": b} {
+		resp, err := ask(on, cniwire.Add, pod)
+		if err != nil {
+			t.Fatal(err)
+		}
+		got := resp.Addresses[0]
+		if held[got] || got != netip.MustParseAddr("192.168.0.8") && got != netip.MustParseAddr("192.168.0.9") {
+			t.Errorf("%s has %s beside %v", pod, got, held)
+		}
+		held[got] = true
+		if resp.Subnets[0] != netip.MustParsePrefix("192.168.0.0/24") || resp.Gateways[0].IsValid() || len(resp.Routes) != 1 {
+			t.Errorf("%s was answered %+v", pod, resp)
+		}
+	}
+	if resp, err := ask(b, cniwire.Add, "p3"); err == nil || !strings.Contains(err.Error(), "all in use") {
+		t.Errorf("a third pod: %v %v", resp.Addresses, err)
+	}
+	api.sayOf("ours", kube.PodWords{Annotations: map[string]string{pool.AnnotationPool: `{"ipv4": ["under"]}`}})
+	if got, err := a.try("ours", podNamed("ours")); err == nil || !strings.Contains(err.Error(), "under is outside the pod network") {
+		t.Errorf("a pod of ours: %v %v", got, err)
+	}
+	for _, on := range agents {
+		on.waitPasses()
+		for _, r := range on.node.look().State.Routes {
+			if under.Contains(r.Dst.Addr()) {
+				t.Errorf("%s has a route to %s", on.name, r.Dst)
+			}
+		}
+		if problems := on.node.look().State.Problems; len(problems) > 0 {
+			t.Errorf("%s has problems: %v", on.name, problems)
+		}
+	}
+	if _, err := ask(a, cniwire.Del, "p1"); err != nil {
+		t.Fatal(err)
+	}
+	for range 20 {
+		if resp, err := ask(b, cniwire.Add, "p3"); err == nil {
+			if !held[resp.Addresses[0]] {
+				t.Errorf("the third pod has %s", resp.Addresses[0])
+			}
+			return
+		}
+	}
+	t.Error("the third pod has none, though one has ended")
 }
 
 // TestStatedRangeIsSubtracted: a pool that nobody asks for keeps its addresses

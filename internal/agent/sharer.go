@@ -16,6 +16,7 @@ import (
 	"ropeway.dev/ropeway/internal/ipam/share"
 	"ropeway.dev/ropeway/internal/kube"
 	"ropeway.dev/ropeway/internal/plan"
+	"ropeway.dev/ropeway/internal/plan/cidr"
 )
 
 // blockShareAPI is where blocks are shared (kube.NodeClient).
@@ -59,11 +60,9 @@ type sharer struct {
 	read   bool            // leases are to be read
 	asked  map[string]bool // blocks that were asked for: object and version
 	input  *share.Input    // nil while there is nothing to decide on
-	// views counts those that were begun, stale those of them that may not show what
-	// was done since.
-	views, stale int
-	needs        []waiting // in the order that pods began to wait
-	waits        map[string]string
+	sight  sight
+	needs  []waiting // in the order that pods began to wait
+	waits  map[string]string
 }
 
 func newSharer(api shareAPI, book *addresses.Book, cfg *Config, m *metrics, done func()) *sharer {
@@ -73,11 +72,11 @@ func newSharer(api shareAPI, book *addresses.Book, cfg *Config, m *metrics, done
 // more asks for a look at what is needed now.
 func (s *sharer) more() { notify(s.kick) }
 
-// begin says that a view is taken from here on: what is done before is in it.
+// begin says that a view is taken from here on.
 func (s *sharer) begin() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.views++
+	s.sight.begin()
 }
 
 // admit returns the view with the leases that the node may rely on; false while
@@ -127,7 +126,7 @@ func (s *sharer) admit(v kube.View, known []netip.Prefix) (kube.View, bool) {
 // gives follows from it already, and is written down.
 func (s *sharer) see(in share.Input) {
 	s.mu.Lock()
-	if s.views > s.stale { // another one comes: done has asked for it
+	if s.sight.clear() {
 		s.input = &in
 	}
 	s.mu.Unlock()
@@ -270,7 +269,8 @@ func (s *sharer) decide() (*share.Input, share.Decision) {
 func (s *sharer) consume() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.input, s.stale = nil, s.views
+	s.input = nil
+	s.sight.act()
 }
 
 // do does what was decided: first what others wait for. It reports whether
@@ -319,6 +319,9 @@ func (n *node) shareInput(v kube.View, own plan.Node) share.Input {
 	for f, bits := range v.Snapshot.Network.BlockBits {
 		in.Bits[ipam.Family(f)] = bits
 	}
+	if len(n.pools.underlay) > 0 {
+		in.Found, in.Reserved = n.found(v.Leases), cidr.Aggregate(slices.Concat(v.Reserved, nodeAddresses(v.Snapshot.Nodes)))
+	}
 	for _, x := range v.Snapshot.Nodes {
 		for _, p := range x.NodeCIDRs {
 			in.Ranges = append(in.Ranges, share.Range{Prefix: p, Node: x.Name, NodeCIDR: true})
@@ -328,6 +331,39 @@ func (n *node) shareInput(v kube.View, own plan.Node) share.Input {
 		}
 	}
 	return in
+}
+
+// found returns what pods of this node have of pools outside the pod network and no
+// lease says -> the pool. The pods' routes show nobody else that it is in use.
+func (n *node) found(leases []kube.Lease) map[netip.Addr]string {
+	leased := map[netip.Addr]bool{}
+	for _, l := range leases {
+		if l.IsSingle() {
+			leased[l.Address()] = true
+		}
+	}
+	out := map[netip.Addr]string{}
+	for _, binding := range n.book.Bindings() {
+		for _, a := range binding.Addresses {
+			i := slices.IndexFunc(n.pools.underlay, func(p *pool.Pool) bool { return p.Contains(a) })
+			if i >= 0 && !leased[a] {
+				out[a] = string(n.pools.underlay[i].ID())
+			}
+		}
+	}
+	return out
+}
+
+// nodeAddresses are those of the nodes themselves: an underlay's pool may have been
+// drawn around them.
+func nodeAddresses(nodes []plan.Node) []netip.Prefix {
+	var out []netip.Prefix
+	for i := range nodes {
+		for _, a := range nodes[i].Addresses {
+			out = append(out, netip.PrefixFrom(a, a.BitLen()))
+		}
+	}
+	return out
 }
 
 // holder says who on this node has an address, beside what it gives.

@@ -37,6 +37,15 @@ const (
 	Node   Verb = "NODE"
 )
 
+// IsServed reports whether the agent gives addresses for an ipam.type.
+func IsServed(ipamType string) bool {
+	switch ipamType {
+	case "ropeway-ipam", "calico-ipam", "spiderpool":
+		return true
+	}
+	return false
+}
+
 // Address families, spelled as Kubernetes does.
 const (
 	FamilyIPv4 = "IPv4"
@@ -82,6 +91,9 @@ type Request struct {
 	IPv4Pools []string     `json:"ipv4Pools,omitempty"`
 	IPv6Pools []string     `json:"ipv6Pools,omitempty"`
 	Wanted    []netip.Addr `json:"wanted,omitempty"`
+	// OtherMain says, for Add, that another main plugin makes the interface (macvlan,
+	// ptp). Only for such a one an address outside of the pod network will do.
+	OtherMain bool `json:"otherMain,omitempty"`
 	// Valid are the attachments that the runtime still knows, for GC
 	// (cni.dev/valid-attachments).
 	Valid []Attachment `json:"valid,omitempty"`
@@ -95,8 +107,9 @@ type Response struct {
 	Addresses []netip.Addr `json:"addresses,omitempty"`
 	// Subnets and Gateways belong to Addresses, index by index, for Add: the
 	// CIDR of this node that the address is from, and the node's own address
-	// in the pod network of that family (which no pod gets). The plugin needs
-	// them where it serves addresses to another main plugin (ptp, bridge).
+	// in the pod network of that family (which no pod gets); or what the address's
+	// pool states, where an underlay's may have no gateway (the zero Addr). The plugin
+	// needs them where it serves addresses to another main plugin (ptp, bridge).
 	Subnets  []netip.Prefix `json:"subnets,omitempty"`
 	Gateways []netip.Addr   `json:"gateways,omitempty"`
 	// Routes are those that the addresses' pools state, for Add: another main

@@ -69,6 +69,7 @@ func TestJudge(t *testing.T) {
 		"a range more":                       {inForce(network("10.244.0.0/16", "10.245.0.0/16"), blocks, "10.244.0.0/16"), "", []v1alpha1.AddressBlock{block("10.244.1.0/26", "a")}, reasonAccepted, "10.245.0.0/16"},
 		"a range less, not in use":           {inForce(network("10.244.0.0/16"), blocks, "10.244.0.0/16", "10.245.0.0/16"), "", []v1alpha1.AddressBlock{block("10.244.1.0/26", "a")}, reasonAccepted, ""},
 		"a range less, in use":               {inForce(network("10.245.0.0/16"), blocks, "10.244.0.0/16"), "", []v1alpha1.AddressBlock{block("10.244.1.0/26", "a")}, reasonInUse, "leaves out 10.244.1.0/26, which node a holds"},
+		"a range more, in use by others":     {inForce(network("10.244.0.0/15"), blocks, "10.244.0.0/16"), "", []v1alpha1.AddressBlock{block("10.245.1.7/32", "a")}, reasonInUse, "takes in 10.245.1.7"},
 		"a smaller range":                    {inForce(network("10.244.0.0/24"), blocks, "10.244.0.0/16"), "", []v1alpha1.AddressBlock{block("10.244.1.0/26", "a")}, reasonInUse, "what was in force before stays in force"},
 		"a lease that was outside before":    {inForce(network("10.245.0.0/16"), blocks, "10.245.0.0/16"), "", []v1alpha1.AddressBlock{block("10.244.1.0/26", "a")}, reasonAccepted, ""},
 		"a node's range less":                {inForce(network("10.245.0.0/16"), nodeCIDR, "10.244.0.0/16"), "", nil, reasonInUse, "leaves out 10.244.1.0/24, the podCIDR of node a"},

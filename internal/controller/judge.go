@@ -65,7 +65,7 @@ func judge(o *observed) judgement {
 		j.reason, j.message = reasonInvalid, err.Error()+": correct it"
 		return j
 	}
-	for _, check := range []func(*observed, []netip.Prefix) (string, string){overlapsServices, overlapsNodes, leavesOutWhatIsInUse} {
+	for _, check := range []func(*observed, []netip.Prefix) (string, string){overlapsServices, overlapsNodes, leavesOutWhatIsInUse, takesInWhatIsInUse} {
 		if j.reason, j.message = check(o, prefixesOf(j.spec)); j.reason != "" {
 			if cn.Status.InForce != nil {
 				j.message += "; what was in force before stays in force"
@@ -150,6 +150,22 @@ func leavesOutWhatIsInUse(o *observed, pods []netip.Prefix) (reason, message str
 			if p, err := netip.ParsePrefix(text); err == nil && leftOut(p.Masked()) {
 				return reasonInUse, fmt.Sprintf("spec.podCIDRs leaves out %s, the podCIDR of node %s: keep its range while that node is there", p, n.Name)
 			}
+		}
+	}
+	return "", ""
+}
+
+// takesInWhatIsInUse: interfaces on an underlay have such addresses, and nodes would
+// send them elsewhere.
+func takesInWhatIsInUse(o *observed, pods []netip.Prefix) (reason, message string) {
+	before := o.objects.Network.Status.InForce
+	if before == nil {
+		return "", ""
+	}
+	for _, l := range o.objects.Leases() {
+		if l.IsSingle() && cidr.CoveredByAny(pods, l.Prefix) && !cidr.CoveredByAny(prefixesOf(before), l.Prefix) {
+			return reasonInUse, fmt.Sprintf("spec.podCIDRs takes in %s, which is leased of %s outside the pod network as it is: give pods a range of their own, or end the pods that have addresses of that pool first",
+				l.Address(), cmp.Or(l.Pool, "a pool"))
 		}
 	}
 	return "", ""

@@ -55,7 +55,7 @@ func newMetrics() *metrics {
 			Name: "ropeway_faults", Help: "Nodes that a fault of the paths between nodes concerns, by fault.",
 		}, []string{"fault"}),
 		pools: prometheus.NewGaugeVec(prometheus.GaugeOpts{
-			Name: "ropeway_ipam_pool_addresses", Help: "Addresses of address pools, by pool (Kind/name) and state (total, allocated).",
+			Name: "ropeway_ipam_pool_addresses", Help: "Addresses of address pools, by pool (Kind/name) and state (total, givable, allocated).",
 		}, []string{"pool", "state"}),
 		conditionWrites: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "ropeway_node_condition_writes_total", Help: "Writes of the node condition NetworkUnavailable, by its status.",
@@ -84,6 +84,7 @@ func (m *metrics) setPools(states map[pool.ID]poolState) {
 	m.pools.Reset()
 	for id, s := range states {
 		m.pools.WithLabelValues(string(id), "total").Set(float64(s.total))
+		m.pools.WithLabelValues(string(id), "givable").Set(float64(s.givable))
 		m.pools.WithLabelValues(string(id), "allocated").Set(float64(s.allocated))
 	}
 }

@@ -61,6 +61,8 @@ func (s poolState) condition(before []metav1.Condition, generation int64) []meta
 	served := metav1.Condition{Type: v1alpha1.ConditionServed, Status: metav1.ConditionTrue, Reason: "InNodesRanges",
 		Message: "every address lies in a node's podCIDR or block, and is given " + onThatNodeAlone, ObservedGeneration: generation}
 	switch {
+	case s.verdict.Underlay:
+		served.Reason, served.Message = "OutsidePodNetwork", "interfaces that another main plugin makes (macvlan, ptp) get its addresses, on every node that may use the pool"
 	case !s.verdict.Accepted:
 		served.Status, served.Reason, served.Message = metav1.ConditionFalse, "NotAccepted", "the pool gives no address: see its condition Accepted"
 	case s.outside >= uint64(s.total):

@@ -22,7 +22,7 @@ const minCooldown = time.Second
 // freshFirst is the number of freed addresses up to which addresses that were
 // never used are preferred: an address is reused as late as can be, while the
 // memory follows the addresses in use and not the size of the ranges.
-const freshFirst = 4096
+const freshFirst = 2048
 
 // Options are the parameters of an Allocator.
 type Options struct {

@@ -9,7 +9,7 @@ import (
 
 // maxRemembered bounds the freed addresses of a family that are remembered. It
 // is far more than a node frees within a cooldown.
-const maxRemembered = 8192
+const maxRemembered = 4096
 
 // ledger is what follows from a list of records: who holds what, and what was
 // freed when. Its size follows the addresses in use, not the ranges.

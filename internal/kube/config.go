@@ -1,6 +1,7 @@
 package kube
 
 import (
+	"errors"
 	"fmt"
 
 	"k8s.io/apimachinery/pkg/api/meta"
@@ -28,9 +29,13 @@ const (
 	ControllerLease = "ropeway-controller"
 )
 
+// ErrNoConfig says that nothing names an API server.
+var ErrNoConfig = errors.New("there is no kubeconfig")
+
 // RESTConfig reads the configuration for an API server: from the named
 // kubeconfig and context; when both are empty from the pod's service account,
-// else from the usual places of kubectl (KUBECONFIG, ~/.kube/config).
+// else from the usual places of kubectl (KUBECONFIG, ~/.kube/config). The error is, or
+// wraps, ErrNoConfig if there is none.
 func RESTConfig(kubeconfig, context string) (*rest.Config, error) {
 	if kubeconfig == "" && context == "" {
 		if cfg, err := rest.InClusterConfig(); err == nil {
@@ -41,6 +46,9 @@ func RESTConfig(kubeconfig, context string) (*rest.Config, error) {
 	rules.ExplicitPath = kubeconfig
 	cfg, err := clientcmd.NewNonInteractiveDeferredLoadingClientConfig(rules,
 		&clientcmd.ConfigOverrides{CurrentContext: context}).ClientConfig()
+	if clientcmd.IsEmptyConfig(err) {
+		return nil, fmt.Errorf("%w: give --kubeconfig or set KUBECONFIG", ErrNoConfig)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("read the kubeconfig (give --kubeconfig or set KUBECONFIG): %w", err)
 	}

@@ -164,7 +164,8 @@ func FuzzPools(f *testing.F) {
 				IPs: []string{ips, exclude}, ExcludeIPs: []string{exclude}, Gateway: &gateway, Routes: []v2beta1.Route{{Dst: route, Gw: gateway}}, PodAffinity: selector}},
 				{ObjectMeta: metav1.ObjectMeta{Name: "q", UID: "2"}, Spec: v2beta1.IPPoolSpec{Subnet: subnet, IPs: []string{ips}}}},
 			AddressPools: []v1alpha1.AddressPool{{ObjectMeta: metav1.ObjectMeta{Name: "p", UID: "3"}, Spec: v1alpha1.AddressPoolSpec{Subnets: []string{subnet, route},
-				Ranges: []string{exclude, ips}, Exclude: []string{reservedIPs}, Gateways: []string{gateway}, NodeSelector: selector}}},
+				Ranges: []string{exclude, ips}, Exclude: []string{reservedIPs}, Gateways: []string{gateway},
+				Routes: []v1alpha1.PoolRoute{{Dst: route, Gw: gateway}}, NodeSelector: selector}}},
 			SpiderReservedIPs: []v2beta1.SpiderReservedIP{{Spec: v2beta1.ReservedIPSpec{IPs: []string{reservedIPs, ips}}}},
 		}
 		pools, reserved := o.Pools()
@@ -179,12 +180,21 @@ func FuzzPools(f *testing.F) {
 				t.Errorf("%s: %+v", p.ID(), v)
 			}
 			for _, r := range p.Ranges {
-				if v.Accepted && (!cidr.CoveredByAny(podCIDRs, r) || !cidr.CoveredByAny(p.Subnets, r) || slices.ContainsFunc(given, r.Overlaps)) {
+				ours := cidr.CoveredByAny(podCIDRs, r)
+				if v.Underlay {
+					ours = !slices.ContainsFunc(podCIDRs, r.Overlaps)
+				}
+				if v.Accepted && (!ours || !cidr.CoveredByAny(p.Subnets, r) || slices.ContainsFunc(given, r.Overlaps)) {
 					t.Errorf("%s gives %s, beside %v", p.ID(), r, given)
 				}
 			}
 			if v.Accepted {
 				given = append(given, p.Ranges...)
+			}
+			for _, r := range p.Routes {
+				if _, inside := p.Within(r.Via); v.Accepted && (!inside || r.Dst.Addr().Is4() != r.Via.Is4()) {
+					t.Errorf("%s has the route %+v", p.ID(), r)
+				}
 			}
 			if v.Accepted && slices.ContainsFunc(p.Gateways, p.Contains) {
 				t.Errorf("%s gives its gateway: %v", p.ID(), p.Gateways)

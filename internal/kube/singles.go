@@ -10,6 +10,7 @@ import (
 	"golang.org/x/sync/errgroup"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 
 	"sigs.k8s.io/controller-runtime/pkg/client"
@@ -130,6 +131,11 @@ type Claimed struct {
 	Err   error
 }
 
+// strict makes a write fail of which the API server would drop a part: a CRD of the
+// version before does not know for which interface an address is kept, and the address
+// would be nobody's.
+const strict = client.FieldValidation(metav1.FieldValidationStrict)
+
 // callsAtOnce bounds the calls of one batch that are under way together.
 const callsAtOnce = 8
 
@@ -149,17 +155,17 @@ func (c *NodeClient) ClaimAddresses(ctx context.Context, claims []share.Claim) [
 		}
 		claim.Node, claim.NodeUID = c.node, uid
 		blocks[i] = blockOf(claim.Lease)
-		calls.Go(func() error { out[i].Err = c.api.Create(ctx, blocks[i]); return nil })
+		calls.Go(func() error { out[i].Err = c.api.Create(ctx, blocks[i], strict); return nil })
 	}
 	_ = calls.Wait()
 	shared := map[netip.Prefix]error{}
 	for i, claim := range claims {
-		if _, asked := shared[claim.Within]; !asked && out[i].Err == nil && claim.From == "" {
+		if _, asked := shared[claim.Within]; !asked && out[i].Err == nil && claim.Within.IsValid() {
 			shared[claim.Within] = c.stillShared(ctx, claim.Within)
 		}
 	}
 	for i, claim := range claims {
-		if out[i].Err == nil && claim.From == "" && shared[claim.Within] != nil {
+		if out[i].Err == nil && shared[claim.Within] != nil {
 			out[i].Err = errors.Join(shared[claim.Within], client.IgnoreNotFound(c.api.Delete(ctx, blocks[i], client.Preconditions{UID: &blocks[i].UID})))
 		}
 		switch err := out[i].Err; {
@@ -193,7 +199,7 @@ func (c *NodeClient) TakeAddress(ctx context.Context, l Lease) (Lease, error) {
 	}
 	l.Node, l.NodeUID, l.Generation = c.node, uid, l.Generation+1
 	block := blockOf(l)
-	if err := c.api.Update(ctx, block); err != nil {
+	if err := c.api.Update(ctx, block, strict); err != nil {
 		if apierrors.IsConflict(err) || apierrors.IsNotFound(err) {
 			return Lease{}, &TakenError{Prefix: l.Prefix, Node: "another"}
 		}
@@ -226,7 +232,7 @@ func (c *NodeClient) change(ctx context.Context, what string, l Lease) error {
 	if l.Sharing != "" {
 		block.Labels = map[string]string{v1alpha1.SharedLabel: ""}
 	}
-	switch err := c.api.Update(ctx, block); {
+	switch err := c.api.Update(ctx, block, strict); {
 	case apierrors.IsConflict(err), apierrors.IsNotFound(err):
 		return nil
 	case err != nil:

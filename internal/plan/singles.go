@@ -14,7 +14,8 @@ import (
 // of the node's own lies in it, it is merged with nothing, and it takes nothing
 // from what is known of the range around it. The fabric has no route to it, so
 // what goes to it, and whatever leaves the node that holds one (its source may
-// be it), goes by tunnels, also where nothing but direct is allowed.
+// be it), goes by tunnels, also where nothing but direct is allowed. One outside the
+// pod network is an underlay's: it is not for us to route, and is left out.
 
 // single is an address that one node holds.
 type single struct {
@@ -40,13 +41,10 @@ func (c *cluster) collectSingles() {
 func (c *cluster) gatherSingles(of func(*Node) []netip.Addr) []single {
 	var out []single
 	for i := range c.nodes {
-		var ranges []netip.Prefix
 		for _, a := range of(&c.nodes[i]) {
-			a = a.Unmap().WithZone("")
-			ranges = append(ranges, netip.PrefixFrom(a, a.BitLen()))
-		}
-		for _, cl := range c.usableClaims(i, ranges, true) {
-			out = append(out, single{i, cl.dst})
+			if a = a.Unmap().WithZone(""); containedInAny(c.net.PodCIDRs, a) {
+				out = append(out, single{i, netip.PrefixFrom(a, a.BitLen())})
+			}
 		}
 	}
 	slices.SortStableFunc(out, func(a, b single) int { return a.dst.Compare(b.dst) })

@@ -117,3 +117,64 @@ func TestRestartWithAsManyAddressesAsPods(t *testing.T) {
 		}
 	}
 }
+
+// underlay is a pool outside the pod network.
+const underlay = `apiVersion: spiderpool.spidernet.io/v2beta1
+kind: SpiderIPPool
+metadata: {name: e2e-underlay}
+spec: {subnet: 172.31.250.0/24, ips: ["172.31.250.10-172.31.250.11"], gateway: 172.31.250.1}
+`
+
+// TestUnderlayPool: interfaces that another main plugin makes get addresses outside the
+// pod network, each one node's; no node routes them, and everybody agrees about them.
+func TestUnderlayPool(t *testing.T) {
+	apply(t, cluster, underlay)
+	defer kubectl(t, cluster, "delete", "spiderippool/e2e-underlay", "--ignore-not-found", "--timeout=60s")
+	eventually(t, 30*time.Second, func() error {
+		if got := kubectl(t, cluster, "get", "spiderippool/e2e-underlay", "-o", `jsonpath={.status.conditions[?(@.type=="Served")].reason}`); got != "OutsidePodNetwork" {
+			return fmt.Errorf("the pool's condition Served has the reason %q", got)
+		}
+		return nil
+	})
+	plugin := func(node, verb string) string {
+		return onNode(t, cluster, node, "sh", "-c", `echo '{"cniVersion":"1.0.0","name":"e2e-underlay","type":"macvlan","ipam":{"type":"ropeway-ipam","default_ipv4_ippool":["e2e-underlay"]}}' |
+			CNI_COMMAND=`+verb+` CNI_CONTAINERID=e2e-underlay CNI_NETNS=/run/netns/e2e-underlay CNI_IFNAME=net1 CNI_PATH=/opt/cni/bin /opt/cni/bin/ropeway-ipam`)
+	}
+	first, second := cluster.Nodes()[0].Name, cluster.Nodes()[1].Name
+	seen := map[string]string{} // address -> node
+	for _, node := range []string{first, second} {
+		onNode(t, cluster, node, "ip", "netns", "add", "e2e-underlay")
+		defer onNode(t, cluster, node, "ip", "netns", "del", "e2e-underlay")
+		result := plugin(node, "ADD")
+		var given struct {
+			IPs []struct{ Address, Gateway string }
+		}
+		if err := json.Unmarshal([]byte(result), &given); err != nil || len(given.IPs) != 1 || given.IPs[0].Gateway != "172.31.250.1" || !strings.HasSuffix(given.IPs[0].Address, "/24") {
+			t.Fatalf("%v: %s", err, result)
+		}
+		address, _, _ := strings.Cut(given.IPs[0].Address, "/")
+		if other := seen[address]; other != "" {
+			t.Errorf("nodes %s and %s both have %s", other, node, address)
+		}
+		seen[address] = node
+	}
+	for address, node := range seen {
+		if out, err := ropeway(t, cluster, "ipam", "who", address); err != nil || !strings.Contains(out, "leased to node "+node) {
+			t.Errorf("who %s: %v\n%s", address, err, out)
+		}
+	}
+	eventually(t, 2*time.Minute, func() error { return agreed(t) })
+	for _, n := range cluster.Nodes() {
+		if routes := onNode(t, cluster, n.Name, "ip", "route", "show", "table", "all"); strings.Contains(routes, "172.31.250.") {
+			t.Errorf("node %s routes the underlay:\n%s", n.Name, routes)
+		}
+	}
+	plugin(first, "DEL")
+	plugin(second, "DEL")
+	eventually(t, time.Minute, func() error {
+		if left := kubectl(t, cluster, "get", "addressblocks", "-o", "name"); strings.Contains(left, "172-31-250") {
+			return fmt.Errorf("leases are left: %s", left)
+		}
+		return nil
+	})
+}

@@ -73,6 +73,13 @@ func (b *bench) write(path, content string) {
 	}
 }
 
+func (b *bench) remove(path string) {
+	b.t.Helper()
+	if err := os.Remove(filepath.Join(b.dir, path)); err != nil {
+		b.t.Fatal(err)
+	}
+}
+
 func testRange() ipam.Range {
 	p := netip.MustParsePrefix("10.244.0.0/26")
 	return ipam.RangeFor(p, ipam.Block, plan.SourceOf(p))
@@ -175,6 +182,31 @@ func TestOpenFindsWhatIsInUse(t *testing.T) {
 			allocate(t, b, "p1", "")
 			be.write("host-local/net/10.244.0.2", "p2\r\neth0")
 		}, "p1[10.244.0.2]"},
+		{"the runtime's notes, the journal lost", func(be *bench, b *Book) {
+			allocate(t, b, "p1", "")
+			be.write("netns/lives", "")
+			lives, served := be.dir+"/netns/lives", `{"plugins":[{"type":"macvlan","ipam":{"type":"spiderpool"}}]}`
+			be.noteOf("p1", "10.244.0.2", lives, served)
+			be.noteOf("alone", "10.244.0.9", lives, `{"type":"macvlan","ipam":{"type":"ropeway-ipam"}}`)
+			be.noteOf("another's", "10.244.0.10", lives, `{"plugins":[{"type":"bridge","ipam":{"type":"host-local"}}]}`)
+			be.noteOf("ended", "10.244.0.11", be.dir+"/netns/ended", served)
+			be.noteOf("of-an-older-library", "10.244.0.12", "", served)
+			be.noteOf("of-an-earlier-boot", "10.244.0.14", "", served)
+			long := time.Unix(1000, 0)
+			if err := os.Chtimes(be.dir+"/results/net-of-an-earlier-boot-eth0", long, long); err != nil {
+				t.Fatal(err)
+			}
+			be.noteOf("garbage", "10.244.0.13", lives, `[`)
+			be.remove("journal")
+		}, "alone[10.244.0.9] of-an-older-library[10.244.0.12] p1[10.244.0.2]"},
+		{"the runtime's notes, beside the journal", func(be *bench, b *Book) {
+			a := allocate(t, b, "p1", "")
+			be.write("netns/lives", "")
+			be.noteOf("p1", a.String(), be.dir+"/netns/lives", `{"ipam":{"type":"spiderpool"}}`)
+			if err := b.Release(key("p1")); err != nil {
+				t.Fatal(err)
+			}
+		}, ""},
 		{"another boot", func(be *bench, b *Book) {
 			allocate(t, b, "p1", "")
 			be.options.BootID = "boot-2"

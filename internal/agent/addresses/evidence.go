@@ -14,6 +14,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"ropeway.dev/ropeway/internal/cniwire"
 	"ropeway.dev/ropeway/internal/ipam"
 )
 
@@ -28,6 +29,9 @@ type attachment struct {
 	owner     ipam.Owner
 	netns     string // its sandbox's network namespace; "" from older libraries
 	addresses []netip.Addr
+	// served is true where the addresses were ours to give, whoever made the interface.
+	served bool
+	noted  time.Time
 }
 
 // readResults reads what the CNI library has noted in each directory that is
@@ -46,6 +50,9 @@ func readResults(dirs []string) (noted []attachment, read bool) {
 				continue // ended meanwhile
 			}
 			if a, ok := parseResult(text); ok {
+				if info, err := f.Info(); err == nil {
+					a.noted = info.ModTime()
+				}
 				noted = append(noted, a)
 			}
 		}
@@ -61,6 +68,7 @@ func parseResult(text []byte) (attachment, bool) {
 		IfName      string      `json:"ifName"`
 		NetNS       string      `json:"netns"`
 		Args        [][2]string `json:"cniArgs"`
+		Config      []byte      `json:"config"` // a network, or a list of plugins
 		Result      struct {
 			IPs []struct {
 				Address netip.Prefix `json:"address"`
@@ -70,7 +78,7 @@ func parseResult(text []byte) (attachment, bool) {
 	if json.Unmarshal(text, &file) != nil || file.ContainerID == "" {
 		return attachment{}, false
 	}
-	a := attachment{key: ipam.Key{Network: file.NetworkName, ContainerID: file.ContainerID, IfName: file.IfName}, netns: file.NetNS}
+	a := attachment{key: ipam.Key{Network: file.NetworkName, ContainerID: file.ContainerID, IfName: file.IfName}, netns: file.NetNS, served: serves(file.Config)}
 	for _, arg := range file.Args {
 		switch arg[0] {
 		case "K8S_POD_NAMESPACE":
@@ -87,6 +95,23 @@ func parseResult(text []byte) (attachment, bool) {
 		}
 	}
 	return a, true
+}
+
+// serves reports whether a configuration asks us for addresses.
+func serves(config []byte) bool {
+	type plugin struct {
+		IPAM struct {
+			Type string `json:"type"`
+		} `json:"ipam"`
+	}
+	var conf struct {
+		plugin
+		Plugins []plugin `json:"plugins"`
+	}
+	if json.Unmarshal(config, &conf) != nil {
+		return false
+	}
+	return slices.ContainsFunc(append(conf.Plugins, conf.plugin), func(p plugin) bool { return cniwire.IsServed(p.IPAM.Type) })
 }
 
 // life is what is known of a sandbox.

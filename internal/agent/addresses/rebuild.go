@@ -11,6 +11,8 @@ import (
 	"strings"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"ropeway.dev/ropeway/internal/dataplane"
 	"ropeway.dev/ropeway/internal/dataplane/podlink"
 	"ropeway.dev/ropeway/internal/ipam"
@@ -29,29 +31,38 @@ func Open(o Options) (*Book, error) {
 		withdrawn: map[netip.Prefix]bool{}, empty: map[netip.Prefix]time.Time{},
 		suspects: map[ipam.Key]bool{}, hostLocal: map[ipam.Key]bool{}, changed: make(chan struct{}, 1),
 		unreaped: map[netip.Addr]uint64{}, retired: make(chan struct{}, 1)}
-	if err := b.openJournal(); err != nil {
+	lost, err := b.openJournal()
+	if err != nil {
 		return nil, fmt.Errorf("opening the node's book of addresses: %w", err)
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.applyTombstones()
-	if err := errors.Join(b.options.Kernel.ReapLinks(), b.recordLinks(), b.recordForeign(), b.recordHostLocal()); err != nil {
+	errs := []error{b.options.Kernel.ReapLinks(), b.recordLinks()}
+	if lost {
+		errs = append(errs, b.recordNoted())
+	}
+	if err := errors.Join(append(errs, b.recordForeign(), b.recordHostLocal())...); err != nil {
 		return nil, errors.Join(fmt.Errorf("finding the addresses that are in use on the node: %w", err), b.journal.Close())
 	}
 	return b, nil
 }
 
-// openJournal opens the journal and what it says.
-func (b *Book) openJournal() error {
+// openJournal opens the journal and what it says. lost is true if there is none of
+// before, so that it says nothing of who holds what.
+func (b *Book) openJournal() (lost bool, err error) {
+	_, err = os.Stat(b.options.JournalPath)
+	lost = errors.Is(err, fs.ErrNotExist)
 	j, err := journal.Open(b.options.JournalPath)
 	_, corrupt := errors.AsType[*journal.CorruptError](err)
 	_, newer := errors.AsType[*journal.VersionError](err)
 	if corrupt || newer {
 		b.log.Warn("the journal of addresses cannot be read; making it anew from the kernel", "err", err)
 		j, err = journal.Open(b.options.JournalPath)
+		lost = true
 	}
 	if err != nil {
-		return err
+		return false, err
 	}
 	if torn := j.Torn(); torn > 0 {
 		b.log.Warn("the journal's last record was cut off, as by a crash: what it said was not answered to anybody", "bytes", torn)
@@ -59,9 +70,9 @@ func (b *Book) openJournal() error {
 	b.journal = j
 	b.allocator, err = ipam.New(j, ipam.Options{})
 	if err != nil {
-		return errors.Join(err, j.Close())
+		return false, errors.Join(err, j.Close())
 	}
-	return nil
+	return lost, nil
 }
 
 // forgetFormerBoot removes what speaks of an earlier boot, which no sandbox
@@ -140,6 +151,53 @@ func (b *Book) recordSeen(key ipam.Key, owner ipam.Owner, a netip.Addr, wired ma
 		b.noteSandbox(key, byLink)
 	}
 	return b.allocator.Record(key, owner, []netip.Addr{a}, b.now())
+}
+
+// recordNoted holds what the runtime has noted of interfaces that asked us, or whoever
+// had our names before, for addresses, and whose network namespace is there. Of one that
+// another main plugin made (macvlan) neither a link of ours nor a route speaks. A journal
+// that is not lost knows better: the runtime's note of an interface outlives its DEL.
+// Where the note is an older library's, which did not write the namespace, it is believed
+// if it is of this boot: that nobody else has the address is worth more than that it is
+// free when its pod is gone without a DEL.
+func (b *Book) recordNoted() error {
+	noted, _ := readResults(b.options.ResultDirs)
+	booted, err := bootTime(b.now())
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, n := range noted {
+		lives := n.noted.After(booted)
+		if n.netns != "" {
+			_, err := os.Stat(n.netns)
+			lives = err == nil
+		}
+		if !n.served || !lives {
+			continue
+		}
+		for _, a := range n.addresses {
+			if holder, held := b.allocator.Lookup(a); held {
+				if holder.Key != n.key {
+					b.log.Warn("the runtime's notes name another holder than the node's book; the book stands", "address", a, "holder", holder.Key.String(), "note", n.key.String())
+				}
+				continue
+			}
+			b.log.Info("found an address in use that the journal did not have", "address", a, "container", n.key.ContainerID, "pod", n.owner.String())
+			b.noteSandbox(n.key, n.netns)
+			errs = append(errs, b.allocator.Record(n.key, n.owner, []netip.Addr{a}, b.now()))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// bootTime is when the machine was started.
+func bootTime(now time.Time) (time.Time, error) {
+	var info unix.Sysinfo_t
+	if err := unix.Sysinfo(&info); err != nil {
+		return now, fmt.Errorf("asking the kernel when it was started: %w", err)
+	}
+	return now.Add(-time.Duration(info.Uptime) * time.Second), nil
 }
 
 // recordForeign holds addresses that another product's pods have, while they

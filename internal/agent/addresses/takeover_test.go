@@ -1,6 +1,7 @@
 package addresses
 
 import (
+	"encoding/base64"
 	"errors"
 	"fmt"
 	"os"
@@ -15,9 +16,14 @@ import (
 // note writes what the CNI library notes of a container's attachment (libcni
 // 1.3.1, cachedInfo); netns "" is an older library's.
 func (b *bench) note(container, address, netns string) {
-	b.write("results/net-"+container+"-eth0", fmt.Sprintf(`{"kind":"cniCacheV1","containerId":%q,"config":"e30=","ifName":"eth0","networkName":"net","netns":%q,
+	b.noteOf(container, address, netns, "{}")
+}
+
+// noteOf is note of a network that was configured so.
+func (b *bench) noteOf(container, address, netns, config string) {
+	b.write("results/net-"+container+"-eth0", fmt.Sprintf(`{"kind":"cniCacheV1","containerId":%q,"config":%q,"ifName":"eth0","networkName":"net","netns":%q,
 "cniArgs":[["IgnoreUnknown","1"],["K8S_POD_NAMESPACE","ns"],["K8S_POD_NAME",%q],["K8S_POD_UID",%q]],"result":{"cniVersion":"1.0.0","ips":[{"address":"%s/32"}]}}`,
-		container, netns, container, "uid-"+container, address))
+		container, base64.StdEncoding.EncodeToString([]byte(config)), netns, container, "uid-"+container, address))
 }
 
 // file writes a file of host-local's, as old as given.

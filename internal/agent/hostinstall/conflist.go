@@ -8,6 +8,8 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+
+	"ropeway.dev/ropeway/internal/cniwire"
 )
 
 func (h Host) confPath() string { return filepath.Join(h.ConfDir, h.ConfName) }
@@ -61,7 +63,7 @@ func (h Host) requirePlugins(conf []byte) error {
 // pluginAnswers is true for IPAM types that our main plugin serves itself,
 // without executing a program of that name.
 func pluginAnswers(name string) bool {
-	return slices.Contains([]string{"ropeway-ipam", "calico-ipam", "spiderpool"}, name)
+	return cniwire.IsServed(name)
 }
 
 func takeOverHint(name string) string {
@@ -84,7 +86,8 @@ func (f Foreign) String() string {
 }
 
 // Foreign lists the conflists that the runtime prefers to ours: it takes the
-// first in the order of names (containerd, CRI-O and libcni alike).
+// first in the order of names (containerd, CRI-O and libcni alike). Multus has to be
+// that one: it runs the cluster's network as one of a pod's.
 func (h Host) Foreign() ([]Foreign, error) {
 	entries, err := os.ReadDir(h.ConfDir)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -101,7 +104,10 @@ func (h Host) Foreign() ([]Foreign, error) {
 		if e.IsDir() || !slices.Contains([]string{".conf", ".conflist", ".json"}, filepath.Ext(e.Name())) {
 			continue
 		}
-		found = append(found, Foreign{Name: e.Name(), Types: typesOf(filepath.Join(h.ConfDir, e.Name()))})
+		types := typesOf(filepath.Join(h.ConfDir, e.Name()))
+		if !slices.Contains(types, "multus") && !slices.Contains(types, "multus-shim") {
+			found = append(found, Foreign{Name: e.Name(), Types: types})
+		}
 	}
 	return found, nil
 }

@@ -214,6 +214,7 @@ func TestForeignConflists(t *testing.T) {
 		"05-flannel.conflist": strings.Replace(conf, `"ropeway"`, `"flannel"`, 1),
 		"10-calico.conflist":  strings.Replace(conf, `"ropeway"`, `"calico"`, 1),
 		"10-broken.conf":      "{",
+		"00-multus.conf":      strings.Replace(conf, `"ropeway"`, `"multus"`, 1), // which runs ours
 		"00-readme.txt":       "not a conflist",
 		"99-later.conflist":   conf,
 		"calico-kubeconfig":   "not a conflist",

@@ -11,6 +11,7 @@ package lease
 import (
 	"errors"
 	"fmt"
+	"math"
 	"net/netip"
 	"slices"
 	"time"
@@ -220,13 +221,14 @@ func (d *decider) wholly(block netip.Prefix, owned []netip.Prefix, family plan.F
 
 // roomy reports whether less than half of the pod network is somebody's.
 func (d *decider) roomy(family plan.Family) bool {
-	size := func(list ...netip.Prefix) (n float64) { // of IPv6 more than an uint64 holds
+	network := cidr.Aggregate(d.Network.PodCIDRs)
+	size := func(list []netip.Prefix) (n float64) { // of IPv6 more than an uint64 holds
 		for _, p := range cidr.Aggregate(ofFamily(list, family)) {
-			n += float64(cidr.Size(p))
+			n += math.Ldexp(1, p.Addr().BitLen()-p.Bits())
 		}
 		return n
 	}
-	return size(slices.Concat(d.taken, d.OthersCIDRs, d.Pooled)...) < size(d.Network.PodCIDRs...)/2
+	return size(cidr.Intersect(slices.Concat(d.taken, d.OthersCIDRs, d.Pooled), network)) < size(network)/2
 }
 
 // blocksOf cuts a range into blocks.
@@ -318,10 +320,11 @@ func (d *decider) giveBack() {
 }
 
 // together returns the block, or, where the node's others would be more routes without
-// it and there is room for that, those that it was leased with.
+// it and nobody else may lease them or there is room for all, those that it was leased
+// with.
 func (d *decider) together(block netip.Prefix, own []netip.Prefix, family plan.Family) []netip.Prefix {
 	one := []netip.Prefix{block}
-	if d.Network.NodeCIDR || len(cidr.Aggregate(without(own, one))) <= len(cidr.Aggregate(own)) || !d.roomy(family) {
+	if d.Network.NodeCIDR || len(cidr.Aggregate(without(own, one))) <= len(cidr.Aggregate(own)) {
 		return one
 	}
 	for _, whole := range cidr.Aggregate(own) {
@@ -331,6 +334,9 @@ func (d *decider) together(block netip.Prefix, own []netip.Prefix, family plan.F
 		half, other := cidr.Halves(whole)
 		if !cidr.Covers(half, block) {
 			half = other
+		}
+		if !cidr.CoveredByAny(d.NodeCIDRs, half) && !d.roomy(family) {
+			return one
 		}
 		return slices.DeleteFunc(slices.Clone(own), func(p netip.Prefix) bool { return !cidr.Covers(half, p) })
 	}

@@ -220,7 +220,7 @@ func (c *comparing) holding(node string, a netip.Addr, h addresses.Holding, l ad
 			"node %s holds %s for %s, which is not in the API server any more, and whose sandbox lives", node, a, holder)
 	case h.Owner.UID != "" && !podThere:
 		c.find(PodGone, node, a, holder, release, "node %s holds %s for %s, which is not in the API server any more (container %s)", node, a, holder, h.Key.ContainerID)
-	case !wired && podThere && !pod.Ended && !pod.Deleting && slices.Contains(pod.Addresses, a):
+	case !wired && podThere && !pod.Ended && !pod.Deleting && slices.Contains(pod.Addresses, a) && holds(c.podCIDRs, a): // an underlay's is not for us to route
 		c.find(NotWired, node, a, holder, "delete the pod, so that it is made anew", "%s has %s, and no route of node %s leads to it", holder, a, node)
 	}
 	if !c.sent(node, a) && holds(c.podCIDRs, a) {

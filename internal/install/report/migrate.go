@@ -12,6 +12,7 @@ import (
 
 	"ropeway.dev/ropeway/internal/agent/addresses"
 	"ropeway.dev/ropeway/internal/ipam"
+	"ropeway.dev/ropeway/internal/ipam/pool"
 	"ropeway.dev/ropeway/internal/kube"
 )
 
@@ -48,6 +49,8 @@ func SpiderClaims(c *kube.Objects, pods []kube.PodAddress) (claims map[string][]
 		byUID[pods[i].UID] = &pods[i]
 	}
 	claims = map[string][]addresses.Claim{}
+	pools, _ := c.Pools()
+	verdicts := pool.Judge(pools, snapshot.Network.PodCIDRs)
 	for i := range c.SpiderIPPools {
 		p := &c.SpiderIPPools[i]
 		allocated, err := allocatedOf(p.Status.AllocatedIPs)
@@ -61,7 +64,7 @@ func SpiderClaims(c *kube.Objects, pods []kube.PodAddress) (claims map[string][]
 			switch {
 			case pod == nil, pod.Ended:
 				one.Why = fmt.Sprintf("pool %s has it for %s, which is not there any more: nobody holds it", p.Name, record.Pod)
-			case !holds(snapshot.Network.PodCIDRs, a):
+			case !holds(snapshot.Network.PodCIDRs, a) && !verdicts[pool.ID(pool.KindSpiderIPPool+"/"+p.Name)].Underlay:
 				one.Node, one.Why = pod.Node, "it is outside of the pod network, and nobody here gives it"
 			default:
 				claims[pod.Node] = append(claims[pod.Node], addresses.Claim{Address: a, Owner: ipam.Owner{Namespace: pod.Namespace, Name: pod.Name, UID: pod.UID}})

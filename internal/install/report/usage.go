@@ -54,7 +54,10 @@ type PoolUsage struct {
 	// Problem says why it gives no address, or not all of them.
 	Problem string `json:"problem,omitempty"`
 	refused bool   // it gives none
-	givable uint64 // of Total: those that no SpiderReservedIP keeps from being given
+	// Underlay is true of a pool outside the pod network, which serves only interfaces
+	// that another main plugin makes.
+	Underlay bool   `json:"underlay,omitempty"`
+	givable  uint64 // of Total: those that no SpiderReservedIP keeps from being given
 	// Shared counts the addresses that lie in no node's range: pods on each node
 	// that may use the pool get them.
 	Shared uint64 `json:"shared"`
@@ -74,6 +77,11 @@ func UsageOf(c *kube.Objects, pods []kube.PodAddress, nodes []string) (Usage, er
 	singles := map[string]uint64{} // node -> addresses that it holds by themselves
 	for _, node := range plan.SingleHolders(snapshot.Network, snapshot.Nodes) {
 		singles[node]++
+	}
+	for _, l := range c.Leases() {
+		if l.IsSingle() && l.Usable() && !holds(snapshot.Network.PodCIDRs, l.Address()) {
+			singles[l.Node]++
+		}
 	}
 	for _, n := range snapshot.Nodes {
 		if len(nodes) > 0 && !slices.Contains(nodes, n.Name) {
@@ -176,7 +184,7 @@ func PoolsOf(c *kube.Objects) Pools {
 		case !v.Accepted:
 			one.Problem, one.refused = v.Message, true
 		default:
-			one.Shared = pool.Outside(p, owned)
+			one.Underlay, one.Shared = v.Underlay, pool.Outside(p, owned)
 		}
 		out.Pools = append(out.Pools, one)
 	}
@@ -214,7 +222,7 @@ func (p Pools) Table(w io.Writer, wide bool) error {
 	}
 	var rows [][]string
 	for _, one := range p.Pools {
-		row := []string{one.Kind + "/" + one.Name, count(one.Used), count(one.Total), share(one.Used, one.Total), count(one.Shared), yesNo(one.Default), yesNo(!one.refused && !one.Disable)}
+		row := []string{one.Kind + "/" + one.Name, count(one.Used), count(one.Total), share(one.Used, one.Total), count(one.Shared), yesNo(one.Default), one.gives()}
 		if wide {
 			row = append(row, strings.Join(one.Nodes, ","), strings.Join(one.Ranges, ","))
 		}
@@ -229,6 +237,14 @@ func (p Pools) Table(w io.Writer, wide bool) error {
 		}
 	}
 	return nil
+}
+
+// gives says whether pods get addresses of it.
+func (p PoolUsage) gives() string {
+	if p.Underlay && !p.Disable {
+		return "underlay"
+	}
+	return yesNo(!p.refused && !p.Disable)
 }
 
 // count writes a number of addresses; one that does not fit is as good as endless.

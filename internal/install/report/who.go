@@ -125,6 +125,8 @@ func whatIs(c *kube.Objects, s plan.Snapshot, w Who, reserved bool) string {
 		}
 	}
 	switch {
+	case !holds(s.Network.PodCIDRs, w.Address) && w.Pool != "" && !reserved:
+		return ofAnUnderlay(c, w)
 	case !holds(s.Network.PodCIDRs, w.Address):
 		return fmt.Sprintf("outside of the pod network %v: nothing here gives it", s.Network.PodCIDRs)
 	case reserved:
@@ -133,6 +135,20 @@ func whatIs(c *kube.Objects, s plan.Snapshot, w Who, reserved bool) string {
 		return ofNoNode(c, s, w)
 	}
 	return "a pod address of node " + w.Node
+}
+
+// ofAnUnderlay says what an address is that a pool outside the pod network states.
+func ofAnUnderlay(c *kube.Objects, w Who) string {
+	leases := c.Leases()
+	what := "outside the pod network, for interfaces that another main plugin makes; "
+	switch at := slices.IndexFunc(leases, func(l kube.Lease) bool { return l.IsSingle() && l.Address() == w.Address }); {
+	case at < 0:
+		return what + "leased to no node now"
+	case leases[at].Node != "":
+		return what + "leased to node " + leases[at].Node
+	default:
+		return what + "kept for pod " + leaseFor(leases[at]) + ", which does not run"
+	}
 }
 
 // ofNoNode says what an address of the pod network is that is sent to no node.

@@ -28,13 +28,14 @@ type Index struct {
 	idle     []*Pool            // the first of those with Default that would serve this node, and serve nobody
 	passed   map[ID]string      // why this node may not use it
 	refused  map[ID]bool        // not accepted
+	underlay map[ID]bool        // outside the pod network
 }
 
 // NewIndex makes an index of pools and what Judge said of them.
 func NewIndex(pools []*Pool, verdicts map[ID]Verdict, node Node) *Index {
 	x := newIndex(pools, func(p *Pool) string { return node.unfit(p, verdicts[p.ID()]) })
 	for _, p := range x.sorted {
-		x.refused[p.ID()] = !verdicts[p.ID()].Accepted
+		x.refused[p.ID()], x.underlay[p.ID()] = !verdicts[p.ID()].Accepted, verdicts[p.ID()].Underlay
 		if p.Default && x.passed[p.ID()] != "" && node.excluded(p) == "" && len(x.idle) < idleMost {
 			x.idle = append(x.idle, p)
 		}
@@ -47,14 +48,19 @@ func NewIndex(pools []*Pool, verdicts map[ID]Verdict, node Node) *Index {
 const idleMost = 5
 
 // Resume makes an index of the pools that an Index of before called Usable on this
-// node. They are usable still: what the node's labels are need not be known.
-func Resume(usable []*Pool) *Index {
-	return newIndex(usable, func(*Pool) string { return "" })
+// node, where podCIDRs were the pod network. They are usable still: what the node's
+// labels are need not be known.
+func Resume(usable []*Pool, podCIDRs []netip.Prefix) *Index {
+	x := newIndex(usable, func(*Pool) string { return "" })
+	for _, p := range usable {
+		x.underlay[p.ID()] = p.underlay(podCIDRs)
+	}
+	return x
 }
 
 // newIndex makes an index of pools; unfit says why the node may not use one.
 func newIndex(pools []*Pool, unfit func(*Pool) string) *Index {
-	x := &Index{byName: map[string][]*Pool{}, passed: map[ID]string{}, refused: map[ID]bool{}}
+	x := &Index{byName: map[string][]*Pool{}, passed: map[ID]string{}, refused: map[ID]bool{}, underlay: map[ID]bool{}}
 	x.sorted = slices.SortedFunc(slices.Values(pools), before)
 	for _, p := range x.sorted {
 		x.byName[p.Name] = append(x.byName[p.Name], p)
@@ -84,9 +90,9 @@ func (n Node) unfit(p *Pool, v Verdict) string {
 func (n Node) excluded(p *Pool) string {
 	switch {
 	case len(p.NodeNames) > 0 && !slices.Contains(p.NodeNames, n.Name):
-		return "not for this node (nodeName)"
+		return "not for this node (" + p.field("nodeName", "nodeNames") + ")"
 	case len(p.NodeNames) == 0 && !p.Nodes.Matches(n.Labels):
-		return "not for this node (nodeAffinity)"
+		return "not for this node (" + p.field("nodeAffinity", "nodeSelector") + ")"
 	}
 	return ""
 }
@@ -112,6 +118,8 @@ type Request struct {
 	Namespace                                            string
 	NamespaceLabels, PodLabels, Annotations, NSAnnotated map[string]string
 	IfName, Network                                      string
+	// OtherMain is true where another main plugin makes the interface.
+	OtherMain bool
 	// Families are those that the interface gets unless a rule names fewer.
 	Families []ipam.Family
 	// Conf maps family -> the pools that the plugin's configuration names.
@@ -262,6 +270,9 @@ func (x *Index) Stating(a netip.Addr) *Pool {
 	return nil
 }
 
+// Underlay reports whether the pool's addresses are outside the pod network.
+func (x *Index) Underlay(p *Pool) bool { return x.underlay[p.ID()] }
+
 // passesOver says why a pool gives a request no address of the family.
 func (x *Index) passesOver(p *Pool, r Request, f ipam.Family) string {
 	switch why := x.passed[p.ID()]; {
@@ -269,14 +280,16 @@ func (x *Index) passesOver(p *Pool, r Request, f ipam.Family) string {
 		return why
 	case !p.Has(f):
 		return "without " + string(f) + " addresses"
+	case x.underlay[p.ID()] && !r.OtherMain:
+		return "outside the pod network, and so only for interfaces that another main plugin makes (macvlan, ptp)"
 	case len(p.NamespaceNames) > 0 && !slices.Contains(p.NamespaceNames, r.Namespace):
-		return "not for namespace " + r.Namespace + " (namespaceName)"
+		return "not for namespace " + r.Namespace + " (" + p.field("namespaceName", "namespaceNames") + ")"
 	case len(p.NamespaceNames) == 0 && !p.Namespaces.Matches(r.NamespaceLabels):
-		return "not for namespace " + r.Namespace + " (namespaceAffinity)"
+		return "not for namespace " + r.Namespace + " (" + p.field("namespaceAffinity", "namespaceSelector") + ")"
 	case !p.Pods.Matches(r.PodLabels):
-		return "not for this pod (podAffinity)"
+		return "not for this pod (" + p.field("podAffinity", "podSelector") + ")"
 	case len(p.Networks) > 0 && !slices.ContainsFunc(p.Networks, func(n string) bool { return isNetwork(n, r.Network) }):
-		return "not for network " + r.Network + " (multusName)"
+		return "not for network " + r.Network + " (" + p.field("multusName", "networks") + ")"
 	}
 	return ""
 }

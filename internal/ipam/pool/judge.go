@@ -18,8 +18,16 @@ const (
 
 // Verdict is whether a pool serves at all.
 type Verdict struct {
-	Accepted        bool
+	Accepted bool
+	// Underlay is true of an accepted pool whose addresses are not of the pod
+	// network, but of one that nodes are on as well: no node routes them, and they
+	// are for interfaces that another main plugin makes.
+	Underlay        bool
 	Reason, Message string
+}
+
+func refused(reason, format string, args ...any) Verdict {
+	return Verdict{Reason: reason, Message: fmt.Sprintf(format, args...)}
 }
 
 // Judge says of each pool whether it is accepted. What needs one object alone
@@ -32,21 +40,20 @@ func Judge(pools []*Pool, podCIDRs []netip.Prefix) map[ID]Verdict {
 	byAge := slices.SortedFunc(slices.Values(pools), older)
 	var rest []*Pool
 	for _, p := range byAge {
-		if v := judgeAlone(p, podCIDRs); v.Accepted {
+		v := judgeAlone(p, podCIDRs)
+		if out[p.ID()] = v; v.Accepted {
 			rest = append(rest, p)
-		} else {
-			out[p.ID()] = v
 		}
 	}
 	stated, subnets := newGround(rest), clashingSubnets(rest)
 	first := map[netip.Prefix]*Pool{} // subnet -> the oldest pool that stands in it
 	for i, p := range rest {
-		v := Verdict{true, ReasonAccepted, "gives " + sizeOf(p)}
+		v := out[p.ID()]
 		if at := stated.taken(p.Ranges); at >= 0 {
 			o := rest[at]
-			v = Verdict{false, ReasonOverlap, fmt.Sprintf("%s: has addresses in common with the older %s %s: take them out of one of the two", p.rangesField(), o.Kind, o.Name)}
+			v = refused(ReasonOverlap, "%s: has addresses in common with the older %s %s: take them out of one of the two", p.rangesField(), o.Kind, o.Name)
 		} else if o, s := standingIn(p, subnets, first); o != nil {
-			v = Verdict{false, ReasonOverlap, fmt.Sprintf("%s: overlaps %s of the older %s %s: pools of one network state the same subnet", p.subnetsField(), s, o.Kind, o.Name)}
+			v = refused(ReasonOverlap, "%s: overlaps %s of the older %s %s: pools of one network state the same subnet", p.subnetsField(), s, o.Kind, o.Name)
 		}
 		if v.Accepted {
 			stated.take(p.Ranges, i)
@@ -84,14 +91,26 @@ func Outside(p *Pool, ranges []netip.Prefix) uint64 {
 
 func judgeAlone(p *Pool, podCIDRs []netip.Prefix) Verdict {
 	if p.Invalid != "" {
-		return Verdict{false, ReasonInvalid, p.Invalid + ": correct it"}
+		return refused(ReasonInvalid, "%s: correct it", p.Invalid)
+	}
+	v := Verdict{Accepted: true, Reason: ReasonAccepted, Message: "gives " + sizeOf(p)}
+	if p.underlay(podCIDRs) {
+		v.Underlay = true
+		v.Message += fmt.Sprintf(", outside the pod network %v: to interfaces that another main plugin makes (macvlan, ptp), and no node routes them", podCIDRs)
+		return v
 	}
 	for _, r := range p.Ranges {
 		if !cidr.CoveredByAny(podCIDRs, r) {
-			return Verdict{false, ReasonOutsidePodNetwork, fmt.Sprintf("%s: %s is outside the pod network %v, so no node would route it: add its range to the ClusterNetwork's podCIDRs", p.rangesField(), r, podCIDRs)}
+			return refused(ReasonOutsidePodNetwork, "%s: %s is outside the pod network %v, and others of the pool are not, so no node would route it: add its range to the ClusterNetwork's podCIDRs, or make a pool of its own of it", p.rangesField(), r, podCIDRs)
 		}
 	}
-	return Verdict{Accepted: true}
+	return v
+}
+
+// underlay reports whether none of the pool's addresses is of the pod network.
+func (p *Pool) underlay(podCIDRs []netip.Prefix) bool {
+	inside := func(r netip.Prefix) bool { return slices.ContainsFunc(podCIDRs, r.Overlaps) }
+	return len(podCIDRs) > 0 && len(p.Ranges) > 0 && !slices.ContainsFunc(p.Ranges, inside)
 }
 
 func sizeOf(p *Pool) string {

@@ -111,20 +111,16 @@ func (p *Pool) Gateway(f ipam.Family) netip.Addr {
 	return netip.Addr{}
 }
 
-// rangesField and subnetsField are where an object of the pool's kind states them.
-func (p *Pool) rangesField() string {
+// field is a field of a SpiderIPPool, or what an AddressPool calls the same.
+func (p *Pool) field(spider, own string) string {
 	if p.Kind == KindAddressPool {
-		return "spec.ranges"
+		return own
 	}
-	return "spec.ips"
+	return spider
 }
 
-func (p *Pool) subnetsField() string {
-	if p.Kind == KindAddressPool {
-		return "spec.subnets"
-	}
-	return "spec.subnet"
-}
+func (p *Pool) rangesField() string  { return p.field("spec.ips", "spec.ranges") }
+func (p *Pool) subnetsField() string { return p.field("spec.subnet", "spec.subnets") }
 
 // older orders pools by who was there first; those of one second, as one file makes
 // them, by kind and name, which are the same wherever the file is applied.

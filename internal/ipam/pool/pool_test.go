@@ -168,6 +168,8 @@ func TestPassedOver(t *testing.T) {
 		{func(p *pool.Pool) { p.Namespaces = &pool.Selector{Labels: map[string]string{"team": "x"}} }, "namespaceAffinity"},
 		{func(p *pool.Pool) { p.Pods = &pool.Selector{Rules: []pool.Requirement{{Key: "app", Op: pool.Exists}}} }, "podAffinity"},
 		{func(p *pool.Pool) { p.Networks = []string{"net1"} }, "multusName"},
+		{func(p *pool.Pool) { p.Kind, p.Networks = pool.KindAddressPool, []string{"net1"} }, "(networks)"},
+		{func(p *pool.Pool) { p.Kind, p.NodeNames = pool.KindAddressPool, []string{"b"} }, "(nodeNames)"},
 		{func(p *pool.Pool) { p.Invalid = "spec.ips: reversed" }, "spec.ips: reversed"},
 		{func(p *pool.Pool) { p.Ranges = []netip.Prefix{netip.MustParsePrefix("10.9.0.0/24")} }, "outside the pod network"},
 	} {
@@ -290,9 +292,41 @@ func TestEquals(t *testing.T) {
 	if v := pool.Judge([]*pool.Pool{made("a", "10.244.0.10", own), narrow}, podCIDRs)[narrow.ID()]; !strings.HasPrefix(v.Message, "spec.subnets: ") {
 		t.Errorf("of a subnet: %+v", v)
 	}
-	outside := made("a", "10.244.0.10", own, func(p *pool.Pool) { p.Ranges = []netip.Prefix{netip.MustParsePrefix("10.9.0.0/24")} })
-	if v := pool.Judge([]*pool.Pool{outside}, podCIDRs)[outside.ID()]; !strings.HasPrefix(v.Message, "spec.ranges: ") {
-		t.Errorf("outside: %+v", v)
+	mixed := made("a", "10.244.0.10", own, func(p *pool.Pool) { p.Ranges = append(p.Ranges, netip.MustParsePrefix("10.9.0.0/24")) })
+	if v := pool.Judge([]*pool.Pool{mixed}, podCIDRs)[mixed.ID()]; v.Accepted || v.Reason != pool.ReasonOutsidePodNetwork || !strings.HasPrefix(v.Message, "spec.ranges: 10.9.0.0/24 is outside") {
+		t.Errorf("partly outside: %+v", v)
+	}
+}
+
+// TestUnderlay: a pool outside the pod network serves interfaces of other main plugins
+// and no others, also to an agent that has read nothing yet; without a pod network it
+// serves nobody.
+func TestUnderlay(t *testing.T) {
+	under, over := made("under", "", byDefault), made("over", "10.244.0.10", byDefault)
+	under.Subnets, under.Ranges = []netip.Prefix{netip.MustParsePrefix("10.9.0.0/24")}, []netip.Prefix{netip.MustParsePrefix("10.9.0.10/31")}
+	pools := []*pool.Pool{under, over}
+	verdicts := pool.Judge(pools, podCIDRs)
+	if v := verdicts[under.ID()]; !v.Accepted || !v.Underlay || verdicts[over.ID()].Underlay {
+		t.Errorf("%+v", verdicts)
+	}
+	if v := pool.Judge(pools, nil)[under.ID()]; v.Accepted {
+		t.Errorf("without a pod network: %+v", v)
+	}
+	for name, x := range map[string]*pool.Index{"read": pool.NewIndex(pools, verdicts, pool.Node{Name: "a"}), "resumed": pool.Resume(pools, podCIDRs)} {
+		for _, other := range []bool{false, true} {
+			r := pool.Request{Families: []ipam.Family{ipam.IPv4}, OtherMain: other}
+			c, err := x.Choose(r)
+			if err != nil || slices.Contains(c.Pools[ipam.IPv4], under) != other || !slices.Contains(c.Pools[ipam.IPv4], over) {
+				t.Errorf("%s, another main plugin %t: %v %v", name, other, c.Pools, err)
+			}
+			r.Conf = map[ipam.Family][]string{ipam.IPv4: {"under"}}
+			if _, err := x.Choose(r); (err == nil) != other || err != nil && !strings.Contains(err.Error(), "under is outside the pod network") {
+				t.Errorf("%s, named, another main plugin %t: %v", name, other, err)
+			}
+			if got := x.Serving(pool.Request{OtherMain: other}, c, netip.MustParseAddr("10.9.0.11")); (got != nil) != other {
+				t.Errorf("%s, exactly, another main plugin %t: %v", name, other, got)
+			}
+		}
 	}
 }
 

@@ -2,6 +2,7 @@ package share
 
 import (
 	"fmt"
+	"maps"
 	"net/netip"
 	"slices"
 	"time"
@@ -21,6 +22,7 @@ func Decide(in Input) Decision {
 	d.sort()
 	d.answer()
 	d.unshare()
+	d.keepFound()
 	for _, n := range in.Needs {
 		if why := d.serve(n); why != "" {
 			d.Wait[n.ID] = why
@@ -52,7 +54,7 @@ type decider struct {
 // concerned reports whether there is anything to decide. On most nodes, most of the
 // time, there is not, and each ADD and DEL asks.
 func (d *decider) concerned() bool {
-	if len(d.Needs) > 0 {
+	if len(d.Needs)+len(d.Found) > 0 {
 		return true
 	}
 	for i := range d.Leases {
@@ -113,6 +115,18 @@ func (d *decider) unshare() {
 	}
 }
 
+// keepFound leases what pods of this node have already, so that no other node gives
+// it. What is another's by now stays so: ropeway ipam check names the two holders.
+func (d *decider) keepFound() {
+	for _, a := range slices.SortedFunc(maps.Keys(d.Found), netip.Addr.Compare) {
+		_, leased := d.singles[a]
+		_, lost := d.lost(a)
+		if !leased && !lost {
+			d.claim(Need{}, a, d.Found[a], "")
+		}
+	}
+}
+
 // serve finds an address for a need, and says why if there is none.
 func (d *decider) serve(n Need) string {
 	if n.KeptFor != (Kept{}) {
@@ -135,19 +149,50 @@ func (d *decider) serve(n Need) string {
 	return d.pick(n)
 }
 
-// keptFor returns the address that is kept for the pod, if its pools still have
-// it. One that they have not is dropped.
-func (d *decider) keptFor(n Need) (Lease, bool) {
+// keptFor returns the address that is kept for the pod's interface, if its pools still
+// have it. One that they have not is dropped, and so is a second one: a version that
+// knows nothing of interfaces may have written what was another's.
+func (d *decider) keptFor(n Need) (found Lease, ok bool) {
 	for _, l := range d.kept[n.KeptFor] {
-		if ipam.FamilyOf(l.Address()) != n.Family {
-			continue
-		}
-		inPool := slices.ContainsFunc(n.Pools, func(p string) bool { return containsAddr(d.Pools[p], l.Address()) })
-		if inPool {
-			return l, true
-		}
-		if l.Node == "" {
+		switch {
+		case ipam.FamilyOf(l.Address()) != n.Family:
+		case d.inPools(n, l) && (!ok || found.Node == "" && l.Node != ""):
+			if ok {
+				d.Drop = append(d.Drop, found)
+			}
+			found, ok = l, true
+		case l.Node == "":
 			d.Drop = append(d.Drop, l)
+		}
+	}
+	if ok || n.KeptFor.Interface == "" {
+		return found, ok
+	}
+	return d.keptBefore(n)
+}
+
+func (d *decider) inPools(n Need, l Lease) bool {
+	return slices.ContainsFunc(n.Pools, func(p string) bool { return containsAddr(d.Pools[p], l.Address()) })
+}
+
+// keptBefore returns the address that was kept for a further interface of the pod before
+// interfaces had their own: no lease of the pod names one, and its first interface has
+// not taken the address.
+func (d *decider) keptBefore(n Need) (Lease, bool) {
+	for kept := range d.kept {
+		if first := kept; kept.Interface != "" {
+			first.Interface = n.KeptFor.Interface
+			if first == n.KeptFor {
+				return Lease{}, false
+			}
+		}
+	}
+	first := n.KeptFor
+	first.Interface = ""
+	for _, l := range d.kept[first] {
+		if l.Node == "" && ipam.FamilyOf(l.Address()) == n.Family && d.inPools(n, l) {
+			l.KeptFor = n.KeptFor
+			return l, true
 		}
 	}
 	return Lease{}, false
@@ -183,11 +228,11 @@ func (d *decider) exactly(n Need) string {
 	switch {
 	case lost:
 		return why
-	case !containsAddr(d.PodCIDRs, a):
+	case !containsAddr(d.PodCIDRs, a) && !d.stated(a):
 		return fmt.Sprintf("the address %s is outside the pod network %v", a, d.PodCIDRs)
 	case containsAddr(d.Reserved, a):
-		return fmt.Sprintf("the address %s is reserved (SpiderReservedIP)", a)
-	case containsAddr(d.confirmed, a):
+		return fmt.Sprintf("the address %s is reserved (SpiderReservedIP), or a node's own", a)
+	case containsAddr(d.confirmed, a), !containsAddr(d.PodCIDRs, a):
 		d.claim(n, a, "", "")
 	case owner == d.Node:
 		return "" // given, or not, by what the node gives from
@@ -197,6 +242,16 @@ func (d *decider) exactly(n Need) string {
 		return d.share(a)
 	}
 	return ""
+}
+
+// stated reports whether some pool that the node may use has the address.
+func (d *decider) stated(a netip.Addr) bool {
+	for _, ranges := range d.Pools {
+		if containsAddr(ranges, a) {
+			return true
+		}
+	}
+	return false
 }
 
 // lost reports whether an address is not tried now, and why. Nobody tells when that

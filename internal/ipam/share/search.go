@@ -14,8 +14,8 @@ import (
 // search is how far a decision has looked for a free address of a pool. What it has
 // passed is taken until its end, so that many needs cost hardly more than one.
 type search struct {
-	ranges []netip.Prefix // of the family
-	shared []netip.Prefix // those of them that nodes share
+	inside []netip.Prefix // what it has of the pod network, of the family
+	shared []netip.Prefix // what nodes share: of inside, and all that is outside
 	// from is where to go on, none that there is nothing any more: first without the
 	// addresses that are better avoided, then with them.
 	from [2]netip.Addr
@@ -30,10 +30,10 @@ func (d *decider) search(p string, f ipam.Family) *search {
 	key := string(f) + " " + p
 	s := d.searches[key]
 	if s == nil {
-		ranges := ofFamily(d.Pools[p], f)
-		shared := cidr.Intersect(ranges, d.confirmed)
+		ranges, network := ofFamily(d.Pools[p], f), cidr.Aggregate(d.PodCIDRs)
+		shared := append(cidr.Intersect(ranges, d.confirmed), cidr.Subtract(ranges, network)...)
 		place := d.place(shared) // not of all ranges: nodes whose part is not shared yet would begin at one address
-		s = &search{ranges: ranges, shared: shared, from: [2]netip.Addr{place, place}}
+		s = &search{inside: cidr.Intersect(ranges, network), shared: shared, from: [2]netip.Addr{place, place}}
 		d.searches[key] = s
 	}
 	return s
@@ -65,7 +65,7 @@ func (d *decider) pick(n Need) string {
 	var why []string
 	for _, p := range n.Pools {
 		s := d.search(p, n.Family)
-		if !s.noMore && d.shareOf(s.ranges) {
+		if !s.noMore && d.shareOf(s.inside) {
 			return ""
 		}
 		s.noMore = true
@@ -88,7 +88,7 @@ func (d *decider) usedUp(l Lease) bool {
 	if s.usedUp == nil {
 		leased := func(a netip.Addr) bool { _, is := d.singles[a]; return is }
 		_, free := pool.Free(s.shared, leased, d.Reserved, s.from[0])
-		up := !free && len(cidr.Subtract(s.ranges, slices.Concat(d.taken, d.Reserved))) == 0
+		up := !free && len(cidr.Subtract(s.inside, slices.Concat(d.taken, d.Reserved))) == 0
 		s.usedUp = &up
 	}
 	return *s.usedUp

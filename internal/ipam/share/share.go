@@ -10,7 +10,8 @@
 // confirmed. A node that gets a podCIDR later reads the declarations before it
 // uses it, and leaves out what it finds. An address inside another node's range
 // is asked for: that node stops giving it and says so in the lease, and only then
-// is it used.
+// is it used. Outside the pod network no node owns a range: there the lease of the
+// address is all.
 //
 // What a pod has left rests for a second, whoever wants it, and is then given
 // back at once unless a pod of this node waits for it.
@@ -147,6 +148,9 @@ type Input struct {
 	Pools    map[string][]netip.Prefix
 	Reserved []netip.Prefix // that nobody gets
 	Needs    []Need
+	// Found maps address outside the pod network -> the pool that states it: pods of
+	// this node have these, and no lease says so. Another product gave them.
+	Found map[netip.Addr]string
 	// Holder says who on this node has an address: a pod, or the node itself;
 	// "" if nobody has.
 	Holder func(netip.Addr) string
@@ -182,7 +186,7 @@ type Claim struct {
 	Lease
 	// Within is the shared block that it is of: the claim holds only if that is
 	// Confirmed after it was made. It is invalid where the address is asked from
-	// a node.
+	// a node, or is outside the pod network.
 	Within netip.Prefix
 }
 

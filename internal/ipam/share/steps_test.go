@@ -3,6 +3,7 @@ package share_test
 import (
 	"net/netip"
 	"testing"
+	"time"
 
 	"ropeway.dev/ropeway/internal/ipam"
 	"ropeway.dev/ropeway/internal/ipam/share"
@@ -248,4 +249,90 @@ func TestAskedOfItsOwner(t *testing.T) {
 	}
 	m.passNow(c)
 	m.holds(t, "c", 7)
+}
+
+// TestFoundOutsideThePodNetwork: an address that a pod has by another product's doing
+// is leased before any other node gives it, and given back when the pod ends.
+func TestFoundOutsideThePodNetwork(t *testing.T) {
+	m := quiet(t, false)
+	a, b := m.peers["a"], m.peers["b"]
+	a.pods["taken over"] = underlay.Addr()
+	m.passNow(a)
+	for i := range 4 {
+		m.wants("b", "pod"+string(rune('0'+i)), "U")
+	}
+	for range 3 {
+		m.passNow(b)
+	}
+	m.holds(t, "b", 3)
+	clear(a.pods)
+	for range 3 {
+		m.now = m.now.Add(share.Rest)
+		m.passNow(a)
+		m.passNow(b)
+	}
+	m.holds(t, "b", 4)
+}
+
+// TestExactOutsideThePodNetwork: only what some pool states is leased, and not what a
+// node has itself.
+func TestExactOutsideThePodNetwork(t *testing.T) {
+	none := func(netip.Addr) (string, time.Time) { return "", time.Time{} }
+	for want, in := range map[string]share.Input{
+		"10.1.0.5": {Pools: poolOf},
+		"the address 10.1.0.5 is outside the pod network [10.0.0.0/27]":        {},
+		"the address 10.1.0.5 is reserved (SpiderReservedIP), or a node's own": {Pools: poolOf, Reserved: []netip.Prefix{netip.MustParsePrefix("10.1.0.5/32")}},
+	} {
+		in.Node, in.PodCIDRs, in.Lost = "a", []netip.Prefix{network}, none
+		in.Needs = []share.Need{{ID: "p", Family: ipam.IPv4, Exact: netip.MustParseAddr("10.1.0.5")}}
+		d := share.Decide(in)
+		got := d.Wait["p"]
+		if len(d.Claim) == 1 && !d.Claim[0].Within.IsValid() {
+			got = d.Claim[0].Address().String()
+		}
+		if got != want {
+			t.Errorf("%q, want %q", got, want)
+		}
+	}
+}
+
+// TestKeptOfOtherVersions: of two addresses that are kept for one interface one is
+// dropped; what was kept before interfaces had their own is the further interface's that
+// asks for it, unless the first one has it or a lease names an interface.
+func TestKeptOfOtherVersions(t *testing.T) {
+	first := share.Kept{Namespace: "d", Pod: "web-0", StatefulSet: "web", UID: "u"}
+	net1 := first
+	net1.Interface = "net1"
+	kept := func(address, node string, k share.Kept) share.Lease {
+		return share.Lease{Prefix: netip.MustParsePrefix(address + "/32"), Node: node, Generation: 1, KeptFor: k, Pool: "P", ObjectUID: address, Version: "1"}
+	}
+	for name, test := range map[string]struct {
+		leases     []share.Lease
+		wants      share.Kept
+		take, drop string
+	}{
+		"two of one":                        {[]share.Lease{kept("10.0.0.1", "", first), kept("10.0.0.2", "", first)}, first, "10.0.0.1", "10.0.0.2"},
+		"two of one, one is held":           {[]share.Lease{kept("10.0.0.1", "", first), kept("10.0.0.2", "b", first)}, first, "", "10.0.0.1"},
+		"from before":                       {[]share.Lease{kept("10.0.0.1", "", first)}, net1, "10.0.0.1", ""},
+		"from before, the first has it":     {[]share.Lease{kept("10.0.0.1", "b", first)}, net1, "", ""},
+		"the first's, as another has its":   {[]share.Lease{kept("10.0.0.1", "", first), kept("10.0.0.2", "b", net1)}, net1, "", ""},
+		"the first's, as another's is free": {[]share.Lease{kept("10.0.0.1", "", first), kept("10.0.0.2", "", net1)}, net1, "10.0.0.2", ""},
+	} {
+		in := share.Input{Node: "a", PodCIDRs: []netip.Prefix{network}, Bits: map[ipam.Family]int{ipam.IPv4: 29}, Leases: test.leases, Pools: poolOf,
+			Needs: []share.Need{{ID: "p", Family: ipam.IPv4, Pools: []string{"P"}, KeptFor: test.wants}},
+			Lost:  func(netip.Addr) (string, time.Time) { return "", time.Time{} }, Avoid: func(netip.Addr) bool { return false }}
+		d := share.Decide(in)
+		list := func(leases []share.Lease) (out string) {
+			for _, l := range leases {
+				out += l.Address().String()
+			}
+			return out
+		}
+		if list(d.Take) != test.take || list(d.Drop) != test.drop {
+			t.Errorf("%s: takes %q, drops %q, want %q, %q", name, list(d.Take), list(d.Drop), test.take, test.drop)
+		}
+		if len(d.Take) == 1 && d.Take[0].KeptFor != test.wants {
+			t.Errorf("%s: taken for %+v", name, d.Take[0].KeptFor)
+		}
+	}
 }
