@@ -37,6 +37,7 @@ func limitsOf(v4 bool) limits {
 func Validate(spec *ClusterNetworkSpec) error {
 	root := field.NewPath("spec")
 	errs := validatePodCIDRs(root.Child("podCIDRs"), spec.PodCIDRs)
+	errs = append(errs, validateBesideCloud(root.Child("podCIDRs"), spec)...)
 	errs = append(errs, validateAddressing(root, spec)...)
 	errs = append(errs, validateTransports(root.Child("transports"), spec.Transports)...)
 	errs = append(errs, validateVXLAN(root.Child("vxlan"), spec.VXLAN)...)
@@ -104,6 +105,24 @@ func validatePodCIDRs(at *field.Path, cidrs []string) field.ErrorList {
 			errs = append(errs, field.Invalid(at.Index(i), s, fmt.Sprintf("overlaps %s: give ranges that have no address in common", seen[j])))
 		}
 		seen = append(seen, p)
+	}
+	return errs
+}
+
+// alibabaServices is what Alibaba Cloud keeps for its own services in every VPC: its
+// DNS, the metadata service and the health checks of load balancers are there.
+const alibabaServices = "100.64.0.0/10"
+
+// validateBesideCloud refuses ranges that are the cloud's own.
+func validateBesideCloud(at *field.Path, spec *ClusterNetworkSpec) field.ErrorList {
+	if spec.Cloud == nil || spec.Cloud.Provider != CloudAlibaba {
+		return nil
+	}
+	var errs field.ErrorList
+	for i, s := range spec.PodCIDRs {
+		if p, err := ParsePodCIDR(s); err == nil && p.Overlaps(netip.MustParsePrefix(alibabaServices)) {
+			errs = append(errs, field.Invalid(at.Index(i), s, "overlaps "+alibabaServices+", which the cloud keeps for its own services (DNS, metadata): give another range"))
+		}
 	}
 	return errs
 }

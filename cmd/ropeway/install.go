@@ -67,7 +67,7 @@ func newInstall(env environment, g *global) *cobra.Command {
 	f.StringVar(&o.Version, "version", o.Version, "the image's tag, where --image has none")
 	f.StringVar(&o.Registry, "registry", "", "a registry or mirror in place of docker.io, like registry.example.com")
 	f.StringVar(&o.APIServer, "api-server", "", "host:port at which nodes reach the API server (default: the kubeconfig's server)")
-	f.StringArrayVar(&o.TakeOver, "take-over", nil, "answer to this name of another product's plugin too: calico, calico-ipam, spiderpool")
+	f.StringArrayVar(&o.TakeOver, "take-over", nil, "answer to this name of another product's plugin too: calico, calico-ipam, spiderpool; none takes back what is installed")
 	f.StringVar(&o.CNIBinDir, "cni-bin-dir", "", "the nodes' directory of plugins (default /opt/cni/bin)")
 	f.StringVar(&o.CNIConfDir, "cni-conf-dir", "", "the nodes' directory of conflists (default /etc/cni/net.d)")
 	f.StringVar(&o.LogLevel, "log-level", "", "of agents and controllers: debug, info, warn, error (default info)")
@@ -177,7 +177,10 @@ func (c *installCommand) note(format string, args ...any) {
 func (c *installCommand) print(ctx context.Context) error {
 	var survey *install.Survey
 	if !c.offline {
-		survey = c.lookIfThere(ctx)
+		var err error
+		if survey, err = c.lookIfThere(ctx); err != nil {
+			return err
+		}
 	}
 	settings, notes, err := install.Resolve(c.options, survey)
 	if err != nil {
@@ -224,19 +227,24 @@ func severity(f install.Finding) string {
 	return "warning"
 }
 
-// lookIfThere surveys the cluster if there is one, and says so if not.
-func (c *installCommand) lookIfThere(ctx context.Context) *install.Survey {
+// lookIfThere surveys the cluster if there is one, and says so if not. One that does not
+// answer may have an installation, which what is printed from defaults would change.
+func (c *installCommand) lookIfThere(ctx context.Context) (*install.Survey, error) {
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
 	cluster, err := c.g.connect(c.env.stderr)
-	if err == nil {
-		var survey *install.Survey
-		if survey, err = install.Look(ctx, cluster); err == nil {
-			return survey
-		}
+	if errors.Is(err, kube.ErrNoConfig) {
+		c.note("note: no cluster was asked (%v): defaults stand where no flag does", err)
+		return nil, nil
 	}
-	c.note("note: no cluster was asked (%v): defaults stand where no flag does", err)
-	return nil
+	var survey *install.Survey
+	if err == nil {
+		survey, err = install.Look(ctx, cluster)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("nothing is printed, since the cluster could not be asked what it has: %w (--offline prints from flags and defaults alone)", err)
+	}
+	return survey, nil
 }
 
 func (g *global) connect(warnings io.Writer) (*install.Cluster, error) {

@@ -148,7 +148,9 @@ func newRoutesWithdraw(g *global) *cobra.Command {
 				a[routes.WithdrawAnnotation] = "requested"
 			}
 		})
-		if err == nil && !*cancel {
+		if err == nil && *cancel {
+			fmt.Fprintln(cmd.OutOrStdout(), "taken back: entries stay")
+		} else if err == nil {
 			fmt.Fprintln(cmd.OutOrStdout(), "asked for; within some minutes ropeway routes says what stands in the way, or names the token for ropeway routes confirm")
 		}
 		return err

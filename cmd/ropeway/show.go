@@ -149,12 +149,13 @@ func (g *global) diagnose(cmd *cobra.Command, look *doctorCloud) (report.Diagnos
 	if err != nil {
 		return report.Diagnosis{}, err
 	}
-	seen, err := look.look(ctx, survey)
-	if err != nil {
-		return report.Diagnosis{}, err
-	}
+	inCloud, stop := context.WithTimeout(ctx, readLimit/2) // the rest is for the cluster
+	defer stop()
+	seen, cloudErr := look.look(inCloud, survey)
 	if len(survey.OwnCRDs) == 0 && len(survey.Pods) == 0 {
-		return report.Elsewhere(survey, seen), nil
+		d := report.Elsewhere(survey, seen)
+		d.CloudFailed(cloudErr)
+		return d, nil
 	}
 	var view *kube.Objects
 	if len(survey.OwnCRDs) > 0 {
@@ -166,5 +167,6 @@ func (g *global) diagnose(cmd *cobra.Command, look *doctorCloud) (report.Diagnos
 	if seen != nil {
 		d.Surroundings(seen)
 	}
+	d.CloudFailed(cloudErr)
 	return d, nil
 }

@@ -116,7 +116,7 @@ func (w *web) addresses(rw http.ResponseWriter, _ *http.Request) {
 func (w *web) listen() (net.Listener, error) {
 	l, err := net.Listen("tcp", w.config.ListenAddress)
 	if err != nil {
-		return nil, fmt.Errorf("listening on %s for health checks and metrics (is another program using the port? the agent's flag for its listen address changes it): %w", w.config.ListenAddress, err)
+		return nil, fmt.Errorf("listening on %s for health checks and metrics (is another program using the port? ss -ltnp names it: end it, or give it another): %w", w.config.ListenAddress, err)
 	}
 	return l, nil
 }

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"strings"
 	"sync"
 
 	"ropeway.dev/ropeway/internal/agent/hostinstall"
@@ -126,6 +127,8 @@ func (in *installer) condition() kube.Condition {
 	switch {
 	case problem != "":
 		return kube.Condition{Reason: reasonBroken, Message: problem + "; what was installed before stays"}
+	case in.foreignNow() != "" && in.host.ConflistInstalled():
+		return kube.Condition{Reason: reasonForeign, Message: in.foreignNow()}
 	case in.host.ConflistInstalled():
 		return kube.Condition{Status: true, Reason: reasonInstalled, Message: "the conflist is as its template says"}
 	default:
@@ -140,15 +143,23 @@ func (in *installer) nameForeign() {
 		in.log.Warn("looking for other products' conflists", "err", err)
 		return
 	}
-	text := ""
+	var all []string
 	for _, f := range found {
-		text += f.String() + "; "
+		all = append(all, f.String())
 	}
+	text := strings.Join(all, "; ")
 	in.mu.Lock()
 	defer in.mu.Unlock()
 	if text != in.foreign && text != "" {
 		in.log.Warn("another conflist hides Ropeway's", "conflists", text)
-		in.event(true, "ForeignConflist", text)
+		in.event(true, reasonForeign, text)
 	}
 	in.foreign = text
+}
+
+// foreignNow says which conflists the runtime prefers to ours, or "".
+func (in *installer) foreignNow() string {
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	return in.foreign
 }

@@ -25,6 +25,7 @@ const (
 	reasonNoRange    = "NoRange"
 	reasonInstalled  = "Installed"
 	reasonBroken     = "ConflistBroken"
+	reasonForeign    = "ForeignConflist"
 )
 
 // status says what this node does, for its NodeNetwork.

@@ -39,6 +39,7 @@ type controller struct {
 	// services says that the API server has ServiceCIDR objects.
 	services bool
 	leading  atomic.Bool
+	beat     atomic.Int64 // when a leader's last pass began, in ns since 1970
 	now      func() time.Time
 }
 
@@ -118,7 +119,7 @@ func (c *controller) hasServiceCIDRs(ctx context.Context, api *rest.Config) (boo
 			c.log.Info("the API server has no ServiceCIDR objects (before Kubernetes 1.33): pod CIDRs are not compared with the Services' range")
 			return false, nil
 		}
-		c.log.Warn("the API server does not answer; trying again", "api", api.Host, "error", err, "wait", wait)
+		c.log.Warn("the API server does not answer; trying again", "api", api.Host, "err", err, "wait", wait)
 		select {
 		case <-ctx.Done():
 			return false, ctx.Err()

@@ -94,6 +94,6 @@ func (c *controller) giveUp(lock *resourcelock.LeaseLock) {
 		LeaderTransitions: held.LeaderTransitions, LeaseDurationSeconds: 1, AcquireTime: now, RenewTime: now,
 	})
 	if err != nil {
-		c.log.Warn("the Lease could not be given up; it runs out by itself", "error", err)
+		c.log.Warn("the Lease could not be given up; it runs out by itself", "err", err)
 	}
 }

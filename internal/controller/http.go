@@ -32,7 +32,7 @@ func (c *controller) listen() (*server, error) {
 		return s, nil
 	}
 	mux := http.NewServeMux()
-	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "ok") })
+	mux.HandleFunc("GET /healthz", c.answerHealthy)
 	mux.HandleFunc("GET /readyz", s.answerReady)
 	mux.HandleFunc("GET /v1/routes", s.answerRoutes)
 	mux.Handle("GET /metrics", promhttp.HandlerFor(c.metrics.registry, promhttp.HandlerOpts{}))
@@ -41,12 +41,27 @@ func (c *controller) listen() (*server, error) {
 	s.listener, err = net.Listen("tcp", c.cfg.Listen)
 	if errors.Is(err, syscall.EADDRINUSE) {
 		return nil, fmt.Errorf("serve health and metrics on %s: another program, or another replica on this host, has the port: "+
-			"give a different one (--listen), or run the replicas on different hosts: %w", c.cfg.Listen, err)
+			"ss -ltnp names it: end it, or run the replicas on different hosts: %w", c.cfg.Listen, err)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("serve health and metrics on %s: %w", c.cfg.Listen, err)
 	}
 	return s, nil
+}
+
+// stuckAfter is how long after the begin of its last pass a leader counts as stuck: it
+// holds the Lease, and does nothing. Where the API server is slow, a pass over thousands
+// of nodes takes minutes.
+const stuckAfter = 15 * time.Minute
+
+// answerHealthy says whether the leader's passes go on. Nothing that a restart would not
+// mend makes it fail.
+func (c *controller) answerHealthy(w http.ResponseWriter, _ *http.Request) {
+	if since := c.now().Sub(time.Unix(0, c.beat.Load())); c.leading.Load() && since > stuckAfter {
+		http.Error(w, fmt.Sprintf("the leader has not looked at the cluster for %s", since.Round(time.Second)), http.StatusServiceUnavailable)
+		return
+	}
+	fmt.Fprintln(w, "ok")
 }
 
 // ready tells the server how to know whether the API server has been read.

@@ -72,7 +72,7 @@ func (i *inspector) look(ctx context.Context, q question) {
 	defer cancel()
 	findings, err := i.inspect(ctx, q)
 	if err != nil && ctx.Err() == nil {
-		i.log.Warn("cannot ask the cloud what stands in the way of bare packets", "error", err, "request", cloud.RequestOf(err))
+		i.log.Warn("cannot ask the cloud what stands in the way of bare packets", "err", err, "request", cloud.RequestOf(err))
 	}
 	i.mu.Lock()
 	i.running, i.findings, i.err = false, findings, err

@@ -110,6 +110,7 @@ const retryAfter = time.Second
 // lead makes passes until the context ends: when something changed, but not
 // more often than Interval, and every Resync.
 func (c *controller) lead(ctx context.Context) {
+	c.beat.Store(c.now().UnixNano())
 	c.leading.Store(true)
 	c.metrics.leader.Set(1)
 	defer c.leading.Store(false)
@@ -119,6 +120,7 @@ func (c *controller) lead(ctx context.Context) {
 	for ctx.Err() == nil {
 		wait, wake := c.cfg.Resync, c.observer.Changed()
 		start := c.now()
+		c.beat.Store(start.UnixNano())
 		err := c.pass(ctx, m)
 		c.metrics.passSeconds.Observe(c.now().Sub(start).Seconds())
 		if m.untold > 0 {
@@ -135,7 +137,7 @@ func (c *controller) lead(ctx context.Context) {
 			if !errors.Is(err, kube.ErrNotSynced) {
 				wake = nil // what is refused is not asked for at each change of something else
 				c.metrics.passErrors.Inc()
-				c.log.Error("not everything could be done; trying again", "error", err, "wait", wait)
+				c.log.Error("not everything could be done; trying again", "err", err, "wait", wait)
 			}
 		}
 		pause(ctx, c.cfg.Interval, nil)
@@ -166,7 +168,7 @@ func (c *controller) pass(ctx context.Context, m *memory) error {
 	c.count(o)
 	c.tellProblems(o, m)
 	if o.rival, err = c.lookForRival(ctx, o.objects.Nodes, m); err != nil {
-		c.log.Warn("another writer of routes may be there; what was known last stands", "error", err)
+		c.log.Warn("another writer of routes may be there; what was known last stands", "err", err)
 	}
 	// First, since it only says what is wanted: the conditions of thousands of
 	// nodes take a while, which the cloud's routes do not wait for.

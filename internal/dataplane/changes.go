@@ -44,7 +44,7 @@ func (l *Linux) watchNetwork(ctx context.Context, tell func()) {
 	}
 	s.start(ctx, func() {
 		if err := w.learnPods(l); err != nil {
-			l.log.Warn("cannot tell pods' links from others", "error", err)
+			l.log.Warn("cannot tell pods' links from others", "err", err)
 		}
 	})
 }

@@ -192,7 +192,7 @@ func (l *Linux) watchFirewalls(ctx context.Context, tell func()) {
 		socket, err := open()
 		if sized, ok := socket.(*nl.NetlinkSocket); ok && err == nil {
 			if err := sized.SetReceiveBufferSize(firewallBuffer, true); err != nil {
-				l.log.Debug("a small buffer for changes of firewalls", "error", err)
+				l.log.Debug("a small buffer for changes of firewalls", "err", err)
 			}
 		}
 		return socket, err

@@ -41,7 +41,7 @@ const reopenAfter = 5 * time.Second
 func (l *Linux) listener(what string, protocol int, groups ...uint) *listener {
 	here, err := netns.Get()
 	if err != nil { // a process of one namespace is in it anyway
-		l.log.Warn("cannot keep hold of the network namespace", "error", err)
+		l.log.Warn("cannot keep hold of the network namespace", "err", err)
 		here = netns.None()
 	}
 	return &listener{
@@ -80,7 +80,7 @@ func (s *listener) start(ctx context.Context, prepare func()) {
 				return
 			}
 			s.hears(false)
-			s.log.Warn("changes are not told for a while", "of", s.what, "error", err, "trying again in", s.pause)
+			s.log.Warn("changes are not told for a while", "of", s.what, "err", err, "trying again in", s.pause)
 			select {
 			case <-ctx.Done():
 				return

@@ -347,8 +347,26 @@ func TestLook(t *testing.T) {
 	if err := errors.Join(c.Create(ctx, policy), c.Create(ctx, kubeadm)); err != nil {
 		t.Fatal(err)
 	}
+	// Calico's own, by which its users say more than by Kubernetes'.
+	keep := true
+	crd := &apiextensionsv1.CustomResourceDefinition{
+		ObjectMeta: metav1.ObjectMeta{Name: "globalnetworkpolicies.crd.projectcalico.org"},
+		Spec: apiextensionsv1.CustomResourceDefinitionSpec{
+			Group: "crd.projectcalico.org", Scope: apiextensionsv1.ClusterScoped,
+			Names: apiextensionsv1.CustomResourceDefinitionNames{Plural: "globalnetworkpolicies", Singular: "globalnetworkpolicy", Kind: "GlobalNetworkPolicy", ListKind: "GlobalNetworkPolicyList"},
+			Versions: []apiextensionsv1.CustomResourceDefinitionVersion{{Name: "v1", Served: true, Storage: true,
+				Schema: &apiextensionsv1.CustomResourceValidation{OpenAPIV3Schema: &apiextensionsv1.JSONSchemaProps{Type: "object", XPreserveUnknownFields: &keep}}}},
+		},
+	}
+	global := &unstructured.Unstructured{Object: map[string]any{"apiVersion": "crd.projectcalico.org/v1", "kind": "GlobalNetworkPolicy", "metadata": map[string]any{"name": "default.deny"}}}
+	if err := errors.Join(c.Create(ctx, crd), waitEstablished(ctx, c, crd.Name)); err != nil {
+		t.Fatal(err)
+	}
+	if err := retry(ctx, meta.IsNoMatchError, func() error { return c.Create(ctx, global) }); err != nil {
+		t.Fatal(err)
+	}
 	defer func() {
-		if err := errors.Join(c.Delete(ctx, policy), c.Delete(ctx, kubeadm)); err != nil {
+		if err := errors.Join(c.Delete(ctx, policy), c.Delete(ctx, kubeadm), c.Delete(ctx, crd)); err != nil {
 			t.Error(err)
 		}
 	}()
@@ -358,6 +376,9 @@ func TestLook(t *testing.T) {
 	}
 	if !strings.HasPrefix(s.Version, "v1.") || !slices.Contains(s.Policies, "default/deny") || fmt.Sprint(s.PodSubnets) != "[10.6.0.0/16 fd00:6::/48]" {
 		t.Errorf("version %s, policies %v, pod subnets %v", s.Version, s.Policies, s.PodSubnets)
+	}
+	if !slices.Contains(s.Policies, "GlobalNetworkPolicy default.deny") {
+		t.Errorf("Calico's policy is not among %v", s.Policies)
 	}
 	if len(s.ServiceCIDRs) > 0 && !slices.Contains(s.ServiceCIDRs, apiserver.ServiceCIDR) {
 		t.Errorf("service ranges %v", s.ServiceCIDRs)

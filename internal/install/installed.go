@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"net"
+	"slices"
 	"strings"
 
 	appsv1 "k8s.io/api/apps/v1"
@@ -97,9 +98,15 @@ func (o *Options) addInstalled(in Installed) []string {
 			kept("--image", o.Image)
 		}
 	}
-	if len(o.TakeOver) == 0 && len(in.TakeOver) > 0 {
+	switch {
+	case slices.Equal(o.TakeOver, []string{takeOverNone}):
+		o.TakeOver = nil
+	case len(o.TakeOver) == 0 && len(in.TakeOver) > 0:
 		o.TakeOver = in.TakeOver
 		kept("--take-over", strings.Join(in.TakeOver, ","))
+	}
+	if in.VethMTU != "" && in.VethMTU != defaultVethMTU {
+		notes = append(notes, fmt.Sprintf("veth_mtu of ConfigMap %s/%s stays %s", Namespace, ConfigName, in.VethMTU))
 	}
 	for _, s := range []struct {
 		flag                 string

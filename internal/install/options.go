@@ -161,8 +161,8 @@ func (o *Options) validateHost() []error {
 		}
 	}
 	for _, name := range o.TakeOver {
-		if !slices.Contains([]string{"calico", "calico-ipam", "spiderpool"}, name) {
-			errs = append(errs, fmt.Errorf("--take-over: %q cannot be answered to: calico, calico-ipam and spiderpool can", name))
+		if !slices.Contains([]string{"calico", "calico-ipam", "spiderpool"}, name) && (name != takeOverNone || len(o.TakeOver) > 1) {
+			errs = append(errs, fmt.Errorf("--take-over: %q cannot be answered to: calico, calico-ipam and spiderpool can; none alone takes back what is installed", name))
 		}
 	}
 	for flag, dir := range map[string]string{"--cni-bin-dir": o.CNIBinDir, "--cni-conf-dir": o.CNIConfDir} {
@@ -220,9 +220,13 @@ func imageReference(image, version, registry string) (string, error) {
 	return registry + "/" + image, nil
 }
 
-// cutTag separates a tag or digest from a reference.
+// takeOverNone is --take-over's word for no name at all, where one is installed.
+const takeOverNone = "none"
+
+// cutTag separates a tag, a digest or both from a reference.
 func cutTag(image string) (name string, tagged bool) {
 	if name, _, found := strings.Cut(image, "@"); found {
+		name, _ = cutTag(name) // it may have both
 		return name, true
 	}
 	slash := strings.LastIndex(image, "/")

@@ -63,7 +63,7 @@ func Preflight(s Settings, survey *Survey, acceptNoPolicy bool) []Finding {
 	var out []Finding
 	out = append(out, checkVersion(survey)...)
 	out = append(out, OtherNetworks(survey)...)
-	out = append(out, checkCloudController(survey)...)
+	out = append(out, checkCloudController(s, survey)...)
 	out = append(out, checkPolicies(survey, acceptNoPolicy)...)
 	out = append(out, checkRanges(s, survey)...)
 	out = append(out, checkNodes(s, survey)...)
@@ -169,7 +169,7 @@ func OtherNetworks(s *Survey) []Finding {
 				continue
 			}
 			out = append(out, stops(FindingOther,
-				fmt.Sprintf("two pod networks cannot share a node; drain the nodes and remove it (kubectl -n %s delete %s %s, and what came with it), or keep it and do not install Ropeway",
+				fmt.Sprintf("two pod networks cannot share a node; drain the nodes and remove it (kubectl -n %s delete %s %s, what came with it, and its conflist in /etc/cni/net.d of each node), or keep it and do not install Ropeway",
 					w.namespace, strings.ToLower(w.kind), w.name),
 				"%s runs in this cluster: %s %s in namespace %s", p.name, w.kind, w.name, w.namespace))
 			break
@@ -179,16 +179,26 @@ func OtherNetworks(s *Survey) []Finding {
 }
 
 // checkCloudController: routes for node CIDRs do no harm beside tunnels, but a
-// route controller also writes the condition NetworkUnavailable.
-func checkCloudController(s *Survey) []Finding {
+// route controller also writes the condition NetworkUnavailable. Where pods go by its
+// routes, that is as agreed.
+func checkCloudController(s Settings, survey *Survey) []Finding {
+	if GoesByOthersRoutes(&s.Network) {
+		return nil
+	}
 	var out []Finding
-	for _, c := range kube.CloudControllers(s.Deployments, s.DaemonSets) {
+	for _, c := range kube.CloudControllers(survey.Deployments, survey.DaemonSets) {
 		if c.WritesRoutes && !c.Idle {
 			out = append(out, warns(FindingCloud, "run it with "+kube.RoutesFlag+", so that a node is available only when its pods are reachable",
 				"%s writes routes and the condition NetworkUnavailable, which Ropeway's controller writes too", c))
 		}
 	}
 	return out
+}
+
+// GoesByOthersRoutes reports whether pods may be reached by routes that somebody else
+// makes: direct is allowed, and Ropeway publishes none.
+func GoesByOthersRoutes(spec *v1alpha1.ClusterNetworkSpec) bool {
+	return slices.Contains(spec.Transports, v1alpha1.TransportDirect) && !spec.Cloud.PublishesRoutes()
 }
 
 func checkPolicies(s *Survey, accept bool) []Finding {
@@ -277,9 +287,22 @@ func internalIPs(n corev1.Node) []netip.Addr {
 	return out
 }
 
+// oldestKernel is the oldest that is expected to work; agents probe for what they need.
+var oldestKernel = [2]int{5, 10}
+
+// olderThan compares the first two numbers of a kernel's version, such as
+// 5.10.0-26-amd64. What cannot be read is not older.
+func olderThan(kernel string, than [2]int) bool {
+	var have [2]int
+	if n, err := fmt.Sscanf(kernel, "%d.%d", &have[0], &have[1]); err != nil || n != 2 {
+		return false
+	}
+	return slices.Compare(have[:], than[:]) < 0
+}
+
 func checkNodes(s Settings, survey *Survey) []Finding {
 	var out []Finding
-	var bare, foreign, without []string
+	var bare, foreign, without, old []string
 	for _, n := range survey.Nodes {
 		if n.Labels[corev1.LabelOSStable] == "windows" {
 			continue
@@ -293,6 +316,12 @@ func checkNodes(s Settings, survey *Survey) []Finding {
 		if len(n.Spec.PodCIDRs) == 0 {
 			without = append(without, n.Name)
 		}
+		if kernel := n.Status.NodeInfo.KernelVersion; olderThan(kernel, oldestKernel) {
+			old = append(old, n.Name+" ("+kernel+")")
+		}
+	}
+	if len(old) > 0 {
+		out = append(out, warns(FindingNodes, "their agents say what they lack; upgrade these nodes", "nodes with a kernel older than Linux %d.%d: %s", oldestKernel[0], oldestKernel[1], strings.Join(firstFew(old), ", ")))
 	}
 	if len(bare) > 0 {
 		out = append(out, warns(FindingNodes, "peers reach a node at its InternalIP: set the kubelet's --node-ip", "nodes without an InternalIP: %s", strings.Join(firstFew(bare), ", ")))
@@ -308,6 +337,10 @@ func checkNodes(s Settings, survey *Survey) []Finding {
 }
 
 func checkKubeProxy(s *Survey) []Finding {
+	if mode := s.ProxyMode; mode != "" && mode != "iptables" && mode != "nftables" {
+		return []Finding{warns(FindingKubeProxy, "run it in nftables or iptables mode: how Services' packets leave in another is not known to work beside Ropeway",
+			"kube-proxy runs in the mode %s", mode)}
+	}
 	for _, w := range workloads(s) {
 		if strings.Contains(w.name, "kube-proxy") || slices.ContainsFunc(w.images, func(i string) bool { return strings.Contains(i, "/kube-proxy") }) {
 			return nil

@@ -66,6 +66,10 @@ func TestPreflight(t *testing.T) {
 		}, Options{}, false, nil},
 		{"cloud controller without routes", add(daemonSet("kube-system", "ccm", "registry.example/cloud-controller-manager:v2", "--controllers=*,-route")), Options{}, false, nil},
 		{"cloud controller", add(daemonSet("kube-system", "cloud-controller-manager", "registry.example/ccm:v2")), Options{}, false, []string{"--configure-cloud-routes=false", "NetworkUnavailable"}},
+		{"cloud controller whose routes are used", add(daemonSet("kube-system", "cloud-controller-manager", "registry.example/ccm:v2")),
+			Options{Transports: []v1alpha1.Transport{"direct"}, AddressSource: "NodeCIDR"}, false, nil},
+		{"cloud controller beside our routes", add(daemonSet("kube-system", "cloud-controller-manager", "registry.example/ccm:v2")),
+			Options{Transports: []v1alpha1.Transport{"direct"}, AddressSource: "NodeCIDR", Cloud: v1alpha1.CloudSpec{Provider: "alibaba", RegionID: "cn-chengdu", VPCID: "vpc-1"}}, false, []string{"--configure-cloud-routes=false"}},
 		{"NetworkPolicies", func(s *Survey) { s.Policies = []string{"shop/deny-all", "shop/web"} }, Options{}, true, []string{"2 NetworkPolicies (shop/deny-all, shop/web)", "--accept-no-policy"}},
 		{"accepted NetworkPolicy", func(s *Survey) { s.Policies = []string{"shop/deny-all"} }, Options{AcceptNoPolicy: true}, false, []string{"1 NetworkPolicy (shop/deny-all) will not be enforced", "ropeway doctor"}},
 		{"old Kubernetes", func(s *Survey) { s.Version = "v1.30.14" }, Options{}, true, []string{"v1.30.14 is older than 1.31.0"}},
@@ -78,6 +82,12 @@ func TestPreflight(t *testing.T) {
 		{"no podCIDR, NodeCIDR", func(s *Survey) { s.Nodes[1] = node("b", "192.0.2.2") }, Options{AddressSource: "NodeCIDR"}, true, []string{"these have none: b", "--address-source Blocks"}},
 		{"no InternalIP", func(s *Survey) { s.Nodes[0].Status.Addresses = nil }, Options{}, false, []string{"nodes without an InternalIP: a", "--node-ip"}},
 		{"architecture", func(s *Survey) { s.Nodes[0].Status.NodeInfo.Architecture = "riscv64" }, Options{}, true, []string{"a (riscv64)"}},
+		{"old kernel", func(s *Survey) { s.Nodes[0].Status.NodeInfo.KernelVersion = "4.19.91-26.al7.x86_64" }, Options{}, false, []string{"older than Linux 5.10: a (4.19.91-26.al7.x86_64)"}},
+		{"kernels that will do", func(s *Survey) {
+			s.Nodes[0].Status.NodeInfo.KernelVersion, s.Nodes[1].Status.NodeInfo.KernelVersion = "5.10.0-26-amd64", "6.6+"
+		}, Options{}, false, nil},
+		{"kube-proxy with ipvs", func(s *Survey) { s.ProxyMode = "ipvs" }, Options{}, false, []string{"kube-proxy runs in the mode ipvs", "nftables or iptables"}},
+		{"kube-proxy with iptables", func(s *Survey) { s.ProxyMode = "iptables" }, Options{}, false, nil},
 		{"no kube-proxy", func(s *Survey) { s.DaemonSets = nil }, Options{}, false, []string{"kube-proxy"}},
 		{"foreign CRD", func(s *Survey) { s.OwnCRDs["clusternetworks.ropeway.dev"] = false }, Options{}, true, []string{"clusternetworks.ropeway.dev", "no installation of Ropeway's made it"}},
 		{"own CRD", func(s *Survey) { s.OwnCRDs["clusternetworks.ropeway.dev"] = true }, Options{}, false, nil},

@@ -65,6 +65,11 @@ func Resolve(o Options, survey *Survey) (Settings, []string, error) {
 	var notes []string
 	if survey != nil {
 		notes = o.addInstalled(survey.Installed)
+		notes = append(notes, firstNotes(survey)...)
+		notes = append(notes, otherServer(o, survey)...)
+	}
+	if slices.Equal(o.TakeOver, []string{takeOverNone}) {
+		o.TakeOver = nil
 	}
 	image, err := imageReference(o.Image, o.Version, o.Registry)
 	if err != nil {
@@ -101,6 +106,27 @@ func Resolve(o Options, survey *Survey) (Settings, []string, error) {
 		notes = append(notes, "one controller instead of two, since the cluster has one node")
 	}
 	return s, notes, nil
+}
+
+// firstNotes says what changes for pods that run on the cluster already.
+func firstNotes(survey *Survey) []string {
+	if survey.Network != nil {
+		return nil
+	}
+	return []string{"pods reach the cloud's metadata service no more, so those that use the role of their instance lose it: spec.metadataAccess.namespaces of the ClusterNetwork opens it to theirs"}
+}
+
+// otherServer says that the API server's address that is installed stays, where the
+// kubeconfig has another.
+func otherServer(o Options, survey *Survey) []string {
+	host, port, err := SplitAPIServer(survey.Server)
+	if survey.Installed.APIServer == "" || o.APIServer != survey.Installed.APIServer || err != nil || isLoopback(host) {
+		return nil
+	}
+	if yours := net.JoinHostPort(host, port); yours != o.APIServer {
+		return []string{fmt.Sprintf("--api-server stays %s, as it is installed, and your kubeconfig has %s: --api-server %s changes it", o.APIServer, yours, yours)}
+	}
+	return nil
 }
 
 // checkFamilies refuses a conflist whose ipam asks for a family (assign_ipv4,

@@ -36,6 +36,7 @@ func TestImageReference(t *testing.T) {
 		{"localhost/ropeway:dev", "v1", "", "localhost/ropeway:dev"},
 		{"host:5000/ropeway", "v1", "", "host:5000/ropeway:v1"},
 		{"r.example/ropeway@sha256:abc", "v1", "", "r.example/ropeway@sha256:abc"},
+		{"r.example/ropeway:v1@sha256:abc", "v2", "", "r.example/ropeway:v1@sha256:abc"},
 		{"", "", "", "error: --version"},
 		{"https://r.example/ropeway", "v1", "", "error: --image"},
 		{"", "v1", "https://mirror.example", "error: --registry"},
@@ -182,7 +183,8 @@ func TestInstallAgainKeepsTheRest(t *testing.T) {
 	if !reflect.DeepEqual(got, want) {
 		t.Errorf("became %+v\nwant   %+v", got, want)
 	}
-	for _, part := range []string{"--image stays mirror.example:5000/hub/ropeway", "--cni-bin-dir stays /data/bin", "--take-over stays calico", "cni_network_config of ConfigMap"} {
+	for _, part := range []string{"--image stays mirror.example:5000/hub/ropeway", "--cni-bin-dir stays /data/bin", "--take-over stays calico", "cni_network_config of ConfigMap", "veth_mtu of ConfigMap kube-system/ropeway-config stays 1400",
+		"--api-server stays [fd00::10]:6443, as it is installed, and your kubeconfig has 192.0.2.2:6443"} {
 		if !strings.Contains(strings.Join(notes, "\n"), part) {
 			t.Errorf("the notes do not say %q: %q", part, notes)
 		}
@@ -197,6 +199,9 @@ func TestInstallAgainKeepsTheRest(t *testing.T) {
 	if s.Image != "other.example/hub/ropeway:v2" || s.CNIBinDir != "/opt/cni/bin" || s.CNIConfDir != "/data/net.d" || fmt.Sprint(s.TakeOver) != "[calico-ipam]" ||
 		s.APIServerHost != "192.0.2.9" || s.LogLevel != "warn" || s.Conflist != hostinstall.DefaultTemplate {
 		t.Errorf("flags did not win: %+v", s)
+	}
+	if s, _, err = Resolve(Options{Version: "v2", TakeOver: []string{"none"}}, survey); err != nil || len(s.TakeOver) > 0 {
+		t.Errorf("names that are taken back: %v, %v", s.TakeOver, err)
 	}
 }
 

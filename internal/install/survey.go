@@ -15,11 +15,14 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 	networkingv1 "k8s.io/api/networking/v1"
+	policyv1 "k8s.io/api/policy/v1"
 	rbacv1 "k8s.io/api/rbac/v1"
 	apiextensionsv1 "k8s.io/apiextensions-apiserver/pkg/apis/apiextensions/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/meta"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/client-go/discovery"
 	"k8s.io/client-go/rest"
 
@@ -41,12 +44,16 @@ type Survey struct {
 	DaemonSets  []appsv1.DaemonSet // all namespaces
 	Deployments []appsv1.Deployment
 	Pods        []corev1.Pod // Ropeway's own
-	Policies    []string     // NetworkPolicies: namespace/name
+	// Policies are NetworkPolicies as namespace/name, and those of others' kinds, or for
+	// administrators, with the kind before it.
+	Policies []string
 
 	PodSubnets     []string // the cluster's pod ranges, if it says so
 	PodSubnetsFrom string   // where it says so
 	ServiceCIDRs   []string // empty: not known
 	ServiceIP      string   // of the Service kubernetes
+	ProxyMode      string   // of kube-proxy, if it says so
+	proxyConf      string   // the whole configuration
 
 	Network   *v1alpha1.ClusterNetwork // nil: none
 	Installed Installed
@@ -72,7 +79,7 @@ func Scheme() (*runtime.Scheme, error) {
 	s := kube.NewScheme()
 	for _, add := range []func(*runtime.Scheme) error{
 		appsv1.AddToScheme, rbacv1.AddToScheme, discoveryv1.AddToScheme,
-		admissionv1.AddToScheme, apiextensionsv1.AddToScheme,
+		admissionv1.AddToScheme, apiextensionsv1.AddToScheme, policyv1.AddToScheme,
 	} {
 		if err := add(s); err != nil {
 			return nil, fmt.Errorf("two API types of one name were compiled in: %w", err)
@@ -120,7 +127,7 @@ func Look(ctx context.Context, c *Cluster) (*Survey, error) {
 		return nil, err
 	}
 	for _, look := range []func(context.Context, client.Reader) error{
-		s.lookAtWorkloads, s.lookAtPolicies, s.lookAtAPIServers, s.lookAtServices, s.lookAtPodSubnets, s.lookAtOwn,
+		s.lookAtWorkloads, s.lookAtPolicies, s.lookAtAPIServers, s.lookAtServices, s.lookAtKubeProxy, s.lookAtPodSubnets, s.lookAtOwn,
 	} {
 		if err := look(ctx, c); err != nil {
 			return nil, fmt.Errorf("look at the cluster %s: %w", c.Server, err)
@@ -209,6 +216,10 @@ func (s *Survey) lookAtOwn(ctx context.Context, r client.Reader) error {
 			s.OwnCRDs[crd.Name] = made
 		case crd.Spec.Group == v2beta1.GroupVersion.Group && !made:
 			s.AnothersCRDs = append(s.AnothersCRDs, crd.Name)
+		case isPolicy(&crd):
+			if err := s.lookAtPoliciesOf(ctx, r, &crd); err != nil {
+				return err
+			}
 		}
 	}
 	var network v1alpha1.ClusterNetwork
@@ -217,6 +228,34 @@ func (s *Survey) lookAtOwn(ctx context.Context, r client.Reader) error {
 		s.Network = &network
 	} else if !absent(err) {
 		return err
+	}
+	return nil
+}
+
+// isPolicy goes by the names of those who have policies of their own: Calico, Cilium, and
+// Kubernetes' for administrators.
+func isPolicy(crd *apiextensionsv1.CustomResourceDefinition) bool {
+	return slices.Contains([]string{"crd.projectcalico.org", "cilium.io", "policy.networking.k8s.io"}, crd.Spec.Group) &&
+		strings.HasSuffix(crd.Spec.Names.Plural, "networkpolicies") && !strings.HasPrefix(crd.Spec.Names.Plural, "staged")
+}
+
+// lookAtPoliciesOf finds the policies of one kind, which is not Kubernetes' own.
+func (s *Survey) lookAtPoliciesOf(ctx context.Context, r client.Reader, crd *apiextensionsv1.CustomResourceDefinition) error {
+	for _, v := range crd.Spec.Versions {
+		if !v.Served {
+			continue
+		}
+		list := &metav1.PartialObjectMetadataList{}
+		list.SetGroupVersionKind(schema.GroupVersionKind{Group: crd.Spec.Group, Version: v.Name, Kind: crd.Spec.Names.ListKind})
+		if err := r.List(ctx, list); err != nil {
+			return fmt.Errorf("list %s: %w", crd.Name, err)
+		}
+		for i := range list.Items {
+			p := &list.Items[i]
+			p.SetGroupVersionKind(schema.GroupVersionKind{Kind: crd.Spec.Names.Kind})
+			s.Policies = append(s.Policies, describe(p))
+		}
+		return nil
 	}
 	return nil
 }
@@ -247,10 +286,16 @@ func (s *Survey) lookAtPodSubnets(ctx context.Context, r client.Reader) error {
 			return nil
 		}
 	}
-	err = r.Get(ctx, client.ObjectKey{Namespace: "kube-system", Name: "kube-proxy"}, &cm)
-	if err == nil {
-		s.subnetsFrom("kube-proxy's configuration", yamlField(cm.Data["config.conf"], "clusterCIDR"))
-	}
+	s.subnetsFrom("kube-proxy's configuration", yamlField(s.proxyConf, "clusterCIDR"))
+	return nil
+}
+
+// lookAtKubeProxy reads its configuration, where it is a ConfigMap's as kubeadm has it.
+func (s *Survey) lookAtKubeProxy(ctx context.Context, r client.Reader) error {
+	var cm corev1.ConfigMap
+	err := r.Get(ctx, client.ObjectKey{Namespace: "kube-system", Name: "kube-proxy"}, &cm)
+	s.proxyConf = cm.Data["config.conf"]
+	s.ProxyMode = yamlField(s.proxyConf, "mode")
 	return client.IgnoreNotFound(err)
 }
 

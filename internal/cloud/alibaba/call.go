@@ -133,7 +133,7 @@ func (c *caller) once(ctx context.Context, p product, action string, params map[
 		c.observe(action, c.now().Sub(start), err)
 	}
 	if err != nil {
-		c.log.Debug("cloud call failed", "action", action, "class", cloud.ClassOf(err).String(), "error", err, "request", cloud.RequestOf(err))
+		c.log.Debug("cloud call failed", "action", action, "class", cloud.ClassOf(err).String(), "err", err, "request", cloud.RequestOf(err))
 	}
 	return err
 }

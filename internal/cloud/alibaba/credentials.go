@@ -78,7 +78,7 @@ func (s *secretKeys) credential(ctx context.Context) (credentials.Credential, er
 	case err == nil:
 		s.keys = keys
 	case s.keys != nil:
-		s.log.Warn("the Secret with the cloud's credentials cannot be used; those at hand are used on", "error", err)
+		s.log.Warn("the Secret with the cloud's credentials cannot be used; those at hand are used on", "err", err)
 	default:
 		return nil, err
 	}
@@ -109,7 +109,7 @@ func keysOfSecret(data map[string][]byte) (credentials.Credential, error) {
 	var missing []error
 	for _, key := range []string{SecretKeyID, SecretKeySecret} {
 		if value(key) == "" {
-			missing = append(missing, fmt.Errorf("the Secret of spec.cloud.credentialsSecret has no key %s: set it", key))
+			missing = append(missing, fmt.Errorf("the Secret of spec.cloud.credentialsSecret (or the environment, where there is no Secret) has no key %s: set it", key))
 		}
 	}
 	if err := errors.Join(missing...); err != nil {
@@ -157,7 +157,7 @@ func (r *roleKeys) credential(ctx context.Context) (credentials.Credential, erro
 		return r.keys, nil
 	case r.usable():
 		r.again = r.now().Add(renewBefore / 10)
-		r.log.Warn("the role's keys could not be renewed; those at hand are used on", "until", r.expires, "error", err)
+		r.log.Warn("the role's keys could not be renewed; those at hand are used on", "until", r.expires, "err", err)
 		return r.keys, nil
 	}
 	return nil, err

@@ -151,7 +151,7 @@ func (c *Controller) Run(ctx context.Context) {
 			continue
 		}
 		if ctx.Err() == nil {
-			c.cfg.Log.Warn("the nodes' instances are not looked after; trying again", "error", err, "wait", retry)
+			c.cfg.Log.Warn("the nodes' instances are not looked after; trying again", "err", err, "wait", retry)
 			c.publish(&Status{On: true, Problems: []Problem{problemOf(err)}})
 			c.pause(ctx, retry)
 			retry = min(2*retry, c.cfg.longest())

@@ -298,7 +298,7 @@ func (p *Planner) note(t *trouble, err error) {
 		first = 5 * time.Second
 	}
 	if t.err == nil || t.err.Error() != err.Error() {
-		p.cfg.Log.Warn("the cloud's routes could not be read or written; trying again", "error", err, "request", cloud.RequestOf(err))
+		p.cfg.Log.Warn("the cloud's routes could not be read or written; trying again", "err", err, "request", cloud.RequestOf(err))
 	}
 	t.err = err
 	t.fail(p.cfg.Now(), first, most, cloud.AfterOf(err))

@@ -3,6 +3,8 @@ package report
 import (
 	"fmt"
 	"io"
+	"math"
+	"net/netip"
 	"slices"
 	"strings"
 
@@ -15,6 +17,7 @@ import (
 	"ropeway.dev/ropeway/internal/install"
 	"ropeway.dev/ropeway/internal/kube"
 	"ropeway.dev/ropeway/internal/plan"
+	"ropeway.dev/ropeway/internal/plan/cidr"
 )
 
 // Outcome is how a check ended.
@@ -73,6 +76,14 @@ func Doctor(s *install.Survey, c *kube.Objects) Diagnosis {
 
 func (d *Diagnosis) add(name string, outcome Outcome, remedy, format string, args ...any) {
 	d.Checks = append(d.Checks, Check{Name: name, Outcome: outcome, Message: fmt.Sprintf(format, args...), Remedy: remedy})
+}
+
+// CloudFailed adds that the cloud could not be looked at, if that is so: what the cluster
+// says is worth saying all the same.
+func (d *Diagnosis) CloudFailed(err error) {
+	if err != nil {
+		d.add("cloud-access", Fail, "correct the --cloud flags, or the keys in ALIBABA_CLOUD_ACCESS_KEY_ID and ALIBABA_CLOUD_ACCESS_KEY_SECRET", "the cloud was not looked at: %v", err)
+	}
 }
 
 // okUnless adds that a check passed, if none of that name was added since.
@@ -143,6 +154,12 @@ func (d *Diagnosis) workloads(s *install.Survey) {
 	if ready == 0 {
 		d.add("controllers", Fail, "nodes join without it, but nobody says which are reachable: kubectl -n "+install.Namespace+" describe deployment "+install.ControllerName,
 			"no controller is ready")
+	}
+	for i := range s.Deployments {
+		x := &s.Deployments[i]
+		if x.Namespace == install.Namespace && x.Name == install.ControllerName && x.Spec.Replicas != nil && *x.Spec.Replicas < 2 && len(s.Nodes) > 1 {
+			d.add("controllers", Warn, "ropeway install --apply makes it two", "there is one controller for %d nodes: nobody takes over while its node is down", len(s.Nodes))
+		}
 	}
 	d.okUnless(since, "controllers", "controllers are ready")
 }
@@ -318,13 +335,15 @@ func (d *Diagnosis) faults(c *kube.Objects) {
 // availability: the condition NetworkUnavailable and who writes it.
 func (d *Diagnosis) availability(c *kube.Objects) {
 	since := len(d.Checks)
+	spec, _ := kube.InForce(c.Network)
+	agreed := spec != nil && install.GoesByOthersRoutes(spec) // who makes the routes writes the condition too
 	for i := range c.Nodes {
 		n := &c.Nodes[i]
 		cond := kube.NetworkUnavailable(n)
 		switch {
 		case cond == nil:
 			d.add("available", Fail, "is a controller running?", "the condition NetworkUnavailable of node %s has not been written", n.Name)
-		case !kube.IsOurs(cond):
+		case !kube.IsOurs(cond) && !agreed:
 			d.add("available", Warn, "one writer is enough: turn it off there (a cloud controller manager has --configure-cloud-routes=false)",
 				"somebody else writes the condition NetworkUnavailable of node %s, with the reason %s", n.Name, cond.Reason)
 		case cond.Status != corev1.ConditionFalse:
@@ -344,6 +363,46 @@ func (d *Diagnosis) leases(c *kube.Objects) {
 		}
 	}
 	d.okUnless(since, "leases", "every block belongs to a node that is there")
+	d.space(c)
+}
+
+// nearlyAll is the part of the pod network from which on somebody should enlarge it.
+const nearlyAll = 0.9
+
+// space: a pod network that is used up stops nodes from joining, and pods.
+func (d *Diagnosis) space(c *kube.Objects) {
+	snapshot, problem := c.Snapshot("")
+	if problem != "" {
+		return
+	}
+	const name = "space"
+	since := len(d.Checks)
+	network := cidr.Aggregate(snapshot.Network.PodCIDRs)
+	used := plan.Apart(snapshot.Network, snapshot.Nodes)
+	for _, l := range c.Leases() {
+		if !l.IsSingle() {
+			used = append(used, l.Prefix)
+		}
+	}
+	used = cidr.Aggregate(cidr.Intersect(used, network))
+	for _, f := range []plan.Family{plan.IPv4, plan.IPv6} {
+		all, taken := sizeOf(network, f), sizeOf(used, f)
+		if all > 0 && taken >= nearlyAll*all {
+			d.add(name, Warn, "add a range to spec.podCIDRs of the ClusterNetwork, and to kube-controller-manager's --cluster-cidr where nodes' podCIDRs are used",
+				"%.0f%% of the pod network's %s addresses are leased or assigned to nodes: when there are no more, new nodes and pods wait", 100*taken/all, f)
+		}
+	}
+	d.okUnless(since, name, "the pod network has room for more")
+}
+
+// sizeOf counts the addresses of a family, of which IPv6 has more than an uint64 holds.
+func sizeOf(aggregated []netip.Prefix, f plan.Family) (n float64) {
+	for _, p := range aggregated {
+		if plan.FamilyOf(p.Addr()) == f {
+			n += math.Ldexp(1, p.Addr().BitLen()-p.Bits())
+		}
+	}
+	return n
 }
 
 // Table writes the diagnosis for a person.

@@ -279,6 +279,14 @@ func TestDoctor(t *testing.T) {
 		{"agent not ready", func(s *install.Survey, _ *kube.Objects) { s.Pods[0] = pod("agent", nodeR, false) }, "agents", Fail, "not ready yet"},
 		{"no controller", func(s *install.Survey, _ *kube.Objects) { s.Pods = s.Pods[:2] }, "controllers", Fail, "no controller is ready"},
 		{"one controller of two", func(s *install.Survey, _ *kube.Objects) { s.Pods = append(s.Pods, pod("controller", nodeS, false)) }, "controllers", Warn, "ropeway-controller-" + nodeS},
+		{"one controller for all", func(s *install.Survey, _ *kube.Objects) {
+			one := int32(1)
+			s.Deployments[0].Spec.Replicas = &one
+		}, "controllers", Warn, "one controller for 2 nodes"},
+		{"no room for more", func(_ *install.Survey, o *kube.Objects) {
+			o.Network.Spec.PodCIDRs = []string{"10.244.140.0/25", "10.244.236.192/26"}
+			o.Blocks = append(o.Blocks, block("10.244.140.64/26", nodeS))
+		}, "space", Warn, "100% of the pod network's IPv4 addresses"},
 		{"no DaemonSet", func(s *install.Survey, _ *kube.Objects) { s.DaemonSets = s.DaemonSets[1:] }, "installed", Fail, "DaemonSet ropeway-agent"},
 		{"no network", func(_ *install.Survey, o *kube.Objects) { o.Network = nil }, "cluster-network", Fail, "no ClusterNetwork"},
 		{"refused", func(_ *install.Survey, o *kube.Objects) {

@@ -180,7 +180,7 @@ func (r *runner) work(ctx context.Context) {
 
 func (r *runner) log(what string, err error) {
 	if err != nil {
-		r.cfg.Log.Warn("the vendor's controller failed", "at", what, "error", err)
+		r.cfg.Log.Warn("the vendor's controller failed", "at", what, "err", err)
 	}
 }
 

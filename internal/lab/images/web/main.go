@@ -36,7 +36,7 @@ func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
 	defer stop()
 	if err := run(ctx, port); err != nil {
-		slog.Error("web server failed", "error", err)
+		slog.Error("web server failed", "err", err)
 		os.Exit(1)
 	}
 }
@@ -71,7 +71,7 @@ func handler(name string) http.Handler {
 		}
 		w.Header().Set("Content-Type", "application/json")
 		if err := json.NewEncoder(w).Encode(a); err != nil {
-			slog.Info("client went away", "client", r.RemoteAddr, "error", err)
+			slog.Info("client went away", "client", r.RemoteAddr, "err", err)
 		}
 	})
 	return mux
