@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -206,4 +207,35 @@ func TestPureCore(t *testing.T) {
 
 func within(path, prefix string) bool {
 	return path == prefix || strings.HasPrefix(path, prefix+"/")
+}
+
+// TestMetricsAreDocumented: docs/monitoring.md lists each metric, and none that is not.
+func TestMetricsAreDocumented(t *testing.T) {
+	page, err := os.ReadFile("docs/monitoring.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	name := regexp.MustCompile(`ropeway_[a-z0-9_]+`)
+	documented := map[string]bool{}
+	for _, m := range name.FindAllString(string(page), -1) {
+		documented[strings.TrimSuffix(m, "_count")] = true // of a histogram
+	}
+	made := map[string]bool{}
+	for _, dir := range []string{"internal/agent", "internal/controller", "internal/controller/nodes", "internal/controller/routes"} {
+		src, err := os.ReadFile(filepath.Join(dir, "metrics.go"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, m := range regexp.MustCompile(`"ropeway_[a-z0-9_]+"`).FindAllString(string(src), -1) {
+			m = strings.Trim(m, `"`)
+			if made[m] = true; !documented[m] {
+				t.Errorf("%s makes the metric %s, which docs/monitoring.md does not list", dir, m)
+			}
+		}
+	}
+	for m := range documented {
+		if !made[m] {
+			t.Errorf("docs/monitoring.md speaks of %s, which nothing makes", m)
+		}
+	}
 }
