@@ -137,7 +137,10 @@ func (d *driver) addresses(ctx context.Context, list *libcni.NetworkConfigList, 
 		return nil, err
 	}
 	_, _, err = timed(n, atOnce, func(i int) error { return d.cni.DelNetworkList(ctx, list, d.runtimeConf("rwbench-addresses", i)) })
-	return took, err
+	if err != nil {
+		return nil, err
+	}
+	return took, d.awaitEmpty(ctx)
 }
 
 // histogram maps a bucket's upper end, in seconds, -> how many were at most that
