@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"net"
-	"slices"
 	"strings"
 
 	appsv1 "k8s.io/api/apps/v1"
@@ -98,10 +97,7 @@ func (o *Options) addInstalled(in Installed) []string {
 			kept("--image", o.Image)
 		}
 	}
-	switch {
-	case slices.Equal(o.TakeOver, []string{takeOverNone}):
-		o.TakeOver = nil
-	case len(o.TakeOver) == 0 && len(in.TakeOver) > 0:
+	if len(o.TakeOver) == 0 && len(in.TakeOver) > 0 {
 		o.TakeOver = in.TakeOver
 		kept("--take-over", strings.Join(in.TakeOver, ","))
 	}

@@ -11,7 +11,6 @@ package lease
 import (
 	"errors"
 	"fmt"
-	"math"
 	"net/netip"
 	"slices"
 	"time"
@@ -222,12 +221,7 @@ func (d *decider) wholly(block netip.Prefix, owned []netip.Prefix, family plan.F
 // roomy reports whether less than half of the pod network is somebody's.
 func (d *decider) roomy(family plan.Family) bool {
 	network := cidr.Aggregate(d.Network.PodCIDRs)
-	size := func(list []netip.Prefix) (n float64) { // of IPv6 more than an uint64 holds
-		for _, p := range cidr.Aggregate(ofFamily(list, family)) {
-			n += math.Ldexp(1, p.Addr().BitLen()-p.Bits())
-		}
-		return n
-	}
+	size := func(list []netip.Prefix) float64 { return cidr.Count(cidr.Aggregate(ofFamily(list, family))) }
 	return size(cidr.Intersect(slices.Concat(d.taken, d.OthersCIDRs, d.Pooled), network)) < size(network)/2
 }
 

@@ -3,7 +3,6 @@ package report
 import (
 	"fmt"
 	"io"
-	"math"
 	"net/netip"
 	"slices"
 	"strings"
@@ -186,7 +185,7 @@ func (d *Diagnosis) surroundings(s *install.Survey, c *kube.Objects) {
 		settings.Network = *spec
 	}
 	for _, f := range install.Preflight(settings, s, false) {
-		if f.Name == install.FindingKubeProxy {
+		if f.Name == install.FindingKubeProxy && s.ProxyMode == "" {
 			continue // it may run outside of the cluster's sight; install has said so
 		}
 		outcome := Warn
@@ -395,14 +394,9 @@ func (d *Diagnosis) space(c *kube.Objects) {
 	d.okUnless(since, name, "the pod network has room for more")
 }
 
-// sizeOf counts the addresses of a family, of which IPv6 has more than an uint64 holds.
-func sizeOf(aggregated []netip.Prefix, f plan.Family) (n float64) {
-	for _, p := range aggregated {
-		if plan.FamilyOf(p.Addr()) == f {
-			n += math.Ldexp(1, p.Addr().BitLen()-p.Bits())
-		}
-	}
-	return n
+// sizeOf counts the addresses of a family.
+func sizeOf(aggregated []netip.Prefix, f plan.Family) float64 {
+	return cidr.Count(slices.DeleteFunc(slices.Clone(aggregated), func(p netip.Prefix) bool { return plan.FamilyOf(p.Addr()) != f }))
 }
 
 // Table writes the diagnosis for a person.

@@ -279,6 +279,7 @@ func TestDoctor(t *testing.T) {
 		{"agent not ready", func(s *install.Survey, _ *kube.Objects) { s.Pods[0] = pod("agent", nodeR, false) }, "agents", Fail, "not ready yet"},
 		{"no controller", func(s *install.Survey, _ *kube.Objects) { s.Pods = s.Pods[:2] }, "controllers", Fail, "no controller is ready"},
 		{"one controller of two", func(s *install.Survey, _ *kube.Objects) { s.Pods = append(s.Pods, pod("controller", nodeS, false)) }, "controllers", Warn, "ropeway-controller-" + nodeS},
+		{"kube-proxy with ipvs", func(s *install.Survey, _ *kube.Objects) { s.ProxyMode = "ipvs" }, install.FindingKubeProxy, Warn, "runs in the mode ipvs"},
 		{"one controller for all", func(s *install.Survey, _ *kube.Objects) {
 			one := int32(1)
 			s.Deployments[0].Spec.Replicas = &one

@@ -179,16 +179,15 @@ func (d *decider) inPools(n Need, l Lease) bool {
 // interfaces had their own: no lease of the pod names one, and its first interface has
 // not taken the address.
 func (d *decider) keptBefore(n Need) (Lease, bool) {
-	for kept := range d.kept {
-		if first := kept; kept.Interface != "" {
-			first.Interface = n.KeptFor.Interface
-			if first == n.KeptFor {
-				return Lease{}, false
-			}
-		}
-	}
 	first := n.KeptFor
 	first.Interface = ""
+	for kept := range d.kept {
+		its := first
+		its.Interface = kept.Interface
+		if kept == its && kept != first {
+			return Lease{}, false
+		}
+	}
 	for _, l := range d.kept[first] {
 		if l.Node == "" && ipam.FamilyOf(l.Address()) == n.Family && d.inPools(n, l) {
 			l.KeptFor = n.KeptFor

@@ -52,6 +52,15 @@ func Size(p netip.Prefix) uint64 {
 	return math.MaxUint64
 }
 
+// Count returns how many addresses the prefixes, which share none, have together: of IPv6
+// that may be more than Size can say.
+func Count(prefixes []netip.Prefix) (n float64) {
+	for _, p := range prefixes {
+		n += math.Ldexp(1, p.Addr().BitLen()-p.Bits())
+	}
+	return n
+}
+
 // Parent returns the prefix that a Plain p of at least one bit is a half of.
 func Parent(p netip.Prefix) netip.Prefix {
 	return netip.PrefixFrom(p.Addr(), p.Bits()-1).Masked()

@@ -148,3 +148,9 @@ func TestSizeAndLast(t *testing.T) {
 		}
 	}
 }
+
+func TestCount(t *testing.T) {
+	if got := cidr.Count([]netip.Prefix{netip.MustParsePrefix("10.0.0.0/24"), netip.MustParsePrefix("fd00::/56")}); got != 256+256*(1<<64) {
+		t.Errorf("%v addresses", got)
+	}
+}
