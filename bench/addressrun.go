@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/containernetworking/cni/libcni"
 )
@@ -25,6 +26,10 @@ const (
 
 	addressTurns     = 6
 	addressSandboxes = 50 // all of them have addresses at once: less than a block
+	// addressRest is for what they had to be free again: an address rests for a second,
+	// a block has no room for two rounds, and what a node does that has run out of
+	// addresses while the API server is away is not what is asked here.
+	addressRest = 1200 * time.Millisecond
 )
 
 func parallels() []int { return []int{1, 10, 50} }
@@ -140,7 +145,10 @@ func (d *driver) addresses(ctx context.Context, list *libcni.NetworkConfigList, 
 	if err != nil {
 		return nil, err
 	}
-	return took, d.awaitEmpty(ctx)
+	if err := d.awaitEmpty(ctx); err != nil {
+		return nil, err
+	}
+	return took, sleep(ctx, addressRest)
 }
 
 // histogram maps a bucket's upper end, in seconds, -> how many were at most that
