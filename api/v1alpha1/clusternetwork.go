@@ -204,6 +204,7 @@ const (
 // rest by the vendor's.
 //
 // +kubebuilder:validation:XValidation:rule="self.nodes != 'ropeway' || has(self.provider)",message="nodes: ropeway needs a cloud to ask about instances: give provider",fieldPath=".nodes"
+// +kubebuilder:validation:XValidation:rule="!has(self.fixedAddressRoutes) || self.fixedAddressRoutes == 0 || has(self.provider) && self.routes == 'ropeway'",message="entries for fixed addresses are made where Ropeway publishes the routes: give provider, and routes: ropeway",fieldPath=".fixedAddressRoutes"
 // +kubebuilder:validation:XValidation:rule="!has(self.provider) || has(self.regionID) && size(self.regionID) > 0",message="a cloud provider needs the region: give regionID, such as cn-chengdu",fieldPath=".regionID"
 // +kubebuilder:validation:XValidation:rule="!has(self.provider) || has(self.vpcID) && size(self.vpcID) > 0",message="a cloud provider needs the VPC: give vpcID, such as vpc-2vc...",fieldPath=".vpcID"
 type CloudSpec struct {
@@ -268,6 +269,18 @@ type CloudSpec struct {
 	// +optional
 	Routes CloudDuty `json:"routes,omitempty"`
 
+	// FixedAddressRoutes is how many fixed addresses may have an entry of their own
+	// in each route table, while they are on a node whose range does not have them:
+	// addresses of StatefulSets' pods, and those that a pod's annotation names. It is
+	// for what is in the VPC and no node of the cluster; nodes reach such addresses by
+	// tunnel, with an entry or without. The table's quota must have room for them beside
+	// the nodes' ranges, which are published first.
+	//
+	// +kubebuilder:validation:Minimum=0
+	// +kubebuilder:validation:Maximum=200
+	// +optional
+	FixedAddressRoutes int32 `json:"fixedAddressRoutes,omitempty"`
+
 	// Nodes says who tells Kubernetes about the nodes' instances: providerID,
 	// labels and addresses of a new node, the taint of a stopped one, and the
 	// end of the Node whose instance is released. With ropeway, no other cloud
@@ -328,8 +341,11 @@ const (
 	ConditionCloudRights = "CloudRights"
 )
 
-// MaxFaults bounds ClusterNetworkStatus.Faults.
-const MaxFaults = 16
+// Bounds of lists in the ClusterNetworkStatus.
+const (
+	MaxFaults        = 16  // Faults
+	MaxAddressRoutes = 512 // AddressRoutes
+)
 
 // ClusterNetworkStatus is what is in force.
 type ClusterNetworkStatus struct {
@@ -351,6 +367,14 @@ type ClusterNetworkStatus struct {
 	// +listMapKey=fault
 	// +optional
 	Faults []FaultReport `json:"faults,omitempty"`
+	// AddressRoutes are single addresses that the cloud's route tables have entries
+	// for, or are about to have, or may still have: nodes reach these by tunnel,
+	// wherever they are.
+	// +kubebuilder:validation:MaxItems=512
+	// +kubebuilder:validation:items:MaxLength=45
+	// +listType=atomic
+	// +optional
+	AddressRoutes []string `json:"addressRoutes,omitempty"`
 	// +listType=map
 	// +listMapKey=type
 	// +optional

@@ -11,12 +11,13 @@ import (
 
 // The limits of CloudSpec that the CRD's rules name too.
 const (
-	maxRouteTables   = 16
-	maxVPCCIDRs      = 16
-	shortestVPCCIDR  = 8
-	maxCloudID       = 64
-	maxCloudEndpoint = 256
-	maxSecretName    = 253
+	maxRouteTables        = 16
+	maxVPCCIDRs           = 16
+	shortestVPCCIDR       = 8
+	maxCloudID            = 64
+	maxFixedAddressRoutes = 200
+	maxCloudEndpoint      = 256
+	maxSecretName         = 253
 
 	regionPattern  = `^([a-z0-9]+(-[a-z0-9]+)*)?$`
 	cloudIDPattern = `^[A-Za-z0-9-]*$`
@@ -56,6 +57,12 @@ func validateDuties(at *field.Path, c *CloudSpec) field.ErrorList {
 	}
 	if c.Nodes == DutyRopeway && c.Provider == "" {
 		errs = append(errs, field.Invalid(at.Child("nodes"), c.Nodes, "needs a cloud to ask about instances: give provider"))
+	}
+	switch n := c.FixedAddressRoutes; {
+	case n < 0 || n > maxFixedAddressRoutes:
+		errs = append(errs, field.Invalid(at.Child("fixedAddressRoutes"), n, fmt.Sprintf("must be from 0 to %d", maxFixedAddressRoutes)))
+	case n > 0 && !c.PublishesRoutes():
+		errs = append(errs, field.Invalid(at.Child("fixedAddressRoutes"), n, "entries are made where Ropeway publishes the routes: give provider, and routes: ropeway"))
 	}
 	if c.LoadBalancers == DutyRopeway {
 		errs = append(errs, field.Invalid(at.Child("loadBalancers"), c.LoadBalancers,

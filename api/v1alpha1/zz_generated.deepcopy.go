@@ -394,6 +394,11 @@ func (in *ClusterNetworkStatus) DeepCopyInto(out *ClusterNetworkStatus) {
 		*out = make([]FaultReport, len(*in))
 		copy(*out, *in)
 	}
+	if in.AddressRoutes != nil {
+		in, out := &in.AddressRoutes, &out.AddressRoutes
+		*out = make([]string, len(*in))
+		copy(*out, *in)
+	}
 	if in.Conditions != nil {
 		in, out := &in.Conditions, &out.Conditions
 		*out = make([]v1.Condition, len(*in))

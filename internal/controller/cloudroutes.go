@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/netip"
 	"slices"
 
 	corev1 "k8s.io/api/core/v1"
@@ -83,7 +84,7 @@ func routesInput(o *kube.Objects, s plan.Snapshot, spec *v1alpha1.ClusterNetwork
 	}
 	cl := spec.Cloud
 	in.Setup = cloudSetup(cl)
-	in.PodCIDRs, in.Blocks = slices.Clone(s.Network.PodCIDRs), !s.Network.NodeCIDR
+	in.PodCIDRs, in.Blocks, in.Diverted = slices.Clone(s.Network.PodCIDRs), !s.Network.NodeCIDR, s.Network.Diverted
 	if o.Network != nil {
 		a := o.Network.Annotations
 		in.Confirmed = a[routes.ConfirmAnnotation]
@@ -100,7 +101,7 @@ func routesInput(o *kube.Objects, s plan.Snapshot, spec *v1alpha1.ClusterNetwork
 	if cl.Routes == v1alpha1.DutyExternal {
 		in.Mode = routes.External
 	}
-	in.Wants = wants(o, s)
+	in.Wants = append(wants(o, s), addressWants(o, s, spec)...)
 	return in
 }
 
@@ -148,17 +149,25 @@ func usesDirect(o *kube.Objects) string {
 // wants returns every node's destinations, by node and destination.
 func wants(o *kube.Objects, s plan.Snapshot) []routes.Want {
 	owned := plan.DestinationsByNode(s.Network, s.Nodes)
-	provider := make(map[string]string, len(o.Nodes))
-	for i := range o.Nodes {
-		provider[o.Nodes[i].Name] = o.Nodes[i].Spec.ProviderID
-	}
+	provider := providerIDs(o)
 	var out []routes.Want
 	for _, n := range s.Nodes {
 		for _, dst := range owned[n.Name] {
-			out = append(out, routes.Want{
-				Dst: dst, Node: n.Name, UID: n.UID, Created: n.Created, ProviderID: provider[n.Name], Addresses: n.Addresses,
-			})
+			out = append(out, wantOf(n, dst, provider))
 		}
+	}
+	return out
+}
+
+func wantOf(n plan.Node, dst netip.Prefix, provider map[string]string) routes.Want {
+	return routes.Want{Dst: dst, Node: n.Name, UID: n.UID, Created: n.Created, ProviderID: provider[n.Name], Addresses: n.Addresses}
+}
+
+// providerIDs maps node -> what its object says of its instance.
+func providerIDs(o *kube.Objects) map[string]string {
+	out := make(map[string]string, len(o.Nodes))
+	for i := range o.Nodes {
+		out[o.Nodes[i].Name] = o.Nodes[i].Spec.ProviderID
 	}
 	return out
 }
@@ -172,6 +181,7 @@ func (c *controller) planRoutes(o *observed, m *memory) {
 	in := routesInput(o.objects, o.snapshot, o.inForce)
 	if in.Mode == routes.Write && o.rival.why != "" {
 		in.Mode, in.Why = routes.External, o.rival.why
+		in.Wants = slices.DeleteFunc(in.Wants, func(w routes.Want) bool { return w.Single }) // others make none of these
 	}
 	rights := c.rights.status.Load()
 	in.Allowed = rights != nil && rights.reason == reasonAllowed
@@ -187,7 +197,7 @@ func (c *controller) planRoutes(o *observed, m *memory) {
 func carried(nodes []plan.Node, s *routes.Status) map[string]bool {
 	names := map[string]bool{}
 	for i := range s.Rows {
-		if r := &s.Rows[i]; r.Node != "" {
+		if r := &s.Rows[i]; r.Node != "" && !r.Single {
 			all, seen := names[r.Node]
 			names[r.Node] = (all || !seen) && r.State.Good()
 		}

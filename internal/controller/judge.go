@@ -238,6 +238,11 @@ func (c *controller) writeNetworkStatus(ctx context.Context, o *observed, j judg
 	c.tellFaults(before, faults, m)
 	status := c.planner.Status()
 	setRoutes(next, status)
+	leaving := len(m.unwanted)
+	next.Status.AddressRoutes = m.addressRoutes(o.snapshot.Network.Diverted, fixedAddresses(o.objects, o.snapshot, o.inForce), status, c.cfg.Grace, c.now())
+	if len(m.unwanted) > leaving {
+		c.planner.Look() // two listings are needed before an entry goes, and its address is at home already
+	}
 	setNodes(next, c.nodes.Status(), o.rival)
 	setRights(next, c.rights.status.Load())
 	c.tellRoutes(before, status, m)

@@ -75,6 +75,7 @@ type memory struct {
 	poolsWritten map[types.UID]string
 	poolsLeft    bool // the status of some is still to be written
 	unused       unusedSince
+	unwanted     map[netip.Addr]time.Time // address with an entry of its own in the cloud -> since when nobody wants that
 }
 
 // told identifies an event that is recorded when its message changes.

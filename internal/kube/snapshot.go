@@ -45,6 +45,7 @@ func (o *Objects) Snapshot(self string) (plan.Snapshot, string) {
 	spec, problem := InForce(o.Network)
 	if spec != nil {
 		s.Network = Network(spec, o.ClusterID)
+		s.Network.Diverted = parseAll(o.Network.Status.AddressRoutes)
 	}
 	said := make(map[string]*v1alpha1.NodeNetwork, len(o.NodeNetworks))
 	for i := range o.NodeNetworks {

@@ -71,7 +71,10 @@ type cluster struct {
 	singles, asked []single
 	// apart maps node -> its singles that lie in none of its ranges: the others
 	// are reached as these are.
-	apart    map[int][]netip.Prefix
+	apart map[int][]netip.Prefix
+	// diverted maps node -> the addresses in its ranges that the fabric may lead
+	// elsewhere (Network.Diverted).
+	diverted map[int][]netip.Prefix
 	problems []Problem
 }
 
@@ -83,6 +86,7 @@ func check(self string, network Network, nodes []Node) *cluster {
 	c.checkAddresses()
 	c.collectClaims()
 	c.collectSingles()
+	c.collectDiverted()
 	return c
 }
 

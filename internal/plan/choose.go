@@ -44,7 +44,9 @@ type way struct {
 	// probed is where the range is probed; invalid if it cannot be. Direct is
 	// proven by that alone, since the fabric has a route of its own for each range.
 	probed netip.Addr
-	single bool // to an address that the peer holds by itself
+	single bool // to an address that the peer holds by itself, or that is diverted
+	// diverted is true for an address of a range that the fabric may lead elsewhere.
+	diverted bool
 }
 
 // reasonPreferred is a Route's reason where nothing stands against the most
@@ -191,7 +193,7 @@ func (c *cluster) underlay(self, peer int, t Transport, inner Family) (netip.Add
 }
 
 func (c *cluster) assess(w way, t Transport, outer netip.Addr, found evidence) option {
-	o := option{choice: choice{transport: t, outer: outer, offFabric: c.noFabric(w) != ""}}
+	o := option{choice: choice{transport: t, outer: outer, offFabric: slices.Contains(c.net.Transports, Direct) && c.noFabric(w) != ""}}
 	for _, end := range []int{w.self, w.peer} {
 		if why, refuses := c.nodes[end].Refuses[t]; refuses {
 			o.rank = refused
@@ -277,7 +279,7 @@ func (c *cluster) probedAt(cl claim) netip.Addr {
 // to the node by itself, as others have proven.
 func (c *cluster) bare(self int, found evidence) Bare {
 	n := c.nodes[self]
-	if _, refuses := n.Refuses[Direct]; refuses || !c.net.Masquerade || !slices.Contains(c.net.Transports, Direct) {
+	if _, refuses := n.Refuses[Direct]; refuses || !c.net.Masquerade || !slices.Contains(c.net.Transports, Direct) || len(c.diverted[self]) > 0 {
 		return Bare{}
 	}
 	var proven []claim

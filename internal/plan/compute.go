@@ -47,7 +47,7 @@ func Compute(s Snapshot) State {
 // carries IPv6.
 func (c *cluster) carriers() []Transport {
 	out := slices.Clone(c.net.Transports)
-	if len(c.apart) > 0 {
+	if len(c.apart)+len(c.diverted) > 0 {
 		for _, t := range tunnelsOf(out) {
 			if !slices.Contains(out, t) {
 				out = append(out, t)

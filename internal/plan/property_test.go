@@ -52,6 +52,7 @@ func anyNetwork(t *rapid.T) plan.Network {
 		PodCIDRs: []netip.Prefix{podNetwork},
 		NodeCIDR: rapid.Bool().Draw(t, "node CIDR"),
 		Shared:   rapid.SliceOfN(rapid.Custom(anyPrefix), 0, 1).Draw(t, "shared"),
+		Diverted: rapid.SliceOfN(rapid.Custom(anyAddress), 0, 3).Draw(t, "diverted"),
 		Transports: rapid.SampledFrom([][]plan.Transport{
 			{plan.IPIP, plan.VXLAN}, {plan.VXLAN, plan.IPIP}, {plan.IPIP}, {plan.VXLAN},
 			{plan.Direct}, {plan.Direct, plan.IPIP}, {plan.VXLAN, plan.Direct}, {plan.Direct, plan.IPIP, plan.VXLAN},
@@ -125,6 +126,79 @@ func TestEveryDestinationHasOneRoute(t *testing.T) {
 			t.Fatalf("routes to what nobody owns: %v", routes)
 		}
 	})
+}
+
+// TestWhatTheFabricMayLeadElsewhere: packets to an address that the fabric has a route
+// of its own to, or of a node that owns one, are never left to the fabric, wherever the
+// address is and whatever is proven; the address is its owner's all the same.
+func TestWhatTheFabricMayLeadElsewhere(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		s := anySnapshot(t)
+		state := plan.Compute(s)
+		for _, a := range s.Network.Diverted {
+			var longest plan.Route
+			for _, r := range state.Routes {
+				if r.Dst.Contains(a) && (!longest.Dst.IsValid() || r.Dst.Bits() > longest.Dst.Bits()) {
+					longest = r
+				}
+			}
+			if longest.Transport == plan.Direct && rangeOwner(s, a) != "" {
+				t.Fatalf("%s, which the fabric may lead elsewhere, is reached by direct: %+v", a, longest)
+			}
+			without := s
+			without.Network.Diverted = nil
+			if owner, before := ownerOf(state, a), ownerOf(plan.Compute(without), a); owner != before {
+				t.Fatalf("%s is reached at %q instead of %q once the fabric may lead it elsewhere", a, owner, before)
+			}
+		}
+		if !hasDiverted(s) {
+			return
+		}
+		if len(state.Bare.Sources) > 0 {
+			t.Fatalf("the node has an address that the fabric may lead elsewhere, and leaves %v bare", state.Bare.Sources)
+		}
+		for _, r := range state.Routes {
+			if r.Transport == plan.Direct {
+				t.Fatalf("the node has an address that the fabric may lead elsewhere, and sends to %s by direct", r.Dst)
+			}
+		}
+	})
+}
+
+// hasDiverted reports whether the node that is planned for owns an address that the
+// fabric may lead elsewhere.
+func hasDiverted(s plan.Snapshot) bool {
+	return slices.ContainsFunc(s.Network.Diverted, func(a netip.Addr) bool { return rangeOwner(s, a) == s.Self })
+}
+
+// rangeOwner returns the node that has the address in a range of several; "" if none
+// has, or the address is a single one's, or nobody's.
+func rangeOwner(s plan.Snapshot, a netip.Addr) string {
+	owner, bits := "", -1
+	for name, own := range plan.DestinationsByNode(s.Network, s.Nodes) {
+		for _, p := range own {
+			if p.Contains(a) && p.Bits() > bits {
+				owner, bits = name, p.Bits()
+			}
+		}
+	}
+	single := singleHolders(s.Nodes)[a]
+	shared := slices.ContainsFunc(s.Network.Shared, func(p netip.Prefix) bool { return p.Contains(a) })
+	if shared || bits == 32 || single != "" && single != owner {
+		return ""
+	}
+	return owner
+}
+
+// ownerOf returns the peer that the address is routed to; "" if it is to none.
+func ownerOf(state plan.State, a netip.Addr) string {
+	peer, bits := "", -1
+	for _, r := range state.Routes {
+		if r.Dst.Contains(a) && r.Dst.Bits() > bits {
+			peer, bits = r.Peer, r.Dst.Bits()
+		}
+	}
+	return peer
 }
 
 // singleHolders maps address in the pod network -> the node that holds it by
@@ -328,7 +402,7 @@ func TestTransportsAreAllowed(t *testing.T) {
 		state := plan.Compute(s)
 		for _, r := range state.Routes {
 			may := s.Network.Transports
-			if r.Dst.IsSingleIP() || len(state.Singles) > 0 {
+			if r.Dst.IsSingleIP() || len(state.Singles) > 0 || hasDiverted(s) {
 				may = tunnels(may)
 			}
 			ranks := map[plan.Transport]int{}

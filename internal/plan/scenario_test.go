@@ -23,6 +23,7 @@ var rewrite = flag.Bool("rewrite", false, "write the scenarios' output as it is 
 //
 //	network pods=CIDR,.. transports=T,.. nodecidr mtu=N|MODE masquerade port=N vni=N
 //	network shared=CIDR,..  leased address by address
+//	network diverted=A,..   that the fabric may lead elsewhere
 //	network fabric=CIDR,..  where the fabric's routes hold
 //	network metadata=A,.. exempt=NAMESPACE,..
 //	pod NAMESPACE|- LINK    a pod of every node that is planned for
@@ -245,6 +246,8 @@ func (s *scenario) network(words []string) {
 			n.Transports = each(value, func(v string) plan.Transport { return plan.Transport(v) })
 		case "shared":
 			n.Shared = each(value, s.prefix)
+		case "diverted":
+			n.Diverted = each(value, s.addr)
 		case "nodecidr":
 			n.NodeCIDR = true
 		case "blocks":

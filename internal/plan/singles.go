@@ -16,6 +16,12 @@ import (
 // what goes to it, and whatever leaves the node that holds one (its source may
 // be it), goes by tunnels, also where nothing but direct is allowed. One outside the
 // pod network is an underlay's: it is not for us to route, and is left out.
+//
+// Where the fabric has a route of its own to an address after all
+// (Network.Diverted), that is for the fabric's other machines. Nodes go on using
+// tunnels, so they need not know where the route leads: not while the address moves
+// to its third node, and not once it is back in its range and the route still leads
+// to where it was. A pod gets it at once, whenever the cloud takes the route away.
 
 // single is an address that one node holds.
 type single struct {
@@ -49,6 +55,32 @@ func (c *cluster) gatherSingles(of func(*Node) []netip.Addr) []single {
 	}
 	slices.SortStableFunc(out, func(a, b single) int { return a.dst.Compare(b.dst) })
 	return slices.CompactFunc(out, func(a, b single) bool { return a.dst == b.dst })
+}
+
+// collectDiverted fills c.diverted.
+func (c *cluster) collectDiverted() {
+	c.diverted = map[int][]netip.Prefix{}
+	if len(c.net.Diverted) == 0 {
+		return
+	}
+	all := make([]netip.Addr, 0, len(c.net.Diverted))
+	for _, a := range c.net.Diverted {
+		all = append(all, a.Unmap().WithZone(""))
+	}
+	slices.SortFunc(all, netip.Addr.Compare)
+	all = slices.Compact(all)
+	for i, own := range c.claims {
+		for _, cl := range own {
+			at, _ := slices.BinarySearchFunc(all, cl.dst.Addr(), netip.Addr.Compare)
+			for ; at < len(all) && cl.dst.Contains(all[at]); at++ {
+				dst := netip.PrefixFrom(all[at], all[at].BitLen())
+				// A range that is one address has no other route than its own.
+				if !cl.dst.IsSingleIP() && c.owns(i, all[at]) && !slices.Contains(c.apart[i], dst) && !slices.Contains(c.diverted[i], dst) {
+					c.diverted[i] = append(c.diverted[i], dst)
+				}
+			}
+		}
+	}
 }
 
 // singleHolder returns which node holds an address by itself, if one does.
@@ -91,10 +123,14 @@ func (c *cluster) isKept(i int, a netip.Addr) bool {
 // where a single is, nor where one that sends is at home.
 func (c *cluster) noFabric(w way) string {
 	switch {
+	case w.diverted:
+		return "the fabric may lead it elsewhere than the range around it"
 	case w.single:
 		return "the fabric has no route to a single address"
 	case len(c.apart[w.self]) > 0:
 		return fmt.Sprintf("node %s holds single addresses, which the fabric would not let send", c.nodes[w.self].Name)
+	case len(c.diverted[w.self]) > 0:
+		return fmt.Sprintf("the fabric may lead %s of node %s elsewhere, and would not let it send", c.diverted[w.self][0].Addr(), c.nodes[w.self].Name)
 	default:
 		return ""
 	}
@@ -119,12 +155,15 @@ func tunnelsOf(all []Transport) []Transport {
 	return tunnels
 }
 
-// routesToSingles returns a route to each address that the peer holds by itself.
+// routesToSingles returns a route to each address that the peer holds by itself, or
+// that the fabric may lead elsewhere.
 func (c *cluster) routesToSingles(self, peer int, found evidence, now ways) []Route {
 	chosen := map[asked]*choice{}
 	var out []Route
-	for _, dst := range c.apart[peer] {
-		ask := asked{way{self: self, peer: peer, family: FamilyOf(dst.Addr()), single: true}, now.to(c.nodes[peer].Name, dst)}
+	apart := len(c.apart[peer])
+	for i, dst := range slices.Concat(c.apart[peer], c.diverted[peer]) {
+		w := way{self: self, peer: peer, family: FamilyOf(dst.Addr()), single: true, diverted: i >= apart}
+		ask := asked{w, now.to(c.nodes[peer].Name, dst)}
 		if _, done := chosen[ask]; !done {
 			chosen[ask] = c.choose(ask.way, ask.now, found)
 		}

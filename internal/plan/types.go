@@ -59,7 +59,10 @@ type Network struct {
 	NodeCIDR  bool           // addresses come from spec.podCIDRs, not from blocks
 	// Shared are parts of PodCIDRs that are leased to nodes address by address:
 	// nobody gives others of them, whoever's podCIDR they are in.
-	Shared     []netip.Prefix
+	Shared []netip.Prefix
+	// Diverted are addresses that the fabric has routes of their own to, or may still
+	// have: where these lead, and where the addresses are, changes at different times.
+	Diverted   []netip.Addr
 	BlockBits  map[Family]int // family -> prefix length of a block
 	Transports []Transport    // allowed, the most preferred first
 	VXLANPort  uint16

@@ -15,6 +15,7 @@ import (
 func TestScenario(t *testing.T) {
 	play(t, cluster, "install", "tunnel-ipip", "services", "chained", "tunnel-vxlan", "services", "routed", "services")
 	t.Run("a full route table leaves the rest on the tunnel", func(t *testing.T) { fullTable(t, cluster) })
+	t.Run("a fixed address away from home has a route", func(t *testing.T) { addressRoute(t, cluster) })
 	t.Run("faults of the cloud are named", func(t *testing.T) { faultsAreNamed(t, cluster) })
 	play(t, cluster, "steady", "tunnel-ipip")
 }

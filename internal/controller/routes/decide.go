@@ -2,6 +2,7 @@ package routes
 
 import (
 	"fmt"
+	"net/netip"
 	"slices"
 	"time"
 
@@ -68,6 +69,8 @@ type decision struct {
 	stale   []cloud.RouteEntry             // own entries that nobody wants
 	foreign []cloud.RouteEntry             // those of others in the pod network that nobody wants
 	shadows map[cloud.Key]cloud.RouteEntry // wanted entry -> a narrower one that leads elsewhere
+	// diverted are those of Input.Diverted that have an entry, in whatever state.
+	diverted []netip.Addr
 }
 
 // decide compares what is wanted with what is there.
@@ -96,10 +99,14 @@ func decide(f facts) decision {
 func (d *decision) sortUnwanted(f facts, wants []Want) {
 	wanted := newWantTree(wants)
 	for key, e := range f.real {
+		diverts := f.in.diverts(key.Dst)
+		if diverts {
+			d.diverted = append(d.diverted, key.Dst.Addr())
+		}
 		if wanted.has(key.Dst) || e.State == cloud.Deleting {
 			continue
 		}
-		if w, inside := wanted.around(key.Dst); inside && f.hops[w.Node].instance != e.NextHop {
+		if w, inside := wanted.around(key.Dst); inside && f.hops[w.Node].instance != e.NextHop && (!diverts || e.Owner != f.in.Cluster) {
 			d.shadow(cloud.Key{Table: key.Table, Dst: w.Dst}, e)
 		}
 		switch {
@@ -116,6 +123,8 @@ func (d *decision) sortUnwanted(f facts, wants []Want) {
 	byKey := func(a, b cloud.RouteEntry) int { return compareKeys(a.Key(), b.Key()) }
 	slices.SortFunc(d.stale, byKey)
 	slices.SortFunc(d.foreign, byKey)
+	slices.SortFunc(d.diverted, netip.Addr.Compare)
+	d.diverted = slices.Compact(d.diverted)
 }
 
 // letGo takes the mark from an entry that nobody wants, which stays in the table.
@@ -182,7 +191,7 @@ func (d *decision) decideOne(f facts, table string, w Want) (row Row, wanting bo
 	key := cloud.Key{Table: table, Dst: w.Dst}
 	h := f.hops[w.Node]
 	e, there := f.real[key]
-	row = Row{key: key, Table: table, Dst: w.Dst.String(), Node: w.Node, Instance: h.instance, NextHop: e.NextHop, Owner: e.Owner, Cloud: e.State}
+	row = Row{key: key, Table: table, Dst: w.Dst.String(), Node: w.Node, Instance: h.instance, NextHop: e.NextHop, Owner: e.Owner, Cloud: e.State, Single: w.Single}
 	refused, isHeld, waits := f.hold(key, changeOf(h.instance, f.in.Cluster))
 	switch {
 	case h == hop{}:

@@ -4,6 +4,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"fmt"
+	"net/netip"
 	"slices"
 	"time"
 
@@ -24,6 +25,9 @@ import (
 // another word, whatever annotation is still there. The condition RoutesWithheld
 // carries that time from leader to leader (Input.WithheldSince), and goes when
 // nothing waits any more.
+//
+// Entries for single addresses (Input.Diverted) are no part of that: no pod is reached
+// by them, and a StatefulSet that ends leaves many at once.
 
 const (
 	bulkFew     = 2
@@ -108,11 +112,16 @@ type withheld struct {
 // confirmed count too: what is wrong in bulk comes to light in bulk.
 func (g *guard) allow(d decision, ours int, in Input, now time.Time) (remove []cloud.RouteEntry, replace []cloud.RouteChange, w withheld) {
 	names := make([]string, 0, len(d.stale)+len(d.replace))
+	free := func(dst netip.Prefix) bool { return in.Mode != Withdraw && in.diverts(dst) }
 	for _, e := range d.stale {
-		names = append(names, removal(e))
+		if !free(e.Dst) {
+			names = append(names, removal(e))
+		}
 	}
 	for _, c := range d.replace {
-		names = append(names, replacement(c))
+		if !free(c.Dst) {
+			names = append(names, replacement(c))
+		}
 	}
 	g.retain(names)
 	few := len(names) <= bulkFew || len(names)*bulkPortion <= ours
@@ -133,12 +142,12 @@ func (g *guard) allow(d decision, ours int, in Input, now time.Time) (remove []c
 		w = withheld{}
 	}
 	for _, e := range d.stale {
-		if g.approved[removal(e)] {
+		if free(e.Dst) || g.approved[removal(e)] {
 			remove = append(remove, e)
 		}
 	}
 	for _, c := range d.replace {
-		if g.approved[replacement(c)] {
+		if free(c.Dst) || g.approved[replacement(c)] {
 			replace = append(replace, c)
 		}
 	}

@@ -41,6 +41,10 @@ type Input struct {
 	// Blocks says that destinations are leased blocks, which only Ropeway
 	// knows of: other programs make entries for podCIDRs.
 	Blocks bool
+	// Diverted are single addresses that entries of ours may lead elsewhere than the
+	// range around them: nodes leave nothing for them to the fabric. So such an entry
+	// does no harm to the range, and its removal none to pods.
+	Diverted []netip.Addr
 	// Confirmed is the person's word that a bulk withdrawal is meant: the
 	// token that Status.Token asked for.
 	Confirmed string
@@ -78,11 +82,25 @@ type Want struct {
 	Created    int64 // of the Node object, in seconds since 1970
 	ProviderID string
 	Addresses  []netip.Addr // the node's own, for a node without a providerID
+	// Single is true for one address in no range of the node: it comes after all
+	// ranges.
+	Single bool
 }
 
-// older orders wants: those of older nodes first, so that the choice of who
+// diverts reports whether a destination is one of Diverted.
+func (in *Input) diverts(dst netip.Prefix) bool {
+	return dst.IsSingleIP() && slices.Contains(in.Diverted, dst.Addr())
+}
+
+// older orders wants: ranges first, and those of older nodes first, so that the choice of who
 // gets an entry of a full table does not change.
 func older(a, b Want) int {
+	if a.Single != b.Single {
+		if b.Single {
+			return -1
+		}
+		return 1
+	}
 	return cmp.Or(cmp.Compare(a.Created, b.Created), strings.Compare(a.UID, b.UID), strings.Compare(a.Node, b.Node), a.Dst.Compare(b.Dst))
 }
 

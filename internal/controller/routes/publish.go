@@ -14,7 +14,7 @@ import (
 // publish makes the Status say what was decided.
 func (p *Planner) publish(in Input, d decision) {
 	s := &Status{
-		Mode: in.Mode, Provider: in.Setup.Provider, Why: in.Why, Listed: p.listed, Tables: d.tables, Rows: d.rows,
+		Mode: in.Mode, Provider: in.Setup.Provider, Why: in.Why, Listed: p.listed, Tables: d.tables, Rows: d.rows, Diverted: d.diverted,
 		Withheld: p.kept.count, Token: p.kept.token, WithheldSince: p.kept.since,
 	}
 	s.Problems = append(p.troubles(in), problemsOf(s, in)...)

@@ -1,6 +1,7 @@
 package routes
 
 import (
+	"net/netip"
 	"time"
 
 	"ropeway.dev/ropeway/internal/cloud"
@@ -38,6 +39,8 @@ type Status struct {
 	Rows     []Row     `json:"routes,omitempty"`
 	// Problems need a person; the most urgent first.
 	Problems []Problem `json:"problems,omitempty"`
+	// Diverted are those of Input.Diverted that the tables have an entry for.
+	Diverted []netip.Addr `json:"-"`
 	// Withheld counts the changes that wait for a person's word, and Token is
 	// that word, which is good for those that wait since WithheldSince.
 	Withheld      int       `json:"withheld,omitempty"`
@@ -74,6 +77,8 @@ type Row struct {
 	State    State            `json:"state"`
 	Cloud    cloud.RouteState `json:"cloudState,omitempty"`
 	Message  string           `json:"message,omitempty"`
+	// Single is true for one address that is on a node whose ranges do not have it.
+	Single bool `json:"single,omitempty"`
 
 	key    cloud.Key
 	late   bool // external: it should have been there by now
