@@ -1,7 +1,6 @@
 package controller
 
 import (
-	"cmp"
 	"net/netip"
 	"slices"
 	"time"
@@ -38,22 +37,16 @@ func fixedAddresses(o *kube.Objects, s plan.Snapshot, spec *v1alpha1.ClusterNetw
 			out = append(out, fixedAddress{l.Address(), l.Node})
 		}
 	}
-	slices.SortStableFunc(out, func(a, b fixedAddress) int {
-		return cmp.Compare(rankOf(s, a.address), rankOf(s, b.address))
-	})
+	has := make(map[netip.Addr]int, len(s.Network.Diverted))
+	for _, a := range s.Network.Diverted {
+		has[a] = 1
+	}
+	slices.SortStableFunc(out, func(a, b fixedAddress) int { return has[b.address] - has[a.address] })
 	return out[:min(len(out), int(spec.Cloud.FixedAddressRoutes))]
 }
 
-func rankOf(s plan.Snapshot, a netip.Addr) int {
-	if slices.Contains(s.Network.Diverted, a) {
-		return 0
-	}
-	return 1
-}
-
-// addressWants are the entries of the addresses that the status has.
-func addressWants(o *kube.Objects, s plan.Snapshot, spec *v1alpha1.ClusterNetworkSpec) []routes.Want {
-	fixed := fixedAddresses(o, s, spec)
+// addressWants are the entries of those addresses that the status has.
+func addressWants(o *kube.Objects, s plan.Snapshot, fixed []fixedAddress) []routes.Want {
 	if len(fixed) == 0 {
 		return nil
 	}
@@ -72,9 +65,10 @@ func addressWants(o *kube.Objects, s plan.Snapshot, spec *v1alpha1.ClusterNetwor
 }
 
 // addressRoutes returns what the ClusterNetwork's status is to say of addresses with
-// entries of their own: those that are to have one, and of the others those that the
-// cloud may still have one of. An entry is gone once a listing does not show it that was
-// made so long after it was last wanted that no call for it can be under way.
+// entries of their own: those that are to have one, those that have, whoever has
+// forgotten it, and those that may still have. An entry is gone once a listing does not
+// show it that was begun so long after it was last wanted that no call for it is under
+// way.
 func (m *memory) addressRoutes(had []netip.Addr, fixed []fixedAddress, s *routes.Status, patience time.Duration, now time.Time) []string {
 	var keep, fresh []netip.Addr
 	unwanted := map[netip.Addr]time.Time{}
@@ -91,13 +85,18 @@ func (m *memory) addressRoutes(had []netip.Addr, fixed []fixedAddress, s *routes
 			since = now
 		}
 		unwanted[a] = since
-		if s.Listed.Before(since.Add(patience)) || slices.Contains(s.Diverted, a) {
+		if s.Begun.Before(since.Add(patience)) || slices.Contains(s.Diverted, a) {
 			keep = append(keep, a)
 		}
 	}
 	m.unwanted = unwanted
+	for _, a := range s.Diverted {
+		if !slices.Contains(had, a) {
+			fresh = append(fresh, a)
+		}
+	}
 	for _, f := range fixed {
-		if !slices.Contains(had, f.address) {
+		if s.Mode == routes.Write && !slices.Contains(had, f.address) && !slices.Contains(fresh, f.address) {
 			fresh = append(fresh, f.address)
 		}
 	}

@@ -118,7 +118,7 @@ func TestAddressRoutesStay(t *testing.T) {
 		{160, false, 160, true, 1}, // the entry was made all the same
 		{170, false, 170, false, 0},
 	} {
-		s := &routes.Status{Mode: routes.Write, Listed: at(step.listed)}
+		s := &routes.Status{Mode: routes.Write, Begun: at(step.listed)}
 		if step.shown {
 			s.Diverted = []netip.Addr{a}
 		}
@@ -129,6 +129,14 @@ func TestAddressRoutesStay(t *testing.T) {
 		if got := m.addressRoutes([]netip.Addr{a}, fixed, s, time.Minute, at(step.now)); len(got) != step.want {
 			t.Errorf("step %d: the status has %v", i, got)
 		}
+	}
+	// Forgotten, and there all the same.
+	if got := newMemory().addressRoutes(nil, nil, &routes.Status{Mode: routes.Write, Begun: start, Diverted: []netip.Addr{a}}, time.Minute, start); len(got) != 1 {
+		t.Errorf("of an entry that is there the status says %v", got)
+	}
+	// Somebody else writes the tables: what is to be there is not made.
+	if got := newMemory().addressRoutes(nil, []fixedAddress{{a, "b"}}, &routes.Status{Mode: routes.External}, time.Minute, start); len(got) != 0 {
+		t.Errorf("where no entry is made the status says %v", got)
 	}
 	// Not read: nothing is known.
 	m = newMemory()
@@ -144,7 +152,7 @@ func TestAddressRoutesStay(t *testing.T) {
 	for next := a; len(had) < v1alpha1.MaxAddressRoutes; next = next.Next() {
 		had = append(had, next)
 	}
-	got := newMemory().addressRoutes(had, []fixedAddress{{netip.MustParseAddr("10.1.1.1"), "b"}}, &routes.Status{}, time.Minute, start)
+	got := newMemory().addressRoutes(had, []fixedAddress{{netip.MustParseAddr("10.1.1.1"), "b"}}, &routes.Status{Mode: routes.Write}, time.Minute, start)
 	if len(got) != len(had) || slices.Contains(got, "10.1.1.1") {
 		t.Errorf("%d of %d stay", len(got), len(had))
 	}

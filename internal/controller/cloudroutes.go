@@ -73,11 +73,11 @@ func (c *controller) liveRoutes(ctx context.Context) (routes.Input, error) {
 		return routes.Input{}, fmt.Errorf("no pod network is in force: %s", problem)
 	}
 	spec, _ := kube.InForce(view.Network)
-	return routesInput(&view.Objects, snapshot, spec), nil
+	return routesInput(&view.Objects, snapshot, spec, fixedAddresses(&view.Objects, snapshot, spec)), nil
 }
 
 // routesInput says what the cloud's tables should hold.
-func routesInput(o *kube.Objects, s plan.Snapshot, spec *v1alpha1.ClusterNetworkSpec) routes.Input {
+func routesInput(o *kube.Objects, s plan.Snapshot, spec *v1alpha1.ClusterNetworkSpec, fixed []fixedAddress) routes.Input {
 	in := routes.Input{Cluster: o.ClusterID, Nodes: len(o.Nodes), Mode: routes.Off}
 	if spec == nil || spec.Cloud == nil || spec.Cloud.Provider == "" {
 		return in
@@ -101,7 +101,7 @@ func routesInput(o *kube.Objects, s plan.Snapshot, spec *v1alpha1.ClusterNetwork
 	if cl.Routes == v1alpha1.DutyExternal {
 		in.Mode = routes.External
 	}
-	in.Wants = append(wants(o, s), addressWants(o, s, spec)...)
+	in.Wants = append(wants(o, s), addressWants(o, s, fixed)...)
 	return in
 }
 
@@ -178,7 +178,7 @@ func (c *controller) planRoutes(o *observed, m *memory) {
 	if m.newlyFailing(o.snapshot.Probes, carried(o.snapshot.Nodes, status)) {
 		c.planner.Look()
 	}
-	in := routesInput(o.objects, o.snapshot, o.inForce)
+	in := routesInput(o.objects, o.snapshot, o.inForce, o.fixed)
 	if in.Mode == routes.Write && o.rival.why != "" {
 		in.Mode, in.Why = routes.External, o.rival.why
 		in.Wants = slices.DeleteFunc(in.Wants, func(w routes.Want) bool { return w.Single }) // others make none of these

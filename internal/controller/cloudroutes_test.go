@@ -41,7 +41,7 @@ func inputFor(cn *v1alpha1.ClusterNetwork, nodes ...corev1.Node) routes.Input {
 	o := &kube.Objects{ClusterID: "c-1", Network: cn, Nodes: nodes}
 	s, _ := o.Snapshot("")
 	spec, _ := kube.InForce(cn)
-	return routesInput(o, s, spec)
+	return routesInput(o, s, spec, nil)
 }
 
 func TestRoutesInput(t *testing.T) {
@@ -86,7 +86,7 @@ func TestRoutesInput(t *testing.T) {
 		input := func(o *kube.Objects) routes.Input {
 			s, _ := o.Snapshot("")
 			spec, _ := kube.InForce(o.Network)
-			return routesInput(o, s, spec)
+			return routesInput(o, s, spec, nil)
 		}
 		tunnels := func(s *v1alpha1.ClusterNetworkSpec) { s.Transports = s.Transports[1:] }
 		if in := input(network(func(*v1alpha1.ClusterNetworkSpec) {})); in.Mode != routes.Write || len(in.Wants) != 2 {

@@ -39,7 +39,7 @@ func (c *controller) findFaults(ctx context.Context, o *observed) []plan.FaultRe
 		}
 	}
 	if concerned := v.concerned(defects); v.status.Mode != routes.Off && len(concerned) > 0 {
-		in := routesInput(o.objects, o.snapshot, o.inForce)
+		in := routesInput(o.objects, o.snapshot, o.inForce, nil)
 		v.findings, v.err = c.inspector.ask(ctx, question{setup: in.Setup, instances: concerned, pods: o.snapshot.Network.PodCIDRs})
 	} else {
 		c.inspector.forget()
@@ -126,7 +126,7 @@ func (v *cloudView) route(d *plan.Defect) bool {
 	}
 	for _, node := range ends {
 		for _, row := range v.status.Rows {
-			if row.Node != node || row.State.Good() || v.status.Listed.IsZero() {
+			if row.Node != node || row.Single || row.State.Good() || v.status.Listed.IsZero() {
 				continue
 			}
 			d.Node = node

@@ -239,7 +239,7 @@ func (c *controller) writeNetworkStatus(ctx context.Context, o *observed, j judg
 	status := c.planner.Status()
 	setRoutes(next, status)
 	leaving := len(m.unwanted)
-	next.Status.AddressRoutes = m.addressRoutes(o.snapshot.Network.Diverted, fixedAddresses(o.objects, o.snapshot, o.inForce), status, c.cfg.Grace, c.now())
+	next.Status.AddressRoutes = m.addressRoutes(o.snapshot.Network.Diverted, o.fixed, status, c.cfg.Grace, c.now())
 	if len(m.unwanted) > leaving {
 		c.planner.Look() // two listings are needed before an entry goes, and its address is at home already
 	}

@@ -33,6 +33,7 @@ type observed struct {
 	wrong    map[string][]string     // node -> their sentences
 	noNet    string                  // why no network is in force, if so
 	inForce  *v1alpha1.ClusterNetworkSpec
+	fixed    []fixedAddress // that are to have entries of their own in the cloud
 
 	rival rival // another writer of routes and of the node condition
 }
@@ -240,6 +241,7 @@ func (o *observed) reason(j judgement) {
 	}
 	o.snapshot, o.noNet = objects.Snapshot("")
 	o.inForce, _ = kube.InForce(objects.Network)
+	o.fixed = fixedAddresses(o.objects, o.snapshot, o.inForce)
 	o.verdicts = plan.Verdicts(o.snapshot)
 	o.lost = lostNodes(o.snapshot.Nodes, o.verdicts)
 	o.problems = nodeProblems(plan.Compute(o.snapshot).Problems)

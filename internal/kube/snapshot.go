@@ -86,12 +86,14 @@ func SetLeases(s *plan.Snapshot, leases []Lease) {
 		n.Blocks, n.Singles, n.Asked = nil, nil, nil
 		at[n.Name] = n
 	}
-	s.Network.Shared = nil
+	s.Network.Shared, s.Network.Resting = nil, nil
 	for _, l := range leases {
 		n := at[l.Node]
 		switch {
 		case l.Sharing != "":
 			s.Network.Shared = append(s.Network.Shared, l.Prefix)
+		case n == nil && l.IsSingle():
+			s.Network.Resting = append(s.Network.Resting, l.Address())
 		case n == nil:
 		case !l.IsSingle() && !l.Unsure:
 			n.Blocks = append(n.Blocks, l.Prefix)

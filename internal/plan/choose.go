@@ -5,6 +5,8 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+
+	"ropeway.dev/ropeway/internal/plan/cidr"
 )
 
 // choice is how one peer's destinations of one family are reached.
@@ -279,7 +281,7 @@ func (c *cluster) probedAt(cl claim) netip.Addr {
 // to the node by itself, as others have proven.
 func (c *cluster) bare(self int, found evidence) Bare {
 	n := c.nodes[self]
-	if _, refuses := n.Refuses[Direct]; refuses || !c.net.Masquerade || !slices.Contains(c.net.Transports, Direct) || len(c.diverted[self]) > 0 {
+	if _, refuses := n.Refuses[Direct]; refuses || !c.net.Masquerade || !slices.Contains(c.net.Transports, Direct) {
 		return Bare{}
 	}
 	var proven []claim
@@ -290,7 +292,7 @@ func (c *cluster) bare(self int, found evidence) Bare {
 			proven = append(proven, cl)
 		}
 	}
-	out := Bare{Sources: merge(proven), Destinations: c.net.FabricCIDRs}
+	out := Bare{Sources: cidr.Subtract(merge(proven), c.diverted[self]), Destinations: c.net.FabricCIDRs}
 	if len(out.Sources) == 0 || len(out.Destinations) == 0 {
 		return Bare{}
 	}

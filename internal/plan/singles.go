@@ -65,7 +65,9 @@ func (c *cluster) collectDiverted() {
 	}
 	all := make([]netip.Addr, 0, len(c.net.Diverted))
 	for _, a := range c.net.Diverted {
-		all = append(all, a.Unmap().WithZone(""))
+		if !slices.Contains(c.net.Resting, a) {
+			all = append(all, a.Unmap().WithZone(""))
+		}
 	}
 	slices.SortFunc(all, netip.Addr.Compare)
 	all = slices.Compact(all)
@@ -75,12 +77,21 @@ func (c *cluster) collectDiverted() {
 			for ; at < len(all) && cl.dst.Contains(all[at]); at++ {
 				dst := netip.PrefixFrom(all[at], all[at].BitLen())
 				// A range that is one address has no other route than its own.
-				if !cl.dst.IsSingleIP() && c.owns(i, all[at]) && !slices.Contains(c.apart[i], dst) && !slices.Contains(c.diverted[i], dst) {
+				if !cl.dst.IsSingleIP() && c.has(i, all[at]) && !slices.Contains(c.apart[i], dst) && !slices.Contains(c.diverted[i], dst) {
 					c.diverted[i] = append(c.diverted[i], dst)
 				}
 			}
 		}
 	}
+}
+
+// has reports whether an address in a range of node i is there: as one of the range, or
+// as a single one of the node's.
+func (c *cluster) has(i int, a netip.Addr) bool {
+	if holder, single := c.singleHolder(a); single {
+		return holder == i
+	}
+	return c.owns(i, a)
 }
 
 // singleHolder returns which node holds an address by itself, if one does.

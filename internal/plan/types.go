@@ -62,7 +62,10 @@ type Network struct {
 	Shared []netip.Prefix
 	// Diverted are addresses that the fabric has routes of their own to, or may still
 	// have: where these lead, and where the addresses are, changes at different times.
-	Diverted   []netip.Addr
+	Diverted []netip.Addr
+	// Resting are single addresses that are kept for pods which do not run: no node has
+	// them.
+	Resting    []netip.Addr
 	BlockBits  map[Family]int // family -> prefix length of a block
 	Transports []Transport    // allowed, the most preferred first
 	VXLANPort  uint16

@@ -110,6 +110,7 @@ func addressRoute(t *testing.T, l *lab.Lab) {
 		t.Fatalf("the entry leads to %q already: nothing is shown", hop)
 	}
 	eventually(t, 5*time.Second, everywhere)
+	eventually(t, 15*time.Second, fromVPC) // the entry is led home before it goes
 	for end := time.Now().Add(4 * time.Minute); ; time.Sleep(100 * time.Millisecond) {
 		if err := everywhere(); err != nil {
 			t.Fatalf("at home, the entry being %q: %v", entry(), err)

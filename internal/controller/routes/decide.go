@@ -69,8 +69,10 @@ type decision struct {
 	stale   []cloud.RouteEntry             // own entries that nobody wants
 	foreign []cloud.RouteEntry             // those of others in the pod network that nobody wants
 	shadows map[cloud.Key]cloud.RouteEntry // wanted entry -> a narrower one that leads elsewhere
-	// diverted are those of Input.Diverted that have an entry, in whatever state.
+	// diverted are the single addresses that have an entry, in whatever state: of ours,
+	// or of Input.Diverted. singles counts ours.
 	diverted []netip.Addr
+	singles  int
 }
 
 // decide compares what is wanted with what is there.
@@ -99,15 +101,15 @@ func decide(f facts) decision {
 func (d *decision) sortUnwanted(f facts, wants []Want) {
 	wanted := newWantTree(wants)
 	for key, e := range f.real {
+		d.noteSingle(f, wanted, e)
 		diverts := f.in.diverts(key.Dst)
-		if diverts {
-			d.diverted = append(d.diverted, key.Dst.Addr())
-		}
 		if wanted.has(key.Dst) || e.State == cloud.Deleting {
 			continue
 		}
 		if w, inside := wanted.around(key.Dst); inside && f.hops[w.Node].instance != e.NextHop && (!diverts || e.Owner != f.in.Cluster) {
 			d.shadow(cloud.Key{Table: key.Table, Dst: w.Dst}, e)
+		} else if inside {
+			d.leadHome(f, e, f.hops[w.Node].instance)
 		}
 		switch {
 		case e.Owner != f.in.Cluster:
@@ -125,6 +127,32 @@ func (d *decision) sortUnwanted(f facts, wants []Want) {
 	slices.SortFunc(d.foreign, byKey)
 	slices.SortFunc(d.diverted, netip.Addr.Compare)
 	d.diverted = slices.Compact(d.diverted)
+}
+
+// noteSingle takes in an entry for one address that is no range: one of ours that the
+// ClusterNetwork's status has forgotten is to be in it again.
+func (d *decision) noteSingle(f facts, wanted wantTree, e cloud.RouteEntry) {
+	if w := wanted.wants[e.Dst]; !e.Dst.IsSingleIP() || w != nil && !w.Single || !cidr.CoveredByAny(f.in.PodCIDRs, e.Dst) {
+		return
+	}
+	ours := e.Owner == f.in.Cluster
+	if ours {
+		d.singles++
+	}
+	if ours || f.in.diverts(e.Dst) {
+		d.diverted = append(d.diverted, e.Dst.Addr())
+	}
+}
+
+// leadHome has an own entry for a single address, which nobody wants, lead where the
+// range around it does until it is removed: the address may be there again.
+func (d *decision) leadHome(f facts, e cloud.RouteEntry, instance string) {
+	if e.Owner != f.in.Cluster || instance == "" || e.NextHop == instance || !f.in.diverts(e.Dst) || f.in.releases(e.Dst) {
+		return
+	}
+	_, _, waits := f.hold(e.Key(), changeOf(instance, f.in.Cluster))
+	d.replace = append(d.replace, cloud.RouteChange{Table: e.Table, Dst: e.Dst, NextHop: instance, Owner: f.in.Cluster, Replaces: &e})
+	d.waiting[e.Key()] = waits || e.State != cloud.Available
 }
 
 // letGo takes the mark from an entry that nobody wants, which stays in the table.
@@ -152,7 +180,7 @@ func unwantedRow(e cloud.RouteEntry, state State, message string) Row {
 }
 
 func (d *decision) decideTable(f facts, t cloud.Table, wants []Want) {
-	out := Table{ID: t.ID, Quota: t.Quota, Wanted: len(wants)}
+	out := Table{ID: t.ID, Quota: t.Quota}
 	for key, e := range f.real {
 		if key.Table != t.ID {
 			continue
@@ -177,8 +205,11 @@ func (d *decision) decideTable(f facts, t cloud.Table, wants []Want) {
 				d.add = append(d.add, cloud.RouteChange{Table: t.ID, Dst: w.Dst, NextHop: row.Instance, Owner: f.in.Cluster})
 			}
 		}
-		if row.State.Good() {
-			out.Good++
+		if !w.Single { // by which no pod is reached
+			out.Wanted++
+			if row.State.Good() {
+				out.Good++
+			}
 		}
 		d.rows = append(d.rows, row)
 	}

@@ -124,6 +124,9 @@ func (g *guard) allow(d decision, ours int, in Input, now time.Time) (remove []c
 		}
 	}
 	g.retain(names)
+	if in.Mode != Withdraw {
+		ours -= d.singles
+	}
 	few := len(names) <= bulkFew || len(names)*bulkPortion <= ours
 	if few && in.Mode != Withdraw {
 		g.nothingWaits()

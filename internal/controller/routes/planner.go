@@ -83,7 +83,8 @@ type Planner struct {
 	absent    map[cloud.Key]time.Time // wanted entries that are not there -> since when
 	guard     *guard
 	kept      withheld  // what the guard keeps from being done
-	listed    time.Time // when the last listing was made
+	listed    time.Time // when the last listing was made, and when it was asked for
+	begun     time.Time
 	look      bool      // list before anything else
 	lookAt    time.Time // list then at the latest; zero: nothing is awaited
 	looks     int       // listings in a row that found changes still under way
@@ -127,7 +128,7 @@ func (p *Planner) reset() {
 	p.instances = resolver{}
 	p.held, p.full, p.absent = map[cloud.Key]held{}, map[string]fullMark{}, map[cloud.Key]time.Time{}
 	p.guard, p.kept = newGuard(), withheld{}
-	p.listed, p.look, p.lookAt, p.looks = time.Time{}, true, time.Time{}, 0
+	p.listed, p.begun, p.look, p.lookAt, p.looks = time.Time{}, time.Time{}, true, time.Time{}, 0
 	p.pace = pace{settle: p.cfg.Settle}
 	p.batch, p.sending = cloud.MaxBatch, false
 	p.reading, p.adding, p.removing, p.busy, p.inUse = trouble{}, trouble{}, trouble{}, busySpell{}, ""
@@ -245,7 +246,11 @@ func (p *Planner) step(ctx context.Context) time.Duration {
 		return p.failed(&p.reading, in, err)
 	}
 	p.reading = trouble{}
-	return p.act(ctx, in)
+	// Reading may have taken long: what is done follows from what is wanted now.
+	if next := p.wanted(); next.Mode == in.Mode && next.Cluster == in.Cluster && next.Setup.Equal(in.Setup) {
+		return p.act(ctx, next)
+	}
+	return 0
 }
 
 // read brings up to date what is known of the cloud.
@@ -324,6 +329,7 @@ func (p *Planner) resync() time.Duration {
 func (p *Planner) list(ctx context.Context, in Input) error {
 	ctx, cancel := context.WithTimeout(ctx, p.cfg.CallTimeout)
 	defer cancel()
+	begun := p.cfg.Now()
 	listing, err := p.provider.Routes().List(ctx)
 	if err != nil {
 		return fmt.Errorf("list the route tables: %w", err)
@@ -336,7 +342,7 @@ func (p *Planner) list(ctx context.Context, in Input) error {
 		moving = moving || e.State != cloud.Available && e.Owner == in.Cluster
 	}
 	now := p.cfg.Now()
-	p.listed, p.look, p.lookAt = now, false, time.Time{}
+	p.listed, p.begun, p.look, p.lookAt = now, begun, false, time.Time{}
 	if moving {
 		p.lookAt = now.Add(min(30*time.Second, p.pace.settle<<min(p.looks, 8)))
 		p.looks++

@@ -14,7 +14,7 @@ import (
 // publish makes the Status say what was decided.
 func (p *Planner) publish(in Input, d decision) {
 	s := &Status{
-		Mode: in.Mode, Provider: in.Setup.Provider, Why: in.Why, Listed: p.listed, Tables: d.tables, Rows: d.rows, Diverted: d.diverted,
+		Mode: in.Mode, Provider: in.Setup.Provider, Why: in.Why, Listed: p.listed, Tables: d.tables, Rows: d.rows, Diverted: d.diverted, Begun: p.begun,
 		Withheld: p.kept.count, Token: p.kept.token, WithheldSince: p.kept.since,
 	}
 	s.Problems = append(p.troubles(in), problemsOf(s, in)...)
@@ -58,7 +58,7 @@ func (p *Planner) store(s *Status) {
 	before := p.status.Swap(s)
 	p.cfg.Metrics.set(s)
 	then, now := *before, *s
-	then.Listed = now.Listed
+	then.Listed, then.Begun = now.Listed, now.Begun
 	if !reflect.DeepEqual(then, now) {
 		p.cfg.Changed()
 	}

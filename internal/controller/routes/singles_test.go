@@ -21,6 +21,7 @@ func single(home, i int) Want {
 // withSingles is a bench whose nodes each hold an address of node 0's.
 func withSingles(t *testing.T, nodes int, tables ...cloud.Table) (*bench, []Want) {
 	b := newBench(t, nodes, tables...)
+	b.in.PodCIDRs = []netip.Prefix{cloudPrefix("10.244.0.0/16")}
 	var singles []Want
 	for i := 1; i < nodes; i++ {
 		singles = append(singles, single(0, i))
@@ -44,12 +45,12 @@ func TestSinglesAreNoRanges(t *testing.T) {
 	t.Run("on another node", func(t *testing.T) {
 		for i := range singles {
 			b.in.Wants[i] = single(0, i+1)
-			b.in.Wants[i].Node, b.in.Wants[i].UID, b.in.Wants[i].ProviderID = want(0).Node, want(0).UID, want(0).ProviderID
+			b.in.Wants[i].Node, b.in.Wants[i].UID, b.in.Wants[i].ProviderID = want(5).Node, want(5).UID, want(5).ProviderID
 		}
 		b.set()
 		b.run(time.Minute)
 		for _, e := range b.cloud.Entries() {
-			if e.Dst.IsSingleIP() && e.NextHop != instance(0) {
+			if e.Dst.IsSingleIP() && e.NextHop != instance(5) {
 				t.Errorf("%s leads to %s", e.Dst, e.NextHop)
 			}
 		}
@@ -58,7 +59,12 @@ func TestSinglesAreNoRanges(t *testing.T) {
 	t.Run("wanted no more", func(t *testing.T) {
 		b.in.Wants = b.in.Wants[len(singles):]
 		b.set()
-		b.run(30 * time.Second)
+		b.run(15 * time.Second)
+		for _, e := range b.cloud.Entries() {
+			if e.Dst.IsSingleIP() && e.NextHop != instance(0) {
+				t.Errorf("%s leads to %s, and not where the range around it does", e.Dst, e.NextHop)
+			}
+		}
 		if s := b.p.Status(); s.Count(Shadowed) > 0 || s.Withheld > 0 || len(s.Problems) > 0 || len(s.Diverted) != len(singles) {
 			t.Errorf("entries that are to go: %+v", s)
 		}
@@ -79,14 +85,41 @@ func TestSinglesComeAfterRanges(t *testing.T) {
 	}
 }
 
-// A narrower entry that nodes do not know of is what it was: it leads a part of the
-// range astray, and many of them are not removed without a word.
-func TestUnknownSinglesAreNamed(t *testing.T) {
+// TestForgottenSingles: of entries that nodes do not know of, which lead a part of a range
+// astray, none is removed; they are told, and once nodes know, they go.
+func TestForgottenSingles(t *testing.T) {
 	b, singles := withSingles(t, 8)
+	known := b.in.Diverted
 	b.in.Diverted, b.in.Wants = nil, b.in.Wants[len(singles):]
 	b.set()
 	b.run(10 * time.Minute)
-	if s := b.p.Status(); s.Count(Shadowed) != 1 || s.Withheld != len(singles) {
-		t.Errorf("%d ranges are shadowed, %d removals wait for a word", s.Count(Shadowed), s.Withheld)
+	if s := b.p.Status(); s.Count(Shadowed) != 1 || s.Withheld != len(singles) || !slices.Equal(s.Diverted, known) {
+		t.Errorf("%d ranges are shadowed, %d removals wait for a word, told are %v", s.Count(Shadowed), s.Withheld, s.Diverted)
+	}
+	b.in.Diverted = known
+	b.set()
+	b.run(5 * time.Minute)
+	if n := len(b.cloud.Entries()); n != 8 {
+		t.Errorf("%d entries are left, want those of 8 ranges", n)
+	}
+}
+
+// TestSinglesDoNotOpenTheGuard: however many entries of single addresses there are, a
+// tenth is one of those of ranges.
+func TestSinglesDoNotOpenTheGuard(t *testing.T) {
+	b := newBench(t, 8)
+	b.in.PodCIDRs = []netip.Prefix{cloudPrefix("10.244.0.0/16")}
+	for i := range 100 {
+		w := want(1 + i%7)
+		w.Dst, w.Single = netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 244, 0, byte(100 + i)}), 32), true
+		b.in.Wants, b.in.Diverted = append(b.in.Wants, w), append(b.in.Diverted, w.Dst.Addr())
+	}
+	b.set()
+	b.run(time.Minute)
+	b.in.Wants = slices.DeleteFunc(slices.Clone(b.in.Wants), func(w Want) bool { return !w.Single })
+	b.set()
+	b.run(10 * time.Minute)
+	if s := b.p.Status(); s.Withheld != 8 || len(b.cloud.Entries()) != 108 {
+		t.Errorf("%d removals wait for a word, %d entries are left", s.Withheld, len(b.cloud.Entries()))
 	}
 }

@@ -39,8 +39,10 @@ type Status struct {
 	Rows     []Row     `json:"routes,omitempty"`
 	// Problems need a person; the most urgent first.
 	Problems []Problem `json:"problems,omitempty"`
-	// Diverted are those of Input.Diverted that the tables have an entry for.
+	// Diverted are the single addresses that the tables have an entry for, as a listing
+	// that began at Begun has shown it or a call since.
 	Diverted []netip.Addr `json:"-"`
+	Begun    time.Time    `json:"-"`
 	// Withheld counts the changes that wait for a person's word, and Token is
 	// that word, which is good for those that wait since WithheldSince.
 	Withheld      int       `json:"withheld,omitempty"`
@@ -54,8 +56,8 @@ type Table struct {
 	Quota   int    `json:"quota,omitempty"` // 0: the cloud does not say
 	Entries int    `json:"entries"`         // custom ones, whoever made them
 	Ours    int    `json:"ours"`            // of those entries
-	Wanted  int    `json:"wanted"`
-	Good    int    `json:"good"` // of those wanted
+	Wanted  int    `json:"wanted"`          // ranges
+	Good    int    `json:"good"`            // of those wanted
 }
 
 // Left returns how many entries the table still takes, -1 if that is not known.
