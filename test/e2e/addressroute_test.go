@@ -105,12 +105,24 @@ func addressRoute(t *testing.T, l *lab.Lab) {
 		t.Errorf("ropeway routes does not show %s:\n%s", fixed, out)
 	}
 
-	on(home)
-	if hop := entry(); hop != hops[away] {
-		t.Fatalf("the entry leads to %q already: nothing is shown", hop)
+	// Else the entry would lead home before the pod is Ready.
+	for _, action := range []string{"ModifyRouteEntry", "DeleteRouteEntr*"} {
+		if _, err := console.Inject(t.Context(), openapi.Fault{Kind: openapi.FaultError, Action: action, Code: "SystemBusy"}); err != nil {
+			t.Fatal(err)
+		}
 	}
+	on(home)
 	eventually(t, 5*time.Second, everywhere)
-	eventually(t, 15*time.Second, fromVPC) // the entry is led home before it goes
+	throughout(t, 5*time.Second, func() error {
+		if hop := entry(); hop != hops[away] {
+			return fmt.Errorf("the entry leads to %q: nothing is shown", hop)
+		}
+		return everywhere()
+	})
+	if err := console.ClearFaults(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, 45*time.Second, fromVPC) // the entry is led home before it goes
 	for end := time.Now().Add(4 * time.Minute); ; time.Sleep(100 * time.Millisecond) {
 		if err := everywhere(); err != nil {
 			t.Fatalf("at home, the entry being %q: %v", entry(), err)
