@@ -214,7 +214,7 @@ func (a *fakeAPI) view(self string) kube.View {
 			n.Ready, n.Sources, n.VTEP, n.Refuses, n.Faults = n.Ready || st.Programmed.Status, st.Sources, st.VTEP, st.Refuses, st.Faults
 			n.Holds = st.CIDRs
 			for _, p := range st.Probes {
-				v.Snapshot.Probes = append(v.Snapshot.Probes, p.Probe)
+				v.Snapshot.Probes = append(v.Snapshot.Probes, plan.Publish(p.From, p.Probe))
 			}
 		}
 		if n.Name == self {

@@ -213,7 +213,7 @@ func (n *node) pass(ctx context.Context) error {
 	}
 	n.prober.Set(probeView(snapshot, want, n.report.MTUs))
 	if !n.seeded {
-		n.prober.Seed(view.Snapshot.Probes)
+		n.prober.Seed(publishedBy(view.Snapshot, view.Snapshot.Self))
 		n.seeded = true
 	}
 	conflistErr := n.installer.step(n.programmed && n.mayJoin(view))

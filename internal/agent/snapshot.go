@@ -21,6 +21,17 @@ func self(s plan.Snapshot) plan.Node {
 	return plan.Node{Name: s.Self}
 }
 
+// publishedBy returns the probes that a node has published.
+func publishedBy(s plan.Snapshot, name string) []plan.Probe {
+	var out []plan.Probe
+	for _, p := range s.Probes {
+		if p.From == name {
+			out = slices.AppendSeq(out, p.Probes())
+		}
+	}
+	return out
+}
+
 // rangesOf returns where addresses for pods may come from.
 func rangesOf(s plan.Snapshot, sources []netip.Addr) []ipam.Range {
 	return rangesFor(plan.RangesOf(s.Network, self(s), s.Nodes), sources)

@@ -50,12 +50,10 @@ func (n *node) status(s plan.Snapshot, want plan.State) kube.NodeStatus {
 	}
 	probed := s.Own
 	if probed == nil {
-		probed = s.Probes // of the agent before this one
+		probed = publishedBy(s, s.Self) // by the agent before this one
 	}
 	for _, p := range probed {
-		if p.From == s.Self {
-			st.Probes = append(st.Probes, kube.Probe{Probe: p})
-		}
+		st.Probes = append(st.Probes, kube.Probe{Probe: p})
 	}
 	st.Peers, st.Exceptions = reached(s.Network, want)
 	owners := ownersOf(want, n.report.Failed)

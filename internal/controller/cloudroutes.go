@@ -136,8 +136,7 @@ func usesDirect(o *kube.Objects) string {
 	for i := range o.Nodes {
 		there[o.Nodes[i].Name] = true
 	}
-	for i := range o.NodeNetworks {
-		nn := &o.NodeNetworks[i]
+	for _, nn := range o.NodeNetworks {
 		behind := nn.Status.NetworkGeneration != 0 && o.Network != nil && nn.Status.NetworkGeneration < o.Network.Generation
 		if there[nn.Name] && (behind || nn.Status.Peers[string(v1alpha1.TransportDirect)] > 0) {
 			return nn.Name
@@ -212,10 +211,10 @@ func carried(nodes []plan.Node, s *routes.Status) map[string]bool {
 // newlyFailing brings m.failing up to date, and says whether a probe finds that
 // the fabric does not lead any more to a node that it is known to have led to:
 // somebody may have removed its route by hand.
-func (m *memory) newlyFailing(probes []plan.Probe, carried map[string]bool) bool {
+func (m *memory) newlyFailing(probes []plan.Published, carried map[string]bool) bool {
 	now := map[string]bool{}
 	fresh := false
-	for _, p := range probes {
+	for p := range plan.ProbesOf(probes) {
 		if p.Transport == plan.Direct && !p.Reachable {
 			now[p.ToUID] = true
 			fresh = fresh || !m.failing[p.ToUID] && carried[p.ToUID]

@@ -96,7 +96,7 @@ func TestRoutesInput(t *testing.T) {
 			t.Errorf("while direct is allowed: %+v", in)
 		}
 		busy := network(tunnels)
-		busy.NodeNetworks = []v1alpha1.NodeNetwork{{ObjectMeta: metav1.ObjectMeta{Name: "b"}, Status: v1alpha1.NodeNetworkStatus{Peers: map[string]int32{"direct": 1}}}}
+		busy.NodeNetworks = []*v1alpha1.NodeNetwork{{ObjectMeta: metav1.ObjectMeta{Name: "b"}, Status: v1alpha1.NodeNetworkStatus{Peers: map[string]int32{"direct": 1}}}}
 		if in := input(busy); in.Mode != routes.Off || !strings.Contains(in.Why, "node b still reaches others by direct") {
 			t.Errorf("while a node uses them: %+v", in)
 		}
@@ -191,7 +191,7 @@ func TestNewlyFailing(t *testing.T) {
 	}{
 		{[]plan.Probe{tunnel}, false}, {[]plan.Probe{failing, tunnel}, true}, {[]plan.Probe{failing}, false}, {nil, false}, {[]plan.Probe{failing}, true},
 	} {
-		if got := m.newlyFailing(step.probes, map[string]bool{"u-b": true, "u-c": true}); got != step.want {
+		if got := m.newlyFailing(plan.PublishAll(step.probes), map[string]bool{"u-b": true, "u-c": true}); got != step.want {
 			t.Errorf("step %d: %v", i, got)
 		}
 	}
@@ -213,7 +213,7 @@ func TestUnpublishedFailsWithoutALook(t *testing.T) {
 	known := carried(nodes, s)
 	for i, name := range []string{"a", "b", "c", "d", "e"} {
 		want := name == "b" || name == "d"
-		if got := newMemory().newlyFailing(probes[i:i+1], known); got != want {
+		if got := newMemory().newlyFailing(plan.PublishAll(probes[i:i+1]), known); got != want {
 			t.Errorf("a probe that fails to node %s makes the tables be read: %v", name, got)
 		}
 	}

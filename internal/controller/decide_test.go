@@ -111,15 +111,15 @@ func TestNetworkConditions(t *testing.T) {
 		Nodes:   []corev1.Node{node("a", "192.0.2.1"), node("b", "192.0.2.2")},
 		Blocks:  []v1alpha1.AddressBlock{block("10.244.1.0/26", "a"), block("10.244.2.0/26", "b")},
 	}}
-	speak := func(name, cidr string, probes ...v1alpha1.ProbeResult) v1alpha1.NodeNetwork {
-		return v1alpha1.NodeNetwork{ObjectMeta: metav1.ObjectMeta{Name: name}, Status: v1alpha1.NodeNetworkStatus{
+	speak := func(name, cidr string, probes ...v1alpha1.ProbeResult) *v1alpha1.NodeNetwork {
+		return &v1alpha1.NodeNetwork{ObjectMeta: metav1.ObjectMeta{Name: name}, Status: v1alpha1.NodeNetworkStatus{
 			NodeUID: "u" + name, ReadySince: &since, Sources: []string{cidr}, Probes: probes,
 		}}
 	}
 	reached := func(name string) v1alpha1.ProbeResult {
 		return v1alpha1.ProbeResult{Node: name, NodeUID: "u" + name, Family: "IPv4", Transport: "ipip", Reachable: true}
 	}
-	o.objects.NodeNetworks = []v1alpha1.NodeNetwork{speak("a", "10.244.1.1", reached("b")), speak("b", "10.244.2.1")}
+	o.objects.NodeNetworks = []*v1alpha1.NodeNetwork{speak("a", "10.244.1.1", reached("b")), speak("b", "10.244.2.1")}
 	o.policies = policies{known: true, count: 2, first: "default/deny"}
 	check := func(what, reachable, reason, message, enforced string, proven int32) {
 		t.Helper()

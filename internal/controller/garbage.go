@@ -110,8 +110,7 @@ func (c *controller) collectNodeNetworks(ctx context.Context, o *kube.Objects) e
 		there[o.Nodes[i].Name] = true
 	}
 	var done tries
-	for i := range o.NodeNetworks {
-		nn := &o.NodeNetworks[i]
+	for _, nn := range o.NodeNetworks {
 		if len(there) == 0 || there[nn.Name] || done.over() {
 			continue
 		}

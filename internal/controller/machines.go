@@ -34,8 +34,8 @@ type machine struct {
 // writeMachines makes each Node's NodeNetwork say what machine it is.
 func (c *controller) writeMachines(ctx context.Context, o *observed, m *memory) error {
 	said := make(map[string]*v1alpha1.NodeNetwork, len(o.objects.NodeNetworks))
-	for i := range o.objects.NodeNetworks {
-		said[o.objects.NodeNetworks[i].Name] = &o.objects.NodeNetworks[i]
+	for _, nn := range o.objects.NodeNetworks {
+		said[nn.Name] = nn
 	}
 	now := c.now()
 	maps.DeleteFunc(m.machines, func(_ types.UID, w machine) bool { return now.Sub(w.at) >= settle })

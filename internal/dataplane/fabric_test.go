@@ -166,7 +166,7 @@ func (n *testNode) open(o Options) *Linux {
 }
 
 func (f *fabric) snapshot(self *testNode) plan.Snapshot {
-	s := plan.Snapshot{Self: self.name(), Network: f.network, Probes: f.probes, Pods: f.pods}
+	s := plan.Snapshot{Self: self.name(), Network: f.network, Probes: plan.PublishAll(f.probes), Pods: f.pods}
 	for _, n := range f.nodes {
 		if n.gone {
 			continue

@@ -10,6 +10,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -276,7 +277,7 @@ func TestPublishWritesOnlyWhatChanged(t *testing.T) {
 	eventually(t, listener, "the other's words", func(v View) bool {
 		for _, n := range v.Snapshot.Nodes {
 			if n.Name == "speaker" && n.Ready && n.VTEP == status.VTEP && n.Refuses[plan.IPIP] != "" {
-				return len(v.Snapshot.Probes) >= 2
+				return len(slices.Collect(plan.ProbesOf(v.Snapshot.Probes))) >= 2
 			}
 		}
 		return false

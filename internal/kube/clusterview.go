@@ -2,11 +2,13 @@ package kube
 
 import (
 	"context"
+	"errors"
 	"fmt"
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/client-go/rest"
 
+	"ropeway.dev/ropeway/api/v1alpha1"
 	"ropeway.dev/ropeway/internal/plan"
 )
 
@@ -23,12 +25,16 @@ func ClusterView(ctx context.Context, cfg *rest.Config) (*Cluster, error) {
 	if err != nil {
 		return nil, err
 	}
+	var networks v1alpha1.NodeNetworkList
 	objects, err := readObjects(ctx, api)
 	if err == nil {
-		err = objects.readPools(ctx, api)
+		err = errors.Join(api.List(ctx, &networks), objects.readPools(ctx, api))
 	}
 	if err != nil {
 		return nil, fmt.Errorf("read the cluster from %s: %w", cfg.Host, err)
+	}
+	for i := range networks.Items {
+		objects.NodeNetworks = append(objects.NodeNetworks, &networks.Items[i])
 	}
 	return &Cluster{Objects: *objects}, nil
 }

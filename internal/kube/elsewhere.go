@@ -68,14 +68,13 @@ func newElsewhere(api client.Reader, log *slog.Logger, changed func()) *elsewher
 // of them. The error is ErrNotSynced until all of them were known once: a node
 // that starts, after an upgrade too, takes no peer for gone that it has only not
 // been told of.
-func (e *elsewhere) nodes(self string, objects []v1alpha1.NodeNetwork) ([]plan.Node, error) {
+func (e *elsewhere) nodes(self string, objects []*v1alpha1.NodeNetwork) ([]plan.Node, error) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	out := make([]plan.Node, 0, len(objects))
 	open := map[string]string{} // node -> UID
 	there := map[string]bool{}
-	for i := range objects {
-		nn := &objects[i]
+	for _, nn := range objects {
 		there[nn.Name] = true
 		if nn.Name == self {
 			continue

@@ -98,8 +98,8 @@ func machineNode(name, uid, address string) *corev1.Node {
 
 // spoken is the NodeNetwork of a node whose agent speaks for a Node, and of which
 // the controller has said nothing.
-func spoken(name, uid string) v1alpha1.NodeNetwork {
-	return v1alpha1.NodeNetwork{ObjectMeta: metav1.ObjectMeta{Name: name}, Status: v1alpha1.NodeNetworkStatus{NodeUID: uid}}
+func spoken(name, uid string) *v1alpha1.NodeNetwork {
+	return &v1alpha1.NodeNetwork{ObjectMeta: metav1.ObjectMeta{Name: name}, Status: v1alpha1.NodeNetworkStatus{NodeUID: uid}}
 }
 
 // asking plays a test of elsewhere against an API server, on the bubble's clock.
@@ -125,10 +125,10 @@ func TestControllerSaysWhichMachines(t *testing.T) {
 	asking(t, func(e *elsewhere, api *nodesAsked) {
 		told := spoken("b", "ub")
 		told.Spec = MachineOf(machineNode("b", "ub", "192.0.2.2"))
-		silent := v1alpha1.NodeNetwork{ObjectMeta: metav1.ObjectMeta{Name: "c"}} // its agent has not spoken
+		silent := &v1alpha1.NodeNetwork{ObjectMeta: metav1.ObjectMeta{Name: "c"}} // its agent has not spoken
 		silent.Spec = MachineOf(machineNode("c", "uc", "192.0.2.3"))
 		silent.Spec.Silent = true
-		got, err := e.nodes("a", []v1alpha1.NodeNetwork{spoken("a", "ua"), told, silent})
+		got, err := e.nodes("a", []*v1alpha1.NodeNetwork{spoken("a", "ua"), told, silent})
 		if err != nil || len(got) != 2 {
 			t.Fatalf("%v, %v", got, err)
 		}
@@ -151,7 +151,7 @@ func TestControllerSaysWhichMachines(t *testing.T) {
 // although no controller says which machine it is.
 func TestJoinWithoutController(t *testing.T) {
 	asking(t, func(e *elsewhere, api *nodesAsked) {
-		objects := []v1alpha1.NodeNetwork{spoken("b", "ub"), spoken("gone", "ug")}
+		objects := []*v1alpha1.NodeNetwork{spoken("b", "ub"), spoken("gone", "ug")}
 		api.put(machineNode("b", "ub", "192.0.2.2"))
 		if got, err := e.nodes("a", objects); !errors.Is(err, ErrNotSynced) {
 			t.Fatalf("before anything was answered: %v, %v", got, err)
@@ -194,7 +194,7 @@ func TestUnknownMachineAtTheStart(t *testing.T) {
 	asking(t, func(e *elsewhere, api *nodesAsked) {
 		api.answers(false)
 		api.put(machineNode("b", "ub", "192.0.2.2"))
-		objects := []v1alpha1.NodeNetwork{spoken("b", "ub")}
+		objects := []*v1alpha1.NodeNetwork{spoken("b", "ub")}
 		for range 3 {
 			if got, err := e.nodes("a", objects); !errors.Is(err, ErrNotSynced) {
 				t.Fatalf("%v, %v", got, err)
@@ -222,7 +222,7 @@ func TestMachineMadeAnew(t *testing.T) {
 			t.Fatal(err)
 		}
 		see := func() plan.Node {
-			got, err := e.nodes("a", []v1alpha1.NodeNetwork{nn})
+			got, err := e.nodes("a", []*v1alpha1.NodeNetwork{nn})
 			if err != nil || len(got) != 1 {
 				t.Fatalf("%v, %v", got, err)
 			}
@@ -244,11 +244,11 @@ func TestMachineMadeAnew(t *testing.T) {
 func TestWordOfTheControllerIsLost(t *testing.T) {
 	asking(t, func(e *elsewhere, api *nodesAsked) {
 		api.put(machineNode("b", "ub", "192.0.2.3"))
-		b, c := spoken("b", "ub"), v1alpha1.NodeNetwork{ObjectMeta: metav1.ObjectMeta{Name: "c"}}
+		b, c := spoken("b", "ub"), &v1alpha1.NodeNetwork{ObjectMeta: metav1.ObjectMeta{Name: "c"}}
 		b.Spec, c.Spec = MachineOf(machineNode("b", "ub", "192.0.2.2")), MachineOf(machineNode("c", "uc", "192.0.2.4"))
 		see := func(want ...string) {
 			t.Helper()
-			got, err := e.nodes("a", []v1alpha1.NodeNetwork{b, c})
+			got, err := e.nodes("a", []*v1alpha1.NodeNetwork{b, c})
 			if err != nil || len(got) != len(want) {
 				t.Fatalf("%+v, %v, want %v", got, err, want)
 			}
@@ -269,7 +269,7 @@ func TestWordOfTheControllerIsLost(t *testing.T) {
 // TestManyUnknownMachines are read as a list, in pages.
 func TestManyUnknownMachines(t *testing.T) {
 	asking(t, func(e *elsewhere, api *nodesAsked) {
-		var objects []v1alpha1.NodeNetwork
+		var objects []*v1alpha1.NodeNetwork
 		for i := range askOneByOne + 4 {
 			name := fmt.Sprintf("n%d", i)
 			objects = append(objects, spoken(name, "u"+name))

@@ -32,8 +32,11 @@ type Observer struct {
 	log     *slog.Logger
 	cache   cache.Cache
 	watched []watched
-	changed chan struct{}
-	absent  absent
+	// networks has the NodeNetworks, which are kept as keptNodeNetworks: the cache
+	// reads none but API objects out.
+	networks toolscache.Store
+	changed  chan struct{}
+	absent   absent
 }
 
 // watched is one kind of object that the Observer keeps.
@@ -147,6 +150,13 @@ func (o *Observer) subscribe(opts ObserverOptions) error {
 			return fmt.Errorf("prepare to watch %s: %w", w.name, err)
 		}
 		w.informer = inf
+		if _, ok := w.obj.(*v1alpha1.NodeNetwork); ok {
+			shared, ok := inf.(toolscache.SharedIndexInformer)
+			if !ok {
+				return fmt.Errorf("prepare to watch %s: an informer of type %T has no store", w.name, inf)
+			}
+			o.networks = shared.GetStore()
+		}
 	}
 	return nil
 }
@@ -206,10 +216,27 @@ func (o *Observer) Objects(ctx context.Context) (*Objects, error) {
 		return nil, err
 	}
 	out, err := readObjects(ctx, o.cache)
-	if err == nil && o.poolsKnown() {
+	if err != nil {
+		return nil, err
+	}
+	for _, obj := range o.networks.List() {
+		if nn, ok := obj.(*keptNodeNetwork); ok {
+			out.keep(nn)
+		}
+	}
+	if o.poolsKnown() {
 		err = out.readPools(ctx, o.cache)
 	}
 	return out, err
+}
+
+// nodeNetwork returns the NodeNetwork of that name, nil if there is none.
+func (o *Observer) nodeNetwork(name string) *v1alpha1.NodeNetwork {
+	obj, _, err := o.networks.GetByKey(name)
+	if nn, ok := obj.(*keptNodeNetwork); ok && err == nil {
+		return &nn.NodeNetwork
+	}
+	return nil
 }
 
 // poolsKnown says whether every kind of pool has been read, or is unknown to
@@ -223,19 +250,20 @@ func (o *Observer) poolsKnown() bool {
 	return true
 }
 
-// Reader reads from the Observer's cache the kinds that it keeps.
+// Reader reads from the Observer's cache the kinds that it keeps, but for
+// NodeNetworks.
 func (o *Observer) Reader() client.Reader { return o.cache }
 
-// readObjects reads a snapshot's objects, from a cache or from the API server.
+// readObjects reads a snapshot's objects but for the NodeNetworks, from a cache or
+// from the API server.
 func readObjects(ctx context.Context, r client.Reader) (*Objects, error) {
 	var (
 		out   Objects
 		cns   v1alpha1.ClusterNetworkList
 		nodes corev1.NodeList
-		nns   v1alpha1.NodeNetworkList
 		abs   v1alpha1.AddressBlockList
 	)
-	for _, list := range []client.ObjectList{&cns, &nodes, &nns, &abs} {
+	for _, list := range []client.ObjectList{&cns, &nodes, &abs} {
 		if err := r.List(ctx, list); err != nil {
 			return nil, fmt.Errorf("list %T: %w", list, err)
 		}
@@ -250,7 +278,7 @@ func readObjects(ctx context.Context, r client.Reader) (*Objects, error) {
 			out.Network = &cns.Items[i]
 		}
 	}
-	out.Nodes, out.NodeNetworks, out.Blocks = nodes.Items, nns.Items, abs.Items
+	out.Nodes, out.Blocks = nodes.Items, abs.Items
 	return &out, nil
 }
 

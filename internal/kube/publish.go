@@ -125,7 +125,7 @@ func (p *published) worthWriting(old, want *v1alpha1.NodeNetworkStatus) bool {
 // is missing. What this client wrote last is believed as long as the cache does
 // not show somebody else's change.
 func (c *NodeClient) currentNodeNetwork(ctx context.Context, uid string) (*v1alpha1.NodeNetwork, error) {
-	if c.sent.last != nil && ownedBy(c.sent.last, uid) && !c.lost(ctx) {
+	if c.sent.last != nil && ownedBy(c.sent.last, uid) && !c.lost() {
 		return c.sent.last, nil
 	}
 	var nn v1alpha1.NodeNetwork
@@ -154,10 +154,9 @@ func OwnedByNode(node, uid string) []metav1.OwnerReference {
 
 // lost says that the cache knows of a NodeNetwork other than the one written
 // last: it was deleted, made anew, or written by somebody else.
-func (c *NodeClient) lost(ctx context.Context) bool {
-	var cached v1alpha1.NodeNetwork
-	err := c.observer.cache.Get(ctx, client.ObjectKey{Name: c.node}, &cached)
-	if err != nil {
+func (c *NodeClient) lost() bool {
+	cached := c.observer.nodeNetwork(c.node)
+	if cached == nil {
 		return time.Since(c.sent.at) > claimMemory
 	}
 	return cached.UID != c.sent.last.UID ||

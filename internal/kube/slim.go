@@ -15,6 +15,7 @@ import (
 	"ropeway.dev/ropeway/api/spiderpool/v2beta1"
 	"ropeway.dev/ropeway/api/v1alpha1"
 	"ropeway.dev/ropeway/internal/ipam/pool"
+	"ropeway.dev/ropeway/internal/plan"
 )
 
 // What the caches keep. An agent holds every NodeNetwork of the cluster, and the
@@ -125,28 +126,46 @@ func slimNodeStatus(n *corev1.Node) *corev1.Node {
 	return n
 }
 
+// keptNodeNetwork is a NodeNetwork in a cache. What a node has published of others
+// is most of it, so that is kept beside it in the plan's few bytes.
+type keptNodeNetwork struct {
+	v1alpha1.NodeNetwork
+	published plan.Published
+}
+
+// keep adds one of a cache to what the plan depends on.
+func (o *Objects) keep(n *keptNodeNetwork) {
+	if o.published == nil {
+		o.published = map[string]plan.Published{}
+	}
+	o.NodeNetworks = append(o.NodeNetworks, &n.NodeNetwork)
+	o.published[n.Name] = n.published
+}
+
 // slimNodeNetwork keeps what the plan asks of another node, and the node's own
-// whole.
+// whole but for the probes.
 func slimNodeNetwork(self string) func(any) (any, error) {
 	return func(obj any) (any, error) {
 		n, ok := obj.(*v1alpha1.NodeNetwork)
 		if !ok {
-			return obj, nil
+			return obj, nil // it is kept already
 		}
-		slimMeta(n)
+		kept := &keptNodeNetwork{*n, publishedBy(n)}
+		kept.Status.Probes = nil
+		slimMeta(kept)
 		if n.Name == self {
-			return n, nil
+			return kept, nil
 		}
-		n.OwnerReferences = nil
-		n.Spec.NodeUID = once(n.Spec.NodeUID)
-		st := n.Status
-		n.Status = v1alpha1.NodeNetworkStatus{NodeUID: once(st.NodeUID), ReadySince: st.ReadySince, Sources: st.Sources, VTEP: st.VTEP,
-			CIDRs: st.CIDRs, Transports: slimTransports(st.Transports), Probes: slimProbes(st.Probes), Faults: st.Faults}
+		kept.OwnerReferences = nil
+		kept.Spec.NodeUID = once(n.Spec.NodeUID)
+		st := &n.Status
+		kept.Status = v1alpha1.NodeNetworkStatus{NodeUID: once(st.NodeUID), ReadySince: st.ReadySince, Sources: st.Sources, VTEP: st.VTEP,
+			CIDRs: st.CIDRs, Transports: slimTransports(st.Transports), Faults: st.Faults}
 		if self == "" { // the controller adds up the pools, and takes routes away when nobody uses them any more
-			n.Status.Pools = st.Pools
-			n.Status.NetworkGeneration, n.Status.Peers = st.NetworkGeneration, slimPeers(st.Peers)
+			kept.Status.Pools = st.Pools
+			kept.Status.NetworkGeneration, kept.Status.Peers = st.NetworkGeneration, slimPeers(st.Peers)
 		}
-		return n, nil
+		return kept, nil
 	}
 }
 
@@ -173,17 +192,6 @@ func slimTransports(in []v1alpha1.TransportStatus) []v1alpha1.TransportStatus {
 	return out
 }
 
-// slimProbes keeps what was found, not since when. The same names are in the
-// results of several nodes.
-func slimProbes(in []v1alpha1.ProbeResult) []v1alpha1.ProbeResult {
-	out := make([]v1alpha1.ProbeResult, 0, len(in))
-	for _, p := range in {
-		out = append(out, v1alpha1.ProbeResult{Node: once(p.Node), NodeUID: once(p.NodeUID), Family: once(p.Family), Transport: once(p.Transport), Address: p.Address,
-			Reachable: p.Reachable, Fault: once(p.Fault), PathMTU: p.PathMTU, Reason: p.Reason})
-	}
-	return out
-}
-
 // once returns an equal string that all callers share.
 func once(s string) string { return unique.Make(s).Value() }
 
@@ -201,9 +209,9 @@ func sameForUs(before, after client.Object) bool {
 	case *corev1.Node:
 		a, ok := after.(*corev1.Node)
 		return ok && equality.Semantic.DeepEqual(b.Spec, a.Spec) && equality.Semantic.DeepEqual(b.Status, a.Status)
-	case *v1alpha1.NodeNetwork:
-		a, ok := after.(*v1alpha1.NodeNetwork)
-		return ok && equality.Semantic.DeepEqual(b.Status, a.Status) && equality.Semantic.DeepEqual(b.Spec, a.Spec)
+	case *keptNodeNetwork:
+		a, ok := after.(*keptNodeNetwork)
+		return ok && b.published.Equal(a.published) && equality.Semantic.DeepEqual(b.Status, a.Status) && equality.Semantic.DeepEqual(b.Spec, a.Spec)
 	case *v1alpha1.AddressBlock:
 		a, ok := after.(*v1alpha1.AddressBlock)
 		return ok && equality.Semantic.DeepEqual(b.Spec, a.Spec)

@@ -27,8 +27,10 @@ type Objects struct {
 	// Elsewhere are nodes whose objects are not among Nodes. An agent keeps its
 	// own Node only.
 	Elsewhere    []plan.Node
-	NodeNetworks []v1alpha1.NodeNetwork
-	Blocks       []v1alpha1.AddressBlock
+	NodeNetworks []*v1alpha1.NodeNetwork
+	// published maps NodeNetwork -> its probes, where they are kept beside it.
+	published map[string]plan.Published
+	Blocks    []v1alpha1.AddressBlock
 
 	// PoolsKnown is false while the pools have not been read.
 	PoolsKnown        bool
@@ -48,8 +50,8 @@ func (o *Objects) Snapshot(self string) (plan.Snapshot, string) {
 		s.Network.Diverted = parseAll(o.Network.Status.AddressRoutes)
 	}
 	said := make(map[string]*v1alpha1.NodeNetwork, len(o.NodeNetworks))
-	for i := range o.NodeNetworks {
-		said[o.NodeNetworks[i].Name] = &o.NodeNetworks[i]
+	for _, nn := range o.NodeNetworks {
+		said[nn.Name] = nn
 	}
 	s.Nodes = make([]plan.Node, 0, len(o.Nodes)+len(o.Elsewhere))
 	for i := range o.Nodes {
@@ -57,11 +59,7 @@ func (o *Objects) Snapshot(self string) (plan.Snapshot, string) {
 	}
 	s.Nodes = append(s.Nodes, o.Elsewhere...)
 	slices.SortFunc(s.Nodes, func(a, b plan.Node) int { return cmp.Compare(a.Name, b.Name) })
-	probes := 0
-	for i := range o.NodeNetworks {
-		probes += len(o.NodeNetworks[i].Status.Probes)
-	}
-	s.Probes = make([]plan.Probe, 0, probes)
+	s.Probes = make([]plan.Published, 0, len(o.NodeNetworks))
 	for i := range s.Nodes {
 		n := &s.Nodes[i]
 		if nn := said[n.Name]; nn != nil && nn.Status.NodeUID == n.UID {
@@ -69,7 +67,7 @@ func (o *Objects) Snapshot(self string) (plan.Snapshot, string) {
 			if !s.Network.NodeCIDR && len(n.NodeCIDRs) > 0 {
 				n.Holds = parsePrefixes(nn.Status.CIDRs)
 			}
-			s.Probes = appendProbes(s.Probes, nn)
+			s.Probes = append(s.Probes, o.probes(nn))
 		}
 	}
 	SetLeases(&s, o.Leases())
@@ -176,16 +174,25 @@ func addWords(n *plan.Node, nn *v1alpha1.NodeNetwork) {
 	}
 }
 
-func appendProbes(probes []plan.Probe, nn *v1alpha1.NodeNetwork) []plan.Probe {
+func (o *Objects) probes(nn *v1alpha1.NodeNetwork) plan.Published {
+	if kept, apart := o.published[nn.Name]; apart {
+		return kept
+	}
+	return publishedBy(nn)
+}
+
+// publishedBy returns the object's probes in the plan's words.
+func publishedBy(nn *v1alpha1.NodeNetwork) plan.Published {
+	probes := make([]plan.Probe, 0, len(nn.Status.Probes))
 	for _, p := range nn.Status.Probes {
 		address, _ := netip.ParseAddr(p.Address) // none is the zero value
 		probes = append(probes, plan.Probe{
-			From: nn.Name, To: p.Node, ToUID: p.NodeUID,
+			To: p.Node, ToUID: p.NodeUID,
 			Family: plan.Family(p.Family), Transport: plan.Transport(p.Transport), Address: address,
 			Reachable: p.Reachable, Fault: plan.Fault(p.Fault), PathMTU: int(p.PathMTU), Reason: p.Reason,
 		})
 	}
-	return probes
+	return plan.Publish(nn.Name, probes...)
 }
 
 // The reasons of the node condition NetworkUnavailable that Ropeway's

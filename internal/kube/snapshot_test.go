@@ -3,6 +3,7 @@ package kube
 import (
 	"net/netip"
 	"reflect"
+	"slices"
 	"testing"
 	"time"
 
@@ -28,9 +29,9 @@ func block(cidr, node, uid string) v1alpha1.AddressBlock {
 	return b
 }
 
-func said(name, uid string) v1alpha1.NodeNetwork {
+func said(name, uid string) *v1alpha1.NodeNetwork {
 	since := metav1.Unix(2000, 0)
-	return v1alpha1.NodeNetwork{
+	return &v1alpha1.NodeNetwork{
 		ObjectMeta: metav1.ObjectMeta{Name: name},
 		Status: v1alpha1.NodeNetworkStatus{
 			NodeUID: uid, ReadySince: &since, Sources: []string{"10.244.1.1"}, VTEP: "02:00:00:00:00:01",
@@ -49,7 +50,7 @@ func TestSnapshot(t *testing.T) {
 		ClusterID:    "cluster",
 		Network:      network("10.244.0.0/16"),
 		Nodes:        []corev1.Node{node("c", "uc", "::ffff:192.0.2.3"), node("b", "ub", "192.0.2.2", "nonsense"), a},
-		NodeNetworks: []v1alpha1.NodeNetwork{said("b", "ub"), said("c", "of an earlier c"), said("gone", "ug")},
+		NodeNetworks: []*v1alpha1.NodeNetwork{said("b", "ub"), said("c", "of an earlier c"), said("gone", "ug")},
 		Blocks:       []v1alpha1.AddressBlock{block("10.244.2.0/26", "b", "ub"), block("10.244.1.0/26", "b", "of an earlier b"), block("10.244.9.0/26", "gone", "ug")},
 	}
 	got, problem := o.Snapshot("a")
@@ -74,7 +75,7 @@ func TestSnapshot(t *testing.T) {
 	if !reflect.DeepEqual(got.Nodes, want) {
 		t.Errorf("nodes\n%+v\nwant\n%+v", got.Nodes, want)
 	}
-	probes := []plan.Probe{{From: "b", To: "a", ToUID: "ua", Family: plan.IPv4, Transport: plan.IPIP, Reachable: true, Fault: plan.MTUBlackHole, PathMTU: 1400, Reason: "r"}}
+	probes := []plan.Published{plan.Publish("b", plan.Probe{To: "a", ToUID: "ua", Family: plan.IPv4, Transport: plan.IPIP, Reachable: true, Fault: plan.MTUBlackHole, PathMTU: 1400, Reason: "r"})}
 	if !reflect.DeepEqual(got.Probes, probes) {
 		t.Errorf("probes %+v, want %+v: those of c's predecessor and of a node that is gone say nothing", got.Probes, probes)
 	}
@@ -98,7 +99,7 @@ func TestSnapshotWithoutANetwork(t *testing.T) {
 func TestNodeIsReadyOnceItWasProgrammed(t *testing.T) {
 	nn := said("b", "ub")
 	nn.Status.Conditions = []metav1.Condition{{Type: v1alpha1.ConditionProgrammed, Status: metav1.ConditionFalse, Message: "one route"}}
-	o := &Objects{Nodes: []corev1.Node{node("b", "ub")}, NodeNetworks: []v1alpha1.NodeNetwork{nn}}
+	o := &Objects{Nodes: []corev1.Node{node("b", "ub")}, NodeNetworks: []*v1alpha1.NodeNetwork{nn}}
 	if s, _ := o.Snapshot(""); !s.Nodes[0].Ready {
 		t.Error("a later failure made the node not ready: its peers would drop what still works")
 	}
@@ -166,14 +167,11 @@ func TestSlimming(t *testing.T) {
 	}
 
 	own, other := said("a", "ua"), said("b", "ub")
-	for _, nn := range []*v1alpha1.NodeNetwork{&own, &other} {
-		nn.Status.Pods, nn.Status.Peers = 3, map[string]int32{"ipip": 1}
-		if _, err := slimNodeNetwork("a")(nn); err != nil {
-			t.Fatal(err)
-		}
-	}
-	if own.Status.Pods != 3 || other.Status.Pods != 0 || other.Status.Peers != nil || len(other.Status.Probes) != 1 {
-		t.Errorf("own %+v, other %+v", own.Status, other.Status)
+	own.Status.Pods, own.Status.Peers = 3, map[string]int32{"ipip": 1}
+	other.Status.Pods, other.Status.Peers = own.Status.Pods, own.Status.Peers
+	o, a := slimmed(t, "a", own), slimmed(t, "a", other)
+	if o.Status.Pods != 3 || a.Status.Pods != 0 || a.Status.Peers != nil || len(slices.Collect(a.published.Probes())) != 1 {
+		t.Errorf("own %+v, other %+v", o, a)
 	}
 
 	pod := &metav1.PartialObjectMetadata{ObjectMeta: metav1.ObjectMeta{Name: "p", Annotations: map[string]string{configHashAnnotation: "h", "other": "x"}, OwnerReferences: []metav1.OwnerReference{{}}}}
@@ -184,6 +182,19 @@ func TestSlimming(t *testing.T) {
 	if _, err := slimPod(pod); err != nil || len(pod.OwnerReferences) != 1 || pod.OwnerReferences[0].Name != "web" {
 		t.Errorf("of its owners a pod kept %+v, %v", pod.OwnerReferences, err)
 	}
+}
+
+// slimmed is what the cache of a node keeps.
+func slimmed(t *testing.T, self string, nn *v1alpha1.NodeNetwork) *keptNodeNetwork {
+	t.Helper()
+	obj, err := slimNodeNetwork(self)(nn)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if again, err := slimNodeNetwork(self)(obj); err != nil || again != obj {
+		t.Errorf("slimmed twice: %v, %v", again, err)
+	}
+	return obj.(*keptNodeNetwork)
 }
 
 func TestHeartbeatsWakeNobody(t *testing.T) {
@@ -202,9 +213,9 @@ func TestHeartbeatsWakeNobody(t *testing.T) {
 		t.Error("a Node made anew did not count as a change")
 	}
 	nn := said("b", "ub")
-	changed := *nn.DeepCopy()
+	changed := nn.DeepCopy()
 	changed.Status.Probes[0].Reachable = false
-	if !sameForUs(&nn, nn.DeepCopy()) || sameForUs(&nn, &changed) {
+	if kept := slimmed(t, "", nn); !sameForUs(kept, slimmed(t, "", nn.DeepCopy())) || sameForUs(kept, slimmed(t, "", changed)) {
 		t.Error("NodeNetwork: only the flip of a probe is a change")
 	}
 	b := block("10.244.1.0/26", "a", "ua")

@@ -30,14 +30,11 @@ func wordsOfAnother() *v1alpha1.NodeNetwork {
 // plan asks for, and the controller keeps also who has left which transport.
 func TestSlimmedWordsAreEnough(t *testing.T) {
 	for _, self := range []string{"a", ""} {
-		obj, err := slimNodeNetwork(self)(wordsOfAnother())
-		if err != nil {
-			t.Fatal(err)
-		}
-		nn := obj.(*v1alpha1.NodeNetwork)
+		nn := slimmed(t, self, wordsOfAnother())
 		spec := v1alpha1.ClusterNetworkSpec{PodCIDRs: []string{"10.244.0.0/16"}}
 		node := corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "b", UID: "uid-b"}, Spec: corev1.NodeSpec{PodCIDRs: []string{"10.244.2.0/24"}}}
-		o := Objects{Network: &v1alpha1.ClusterNetwork{Spec: spec}, Nodes: []corev1.Node{node}, NodeNetworks: []v1alpha1.NodeNetwork{*nn}}
+		o := Objects{Network: &v1alpha1.ClusterNetwork{Spec: spec}, Nodes: []corev1.Node{node}}
+		o.keep(nn)
 		s, problem := o.Snapshot(self)
 		if problem != "" {
 			t.Fatal(problem)
@@ -47,8 +44,8 @@ func TestSlimmedWordsAreEnough(t *testing.T) {
 		}
 		want := plan.Probe{From: "b", To: "c", ToUID: "uid-c", Family: plan.IPv4, Transport: plan.Direct,
 			Address: netip.MustParseAddr("10.244.9.0"), Fault: plan.RouteMissing, PathMTU: 1400}
-		if len(s.Probes) != 1 || s.Probes[0] != want {
-			t.Errorf("self %q: %+v, want %+v", self, s.Probes, want)
+		if got := slices.Collect(plan.ProbesOf(s.Probes)); len(got) != 1 || got[0] != want {
+			t.Errorf("self %q: %+v, want %+v", self, got, want)
 		}
 		_, direct := nn.Status.Peers["direct"]
 		if controller := self == ""; direct != controller || (nn.Status.NetworkGeneration == 7) != controller {

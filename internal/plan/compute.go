@@ -84,13 +84,13 @@ type use struct {
 	outer     netip.Addr
 }
 
-// ways maps peer -> the routes to it that are in use.
-type ways map[string][]Route
+// ways maps peer -> the routes to it that are in use, which are the Snapshot's.
+type ways map[string][]*Route
 
 func inUse(now []Route) ways {
 	out := make(ways, len(now))
-	for _, r := range now {
-		out[r.Peer] = append(out[r.Peer], r)
+	for i := range now {
+		out[now[i].Peer] = append(out[now[i].Peer], &now[i])
 	}
 	return out
 }
@@ -121,6 +121,7 @@ func (c *cluster) vtep(i int) MAC {
 // planPeers fills the State's Peers and Routes. A node that is not Ready gets
 // routes too: they harm nobody, and its first pod is reached at once.
 func (c *cluster) planPeers(state *State, self int, found evidence, now ways) {
+	state.Peers, state.Routes = make([]Peer, 0, len(c.nodes)), make([]Route, 0, len(c.nodes))
 	for i := range c.nodes {
 		n := c.nodes[i]
 		if i == self || len(n.Addresses) == 0 {

@@ -21,14 +21,14 @@ func proof(s plan.Snapshot, peer string) bool {
 		return p.From != p.To && uids[p.From] != "" && p.ToUID == uids[p.To] && p.Transport == plan.Direct
 	}
 	reached := map[string]bool{} // others' packets do not come back to the rest
-	for _, p := range s.Probes {
+	for p := range plan.ProbesOf(s.Probes) {
 		if said(p) && p.Reachable {
 			reached[p.To] = true
 		}
 	}
 	var selfGood, selfBad bool
 	var good, live, bad int
-	for _, p := range s.Probes {
+	for p := range plan.ProbesOf(s.Probes) {
 		if p.To != peer || !said(p) || p.From != s.Self && !p.Reachable && reached[peer] && !reached[p.From] {
 			continue
 		}
@@ -82,7 +82,7 @@ func TestAnOutageMovesNothing(t *testing.T) {
 		s.Probes = nil
 		for _, n := range s.Nodes {
 			for _, transport := range []plan.Transport{plan.Direct, plan.IPIP, plan.VXLAN} {
-				s.Probes = append(s.Probes, plan.Probe{From: s.Self, To: n.Name, ToUID: n.UID, Family: plan.IPv4, Transport: transport})
+				s.Probes = append(s.Probes, plan.Publish(s.Self, plan.Probe{To: n.Name, ToUID: n.UID, Family: plan.IPv4, Transport: transport}))
 			}
 		}
 		after := plan.Compute(s).Routes
@@ -117,7 +117,7 @@ func TestDirectIsUsedWhereProven(t *testing.T) {
 				NodeCIDRs: []netip.Prefix{netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 244, byte(i), 0}), 24)}})
 			if proven[name] = rapid.Bool().Draw(t, "proven"); proven[name] {
 				by := rapid.SampledFrom(slices.DeleteFunc(slices.Clone(names), func(n string) bool { return n == name })).Draw(t, "by")
-				s.Probes = append(s.Probes, plan.Probe{From: by, To: name, ToUID: "u" + name, Family: plan.IPv4, Transport: plan.Direct, Reachable: true})
+				s.Probes = append(s.Probes, plan.Publish(by, plan.Probe{To: name, ToUID: "u" + name, Family: plan.IPv4, Transport: plan.Direct, Reachable: true}))
 			}
 		}
 		for _, r := range plan.Compute(s).Routes {

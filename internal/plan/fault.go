@@ -111,7 +111,7 @@ func Defects(s Snapshot) []Defect {
 			out = append(out, Defect{Fault: fault, Node: n.Name, From: n.Name, Message: message})
 		}
 	}
-	for _, p := range s.Probes {
+	for p := range ProbesOf(s.Probes) {
 		to, known := c.index[p.To]
 		from, fromKnown := c.index[p.From]
 		if p.Fault == "" || !known || !fromKnown || c.nodes[from].Silent || c.nodes[to].UID != p.ToUID {

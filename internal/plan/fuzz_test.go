@@ -57,7 +57,7 @@ func wildSnapshot(t *rapid.T) plan.Snapshot {
 			VXLANPort: rapid.Uint16().Draw(t, "port"), VXLANVNI: rapid.Uint32().Draw(t, "vni"),
 			MTU: plan.MTUPolicy{Mode: rapid.SampledFrom([]string{"", plan.MTUPerRoute, plan.MTUSmallest, plan.MTUFixed, "x"}).Draw(t, "mtu"), Bytes: rapid.Int().Draw(t, "bytes")},
 		},
-		Nodes: rapid.SliceOfN(node, 0, 6).Draw(t, "nodes"), Probes: rapid.SliceOfN(probe, 0, 8).Draw(t, "probes"),
+		Nodes: rapid.SliceOfN(node, 0, 6).Draw(t, "nodes"), Probes: plan.PublishAll(rapid.SliceOfN(probe, 0, 8).Draw(t, "probes")),
 	}
 }
 

@@ -261,7 +261,7 @@ func (c *cluster) worksAt(peer int, r Route, t Transport, found evidence) bool {
 func (c *cluster) wouldReturn(key PeerWay, used ways) bool {
 	if key.Peer == c.self {
 		for _, routes := range used {
-			if slices.ContainsFunc(routes, func(r Route) bool { return FamilyOf(r.Dst.Addr()) == key.Family && r.Transport == Direct }) {
+			if slices.ContainsFunc(routes, func(r *Route) bool { return FamilyOf(r.Dst.Addr()) == key.Family && r.Transport == Direct }) {
 				return false
 			}
 		}
@@ -269,7 +269,7 @@ func (c *cluster) wouldReturn(key PeerWay, used ways) bool {
 	}
 	allowed := Allowed(c.net, key.Family)
 	rank := slices.Index(allowed, key.Transport)
-	return rank >= 0 && slices.ContainsFunc(used[key.Peer], func(r Route) bool {
+	return rank >= 0 && slices.ContainsFunc(used[key.Peer], func(r *Route) bool {
 		at := slices.Index(allowed, r.Transport)
 		return FamilyOf(r.Dst.Addr()) == key.Family && (at < 0 || at > rank)
 	})

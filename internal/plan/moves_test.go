@@ -18,7 +18,7 @@ func stormy(nodes int, direct bool) plan.Snapshot {
 	for i, n := range s.Nodes {
 		from := s.Nodes[(i+1)%len(s.Nodes)].Name
 		for _, t := range s.Network.Transports {
-			s.Probes = append(s.Probes, plan.Probe{From: from, To: n.Name, ToUID: n.UID, Family: plan.IPv4, Transport: t, Reachable: direct || t != plan.Direct, Reason: "no answer"})
+			s.Probes = append(s.Probes, plan.Publish(from, plan.Probe{To: n.Name, ToUID: n.UID, Family: plan.IPv4, Transport: t, Reachable: direct || t != plan.Direct, Reason: "no answer"}))
 		}
 	}
 	return s
@@ -114,11 +114,13 @@ func TestFewReturnAtOnce(t *testing.T) {
 func TestHeldBackMovesNothingThatFails(t *testing.T) {
 	s := stormy(5, true)
 	before := plan.Compute(s)
-	for i := range s.Probes {
-		if p := &s.Probes[i]; p.Transport == plan.Direct && p.To != s.Nodes[1].Name && p.To != s.Self {
-			s.Probes[i].Reachable = false
+	probes := slices.Collect(plan.ProbesOf(s.Probes))
+	for i := range probes {
+		if p := &probes[i]; p.Transport == plan.Direct && p.To != s.Nodes[1].Name && p.To != s.Self {
+			p.Reachable = false
 		}
 	}
+	s.Probes = plan.PublishAll(probes)
 	s.Now = before.Routes
 	free := plan.Compute(s)
 	s.HeldBack = map[plan.PeerWay]string{}
@@ -131,9 +133,10 @@ func TestHeldBackMovesNothingThatFails(t *testing.T) {
 		t.Errorf("%v", changes)
 	}
 	s.Now = free.Routes
-	for i := range s.Probes {
-		s.Probes[i].Reachable = true
+	for i := range probes {
+		probes[i].Reachable = true
 	}
+	s.Probes = plan.PublishAll(probes)
 	for _, r := range plan.Compute(s).Routes {
 		if held := r.Peer != s.Nodes[1].Name; held != (r.Transport == plan.IPIP && strings.Contains(r.Reason, "held")) {
 			t.Errorf("%s goes by %s (%s)", r.Dst, r.Transport, r.Reason)

@@ -159,7 +159,7 @@ func largeSnapshot(count int) plan.Snapshot {
 	}
 	for _, n := range s.Nodes {
 		for i := range 3 {
-			s.Probes = append(s.Probes, plan.Probe{From: s.Nodes[i].Name, To: n.Name, ToUID: n.UID, Family: plan.IPv4, Transport: plan.IPIP, Reachable: true})
+			s.Probes = append(s.Probes, plan.Publish(s.Nodes[i].Name, plan.Probe{To: n.Name, ToUID: n.UID, Family: plan.IPv4, Transport: plan.IPIP, Reachable: true}))
 		}
 	}
 	return s

@@ -62,8 +62,8 @@ func anyNetwork(t *rapid.T) plan.Network {
 	}
 }
 
-func anyProbes(t *rapid.T, nodes []plan.Node) []plan.Probe {
-	return rapid.SliceOfN(rapid.Custom(func(t *rapid.T) plan.Probe {
+func anyProbes(t *rapid.T, nodes []plan.Node) []plan.Published {
+	return plan.PublishAll(rapid.SliceOfN(rapid.Custom(func(t *rapid.T) plan.Probe {
 		to := rapid.SampledFrom(nodes).Draw(t, "to")
 		return plan.Probe{
 			From: rapid.SampledFrom(nodes).Draw(t, "from").Name, To: to.Name,
@@ -74,7 +74,7 @@ func anyProbes(t *rapid.T, nodes []plan.Node) []plan.Probe {
 			Reason:    rapid.SampledFrom([]string{"", "no answer", "refused"}).Draw(t, "reason"),
 			PathMTU:   rapid.SampledFrom([]int{0, 0, 1400}).Draw(t, "path MTU"),
 		}
-	}), 0, 12).Draw(t, "probes")
+	}), 0, 12).Draw(t, "probes"))
 }
 
 func anySnapshot(t *rapid.T) plan.Snapshot {
@@ -453,7 +453,7 @@ func rank(s plan.Snapshot, peer string, transport plan.Transport) int {
 		}
 	}
 	var selfGood, selfBad, bad bool
-	for _, p := range s.Probes {
+	for p := range plan.ProbesOf(s.Probes) {
 		if p.To != peer || p.From == peer || p.ToUID != uid || p.Transport != transport {
 			continue
 		}
@@ -489,9 +489,10 @@ func answers(s plan.Snapshot, to string, transport plan.Transport, besides strin
 		return p.To == of && p.From != of && p.ToUID == nodes[of].UID && p.Transport == transport
 	}
 	var good, live, missed bool
-	for _, p := range s.Probes {
+	probes := slices.Collect(plan.ProbesOf(s.Probes))
+	for _, p := range probes {
 		heard := !nodes[p.From].Silent
-		stranded := transport == plan.Direct && !slices.ContainsFunc(s.Probes, func(q plan.Probe) bool { return said(q, p.From) && q.Reachable })
+		stranded := transport == plan.Direct && !slices.ContainsFunc(probes, func(q plan.Probe) bool { return said(q, p.From) && q.Reachable })
 		switch {
 		case !said(p, to) || p.From == besides:
 		case p.Reachable:

@@ -4,9 +4,11 @@ import (
 	"cmp"
 	"fmt"
 	"hash/fnv"
+	"iter"
 	"net/netip"
 	"slices"
 	"strings"
+	"unique"
 )
 
 // maxProvers bounds the nodes that prove one destination, so that probing is
@@ -23,32 +25,35 @@ type probed struct {
 
 // finding is what is known of one probed thing.
 type finding struct {
-	self *Probe // this node's own result
-	good *Probe // a peer that reached it; of several, the first by name
-	bad  *Probe // a peer that did not
+	self word // this node's own result
+	good word // a peer that reached it; of several, the first by name
+	bad  word // a peer that did not
 	// live counts the peers that reached it and are heard of, misses those that
 	// did not reach it, and missed those of them that are heard of.
 	live, misses, missed int
-	missedBy             []miss // of direct
 	// pathMTU is the largest that any peer found to pass, 0 as soon as one of
 	// them found that everything does.
 	pathMTU int
 	heard   bool // a peer that reached it has spoken
 }
 
-// miss is a peer that did not reach a node.
-type miss struct {
-	from   string
-	silent bool // it is not heard of
+// word is what one node says of a probed thing.
+type word struct {
+	from      string // "": nobody says anything
+	reachable bool
+	reason    string
+	pathMTU   int
 }
 
+func (w word) said() bool { return w.from != "" }
+
 // hear takes the size that a peer found.
-func (f *finding) hear(p *Probe) {
+func (f *finding) hear(w word) {
 	switch {
 	case !f.heard:
-		f.pathMTU = p.PathMTU
-	case f.pathMTU != 0 && (p.PathMTU == 0 || p.PathMTU > f.pathMTU):
-		f.pathMTU = p.PathMTU
+		f.pathMTU = w.pathMTU
+	case f.pathMTU != 0 && (w.pathMTU == 0 || w.pathMTU > f.pathMTU):
+		f.pathMTU = w.pathMTU
 	}
 	f.heard = true
 }
@@ -57,130 +62,171 @@ func (f *finding) hear(p *Probe) {
 // of reached it, or another did, and none that is heard of says otherwise. A peer
 // that died goes on saying what it said last, and must not keep a way in use that
 // the living know to be gone.
-func (f *finding) answers() bool { return f.good != nil && (f.live > 0 || f.missed == 0) }
+func (f *finding) answers() bool { return f.good.said() && (f.live > 0 || f.missed == 0) }
 
 // reached reports whether peers have found a transport to work. One that reached
 // the node is enough; of direct, unless more did not: each may have another route
 // there.
 func (f *finding) reached(t Transport) bool {
 	if t == Direct {
-		return f.good != nil && (f.misses == 0 || f.live >= f.misses)
+		return f.good.said() && (f.misses == 0 || f.live >= f.misses)
 	}
 	return f.answers()
 }
 
-// evidence maps what was probed -> what was found.
-type evidence map[probed]*finding
+// evidence is what the probes say of nodes as they are now. It is put together
+// for a node and a transport when it is asked for: of thousands of nodes, that is
+// one at a time, and all of it at once would be as large as the plan itself.
+type evidence struct {
+	c *cluster
+	// heard are the probes by the position of the node that they are of, whose
+	// own begin at the node's place in begins.
+	heard  []heard
+	begins []int32
+	// returns are the nodes that somebody has reached by direct.
+	returns map[side]bool
+}
+
+// heard is a probe of a node that is known.
+type heard struct {
+	from int32 // position of the node that made it
+	what unique.Handle[outcome]
+}
+
+// side is a node, by its position, and what is sent to it.
+type side struct {
+	node   int
+	family Family
+}
 
 // weigh sorts the probes that speak of nodes as they are now: results about a
 // node's predecessor of the same name, or by nodes that are gone, say nothing.
-func weigh(c *cluster, published, own []Probe) evidence {
-	found := make(evidence, (len(published)+len(own))/maxProvers)
-	for i := range published {
-		if p := &published[i]; own == nil || p.From != c.self {
-			found.add(c, p)
+func weigh(c *cluster, published []Published, own []Probe) evidence {
+	all := published
+	if own != nil {
+		all = append(slices.DeleteFunc(slices.Clone(published), func(p Published) bool { return p.From == c.self }), PublishAll(own)...)
+	}
+	e := evidence{c: c, begins: make([]int32, len(c.nodes)+1), returns: map[side]bool{}}
+	for to := range e.each(all) {
+		e.begins[to+1]++
+	}
+	for i := range c.nodes {
+		e.begins[i+1] += e.begins[i]
+	}
+	e.heard = make([]heard, e.begins[len(c.nodes)])
+	next := slices.Clone(e.begins)
+	for to, h := range e.each(all) {
+		e.heard[next[to]] = h
+		next[to]++
+		if o := h.what.Value(); o.transport == Direct && o.reachable {
+			e.returns[side{to, o.family}] = true
 		}
 	}
-	for i := range own {
-		found.add(c, &own[i])
-	}
-	found.discount()
-	return found
+	return e
 }
 
-// add takes one probe into account.
-func (e evidence) add(c *cluster, p *Probe) {
-	to, known := c.index[p.To]
-	from, fromKnown := c.index[p.From]
-	if !known || !fromKnown || p.From == p.To || c.nodes[to].UID != p.ToUID {
-		return
-	}
-	key := probed{to: p.To, family: p.Family, transport: p.Transport}
-	if p.Transport == Direct {
-		if key.address = p.Address.Unmap(); !key.address.IsValid() {
-			key.address = c.source(to, p.Family)
-		}
-	}
-	f := e[key]
-	if f == nil {
-		f = &finding{}
-		e[key] = f
-	}
-	switch {
-	case p.From == c.self:
-		f.self = firstProbe(f.self, p)
-	case p.Reachable:
-		f.good = firstProbe(f.good, p)
-		f.hear(p)
-		if !c.nodes[from].Silent {
-			f.live++
-		}
-	default:
-		f.bad = firstProbe(f.bad, p)
-		f.misses++
-		silent := c.nodes[from].Silent
-		if p.Transport == Direct {
-			f.missedBy = append(f.missedBy, miss{p.From, silent})
-		}
-		if !silent {
-			f.missed++
-		}
-	}
-}
-
-// discount leaves out those that did not reach a node by direct, which another
-// has reached, and that nobody reaches by direct themselves: a fabric that does
-// not lead to a prover drops what it sends, wherever to.
-func (e evidence) discount() {
-	type side struct {
-		node   string
-		family Family
-	}
-	reached := map[side]bool{}
-	for key, f := range e {
-		if key.transport == Direct && (f.good != nil || f.self != nil && f.self.Reachable) {
-			reached[side{key.to, key.family}] = true
-		}
-	}
-	for key, f := range e {
-		if key.transport != Direct || f.good == nil {
-			continue
-		}
-		for _, m := range f.missedBy {
-			if reached[side{m.from, key.family}] {
+// each gives the position of the probed node with each probe that counts.
+func (e evidence) each(all []Published) iter.Seq2[int, heard] {
+	return func(yield func(int, heard) bool) {
+		for _, p := range all {
+			from, known := e.c.index[p.From]
+			if !known {
 				continue
 			}
-			if f.misses--; !m.silent {
-				f.missed--
+			for _, f := range p.found {
+				m := f.to.Value()
+				to, known := e.c.index[m.name]
+				if !known || to == from || e.c.nodes[to].UID != m.uid {
+					continue
+				}
+				if !yield(to, heard{int32(from), f.what}) {
+					return
+				}
 			}
 		}
-	}
-}
-
-// firstProbe returns one of the two whatever their order: a node that was
-// reached once was reached.
-func firstProbe(a, b *Probe) *Probe {
-	switch {
-	case a == nil:
-		return b
-	case a.Reachable != b.Reachable:
-		if a.Reachable {
-			return a
-		}
-		return b
-	case cmp.Or(strings.Compare(a.From, b.From), strings.Compare(a.Reason, b.Reason), cmp.Compare(a.PathMTU, b.PathMTU)) <= 0:
-		return a
-	default:
-		return b
 	}
 }
 
 // of returns what is known of one thing; the zero value if nothing is.
+//
+// Those do not count that did not reach a node by direct, which another has
+// reached, and that nobody reaches by direct themselves: a fabric that does not
+// lead to a prover drops what it sends, wherever to.
 func (e evidence) of(what probed) finding {
-	if f := e[what]; f != nil {
-		return *f
+	var f finding
+	to, known := e.c.index[what.to]
+	if !known {
+		return f
 	}
-	return finding{}
+	var stray, strayHeard int // of misses and missed, those that nobody reaches by direct
+	for _, h := range e.heard[e.begins[to]:e.begins[to+1]] {
+		o := h.what.Value()
+		if !e.about(to, &o, what) {
+			continue
+		}
+		from := &e.c.nodes[h.from]
+		w := word{from.Name, o.reachable, o.reason, o.pathMTU}
+		switch {
+		case from.Name == e.c.self:
+			f.self = firstWord(f.self, w)
+		case o.reachable:
+			f.good = firstWord(f.good, w)
+			f.hear(w)
+			if !from.Silent {
+				f.live++
+			}
+		default:
+			f.bad = firstWord(f.bad, w)
+			lost := what.transport == Direct && !e.returns[side{int(h.from), what.family}]
+			f.misses++
+			if lost {
+				stray++
+			}
+			if !from.Silent {
+				f.missed++
+				if lost {
+					strayHeard++
+				}
+			}
+		}
+	}
+	if f.good.said() {
+		f.misses, f.missed = f.misses-stray, f.missed-strayHeard
+	}
+	return f
+}
+
+// about reports whether a probe of the node is one of the thing.
+func (e evidence) about(to int, o *outcome, what probed) bool {
+	if o.transport != what.transport || o.family != what.family {
+		return false
+	}
+	if o.transport != Direct {
+		return true
+	}
+	at := o.address.Unmap()
+	if !at.IsValid() {
+		at = e.c.source(to, o.family)
+	}
+	return at == what.address
+}
+
+// firstWord returns one of the two whatever their order: a node that was
+// reached once was reached.
+func firstWord(a, b word) word {
+	switch {
+	case !a.said():
+		return b
+	case a.reachable != b.reachable:
+		if a.reachable {
+			return a
+		}
+		return b
+	case cmp.Or(strings.Compare(a.from, b.from), strings.Compare(a.reason, b.reason), cmp.Compare(a.pathMTU, b.pathMTU)) <= 0:
+		return a
+	default:
+		return b
+	}
 }
 
 // failing reports whether a transport is found failing, and why: by this node
@@ -188,9 +234,9 @@ func (e evidence) of(what probed) finding {
 // to work all the same.
 func (f *finding) failing(t Transport) (string, bool) {
 	switch {
-	case f.self != nil:
-		return words(f.self), !f.self.Reachable
-	case f.bad != nil && !f.reached(t):
+	case f.self.said():
+		return words(f.self), !f.self.reachable
+	case f.bad.said() && !f.reached(t):
 		return words(f.bad), true
 	default:
 		return "", false
@@ -200,8 +246,8 @@ func (f *finding) failing(t Transport) (string, bool) {
 // works reports whether a transport is found working: by this node itself, or
 // where it has no word, by its provers.
 func (f *finding) works(t Transport) bool {
-	if f.self != nil {
-		return f.self.Reachable
+	if f.self.said() {
+		return f.self.reachable
 	}
 	return f.reached(t)
 }
@@ -210,14 +256,14 @@ func (f *finding) works(t Transport) bool {
 // as it may be: as this node found, or where it has no word, as all of the
 // node's provers did, since then it lies at the node.
 func (f *finding) largest() int {
-	if f.self != nil {
-		return f.self.PathMTU
+	if f.self.said() {
+		return f.self.pathMTU
 	}
 	return f.pathMTU
 }
 
-func words(p *Probe) string {
-	return fmt.Sprintf("node %s does not reach it (%s)", p.From, cmp.Or(p.Reason, "no reason given"))
+func words(w word) string {
+	return fmt.Sprintf("node %s does not reach it (%s)", w.from, cmp.Or(w.reason, "no reason given"))
 }
 
 // Verdict is whether a node is proven reachable, and by whom or why not.
@@ -330,8 +376,8 @@ func (c *cluster) proven(i int, f Family, found evidence) (string, Verdict) {
 		result := found.of(probedBy(way{family: f, probed: c.source(i, f)}, n.Name, t))
 		switch {
 		case result.answers():
-			return fmt.Sprintf("by node %s by %s (%s)", result.good.From, t, f), Verdict{Reachable: true}
-		case result.bad == nil:
+			return fmt.Sprintf("by node %s by %s (%s)", result.good.from, t, f), Verdict{Reachable: true}
+		case !result.bad.said():
 			seen = append(seen, fmt.Sprintf("%s: not tried yet", t))
 		default:
 			seen = append(seen, fmt.Sprintf("%s: %s", t, words(result.bad)))

@@ -347,7 +347,8 @@ func (s *scenario) probe(words []string) {
 	same := func(q plan.Probe) bool {
 		return q.From == p.From && q.To == p.To && q.Family == p.Family && q.Transport == p.Transport && q.Address == p.Address
 	}
-	s.snap.Probes = append(slices.DeleteFunc(s.snap.Probes, same), p)
+	others := slices.DeleteFunc(slices.Collect(plan.ProbesOf(s.snap.Probes)), same)
+	s.snap.Probes = plan.PublishAll(append(others, p))
 }
 
 func (s *scenario) forget(words []string) {

@@ -140,8 +140,8 @@ type Probe struct {
 type Snapshot struct {
 	Self    string // name of the node that the plan is for
 	Network Network
-	Nodes   []Node  // all of them, Self included
-	Probes  []Probe // all nodes' published ones
+	Nodes   []Node      // all of them, Self included
+	Probes  []Published // by all nodes
 	// Own are Self's latest probes. Unless they are nil, what Self has published
 	// does not count.
 	Own []Probe

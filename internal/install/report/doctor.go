@@ -305,7 +305,7 @@ func (d *Diagnosis) pairs(c *kube.Objects) {
 	if problem != "" {
 		return
 	}
-	for _, p := range snapshot.Probes {
+	for p := range plan.ProbesOf(snapshot.Probes) {
 		if p.Reachable || p.Fault != "" || !slices.Contains(plan.Allowed(snapshot.Network, p.Family), p.Transport) {
 			continue
 		}

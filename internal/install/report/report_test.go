@@ -42,12 +42,12 @@ func block(cidr, node string) v1alpha1.AddressBlock {
 	return v1alpha1.AddressBlock{Spec: v1alpha1.AddressBlockSpec{CIDR: cidr, Node: node, NodeUID: "uid-" + node, Generation: 1}}
 }
 
-func nodeNetwork(name, address, cidr, source, vtep, peer string) v1alpha1.NodeNetwork {
+func nodeNetwork(name, address, cidr, source, vtep, peer string) *v1alpha1.NodeNetwork {
 	since := metav1.NewTime(time.Unix(1700000000, 0))
 	probe := func(transport string) v1alpha1.ProbeResult {
 		return v1alpha1.ProbeResult{Node: peer, NodeUID: "uid-" + peer, Family: "IPv4", Transport: transport, Reachable: true, Since: since}
 	}
-	return v1alpha1.NodeNetwork{
+	return &v1alpha1.NodeNetwork{
 		ObjectMeta: metav1.ObjectMeta{Name: name},
 		Status: v1alpha1.NodeNetworkStatus{
 			NodeUID: "uid-" + name, AgentVersion: "v1.2.3", ReadySince: &since, Addresses: []string{address}, CIDRs: []string{cidr},
@@ -75,7 +75,7 @@ func scenarioObjects() *kube.Objects {
 		},
 		Nodes:  []corev1.Node{node(nodeR, "192.168.1.10"), node(nodeS, "192.168.2.10")},
 		Blocks: []v1alpha1.AddressBlock{block("10.244.236.192/26", nodeR), block("10.244.140.0/26", nodeS)},
-		NodeNetworks: []v1alpha1.NodeNetwork{
+		NodeNetworks: []*v1alpha1.NodeNetwork{
 			nodeNetwork(nodeR, "192.168.1.10", "10.244.236.192/26", "10.244.236.193", "02:00:00:00:00:01", nodeS),
 			nodeNetwork(nodeS, "192.168.2.10", "10.244.140.0/26", "10.244.140.1", "02:00:00:00:00:02", nodeR),
 		},

@@ -119,7 +119,7 @@ func waysFrom(s plan.Snapshot, from string) (map[string]plan.Route, string) {
 // asSaid takes from the node's own words what nobody else can compute: which ways
 // it holds back because they have failed of late.
 func asSaid(ways map[string]plan.Route, c *kube.Objects, from string) {
-	i := slices.IndexFunc(c.NodeNetworks, func(nn v1alpha1.NodeNetwork) bool { return nn.Name == from })
+	i := slices.IndexFunc(c.NodeNetworks, func(nn *v1alpha1.NodeNetwork) bool { return nn.Name == from })
 	if i < 0 {
 		return
 	}

@@ -65,7 +65,7 @@ func TestRoutesHeldBack(t *testing.T) {
 	if transport == other {
 		other = "ipip"
 	}
-	i := slices.IndexFunc(o.NodeNetworks, func(nn v1alpha1.NodeNetwork) bool { return nn.Name == nodeS })
+	i := slices.IndexFunc(o.NodeNetworks, func(nn *v1alpha1.NodeNetwork) bool { return nn.Name == nodeS })
 	for reason, want := range map[string]string{why: other, "something else": transport} {
 		o.NodeNetworks[i].Status.Exceptions = []v1alpha1.PeerException{{Node: nodeR, Transport: other, Reason: reason}}
 		if got, said := seen(); got != want || reason == why && said != why {

@@ -155,8 +155,8 @@ func notAccepted(n *v1alpha1.ClusterNetwork) string {
 
 func nodeNetworks(c *kube.Objects) map[string]*v1alpha1.NodeNetwork {
 	out := make(map[string]*v1alpha1.NodeNetwork, len(c.NodeNetworks))
-	for i := range c.NodeNetworks {
-		out[c.NodeNetworks[i].Name] = &c.NodeNetworks[i]
+	for _, nn := range c.NodeNetworks {
+		out[nn.Name] = nn
 	}
 	return out
 }

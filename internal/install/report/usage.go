@@ -170,8 +170,7 @@ func PoolsOf(c *kube.Objects) Pools {
 	out := Pools{Pools: []PoolUsage{}}
 	for _, p := range all {
 		one := PoolUsage{Kind: p.Kind, Name: p.Name, Ranges: texts(p.Ranges), Total: p.Size(), Default: p.Default, Disable: p.Disabled, givable: pool.Outside(p, reserved)}
-		for i := range c.NodeNetworks {
-			nn := &c.NodeNetworks[i]
+		for _, nn := range c.NodeNetworks {
 			if n := nn.Status.Pools[string(p.ID())]; n > 0 {
 				one.Used += uint64(n)
 				one.Nodes = append(one.Nodes, nn.Name)
