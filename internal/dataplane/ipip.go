@@ -114,8 +114,9 @@ func (p *pass) pruneTunnel() error {
 // tunnelState is what the eBPF programs go by.
 func (p *pass) tunnelState() bpf.State {
 	s := bpf.State{
-		Destinations: map[netip.Prefix]bpf.Endpoint{},
-		Sources:      map[netip.Prefix][]netip.Addr{},
+		Destinations: make(map[netip.Prefix]bpf.Endpoint, len(p.want.Routes)),
+		Sources:      make(map[netip.Prefix][]netip.Addr, len(p.want.Peers)),
+		Peers:        make([]netip.Addr, 0, len(p.want.Peers)),
 		Own:          p.want.Addresses, PodCIDRs: p.want.PodCIDRs,
 		VNI: p.want.VXLAN.VNI, Port: p.want.VXLAN.Port,
 	}

@@ -84,16 +84,27 @@ func retryDump[T any](dump func() (T, error)) (T, error) {
 	return out, err
 }
 
-// neighbours returns the entries of a device: of unix.AF_INET, AF_INET6, or
-// AF_BRIDGE (the forwarding database).
-func (k *kernel) neighbours(index, family int) ([]netlink.Neigh, error) {
-	list, err := retryDump(func() ([]netlink.Neigh, error) {
-		return k.h.NeighListExecute(netlink.Ndmsg{Family: uint8(family), Index: uint32(index)})
+// neighbours returns key -> entry of a device: of unix.AF_INET, AF_INET6, or
+// AF_BRIDGE (the forwarding database). They are read one by one: as the library's
+// list, those of a large cluster are several MiB.
+func (k *kernel) neighbours(index, family int) (map[entry]entry, error) {
+	out, err := retryDump(func() (map[entry]entry, error) {
+		req := nl.NewNetlinkRequest(unix.RTM_GETNEIGH, unix.NLM_F_DUMP)
+		req.AddData(&netlink.Ndmsg{Family: uint8(family), Index: uint32(index)})
+		out := map[entry]entry{}
+		err := req.ExecuteIter(unix.NETLINK_ROUTE, unix.RTM_NEWNEIGH, func(m []byte) bool {
+			n, err := netlink.NeighDeserialize(m)
+			if err == nil && n.LinkIndex == index && n.Family == family {
+				addEntry(out, n)
+			}
+			return true
+		})
+		return out, err
 	})
 	if err != nil {
 		return nil, fmt.Errorf("list neighbours: %w", err)
 	}
-	return list, nil
+	return out, nil
 }
 
 // assigned is an address of a device.

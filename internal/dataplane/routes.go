@@ -93,7 +93,7 @@ func (k *kernel) readRoutes(devices map[int]netlink.Link) (routeTable, error) {
 // wantedRoutes computes the kernel's routes: destination -> route. What cannot
 // be had is noted in the report.
 func (p *pass) wantedRoutes() map[netip.Prefix]route {
-	out := map[netip.Prefix]route{}
+	out := make(map[netip.Prefix]route, len(p.want.Routes))
 	// An address that nobody has must not leave the node bare, nor circle
 	// between nodes. Routes to nodes and to pods are longer.
 	for _, list := range [][]netip.Prefix{p.want.PodCIDRs, p.want.CIDRs} {

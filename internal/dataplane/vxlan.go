@@ -3,6 +3,7 @@ package dataplane
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"net/netip"
 
@@ -174,7 +175,7 @@ func (e entry) key() entry {
 
 // wantedEntries returns key -> entry.
 func (p *pass) wantedEntries() map[entry]entry {
-	out := map[entry]entry{}
+	out := make(map[entry]entry, 2*len(p.want.Peers)) // where it is, and its address in the pod network
 	for _, peer := range p.want.Peers {
 		outer := p.underlay(peer.Addresses)
 		if !outer.IsValid() || peer.VTEP == (plan.MAC{}) {
@@ -196,31 +197,34 @@ func (p *pass) wantedEntries() map[entry]entry {
 	return out
 }
 
-// entries reads those that the device has. One that is not permanent counts as
-// one with another MAC.
+// entries reads those that the device has: key -> entry.
 func (k *kernel) entries(index int) (map[entry]entry, error) {
 	out := map[entry]entry{}
 	for _, family := range []int{unix.AF_BRIDGE, unix.AF_INET, unix.AF_INET6} {
-		list, err := k.neighbours(index, family)
+		found, err := k.neighbours(index, family)
 		if err != nil {
 			return nil, err
 		}
-		for _, n := range list {
-			e := entry{family: family, ip: addrOf(n.IP)}
-			if len(n.HardwareAddr) == len(e.mac) {
-				copy(e.mac[:], n.HardwareAddr)
-			}
-			if !e.ip.IsValid() || e.ip.IsMulticast() || n.State&netlink.NUD_NOARP != 0 && family != unix.AF_BRIDGE {
-				continue // the kernel's own
-			}
-			id := e.key()
-			if n.State&netlink.NUD_PERMANENT == 0 {
-				e.mac = plan.MAC{}
-			}
-			out[id] = e
-		}
+		maps.Copy(out, found)
 	}
 	return out, nil
+}
+
+// addEntry adds what the kernel has, but for its own. One that is not permanent
+// counts as one with another MAC.
+func addEntry(to map[entry]entry, n *netlink.Neigh) {
+	e := entry{family: n.Family, ip: addrOf(n.IP)}
+	if len(n.HardwareAddr) == len(e.mac) {
+		copy(e.mac[:], n.HardwareAddr)
+	}
+	if !e.ip.IsValid() || e.ip.IsMulticast() || n.State&netlink.NUD_NOARP != 0 && n.Family != unix.AF_BRIDGE {
+		return
+	}
+	id := e.key()
+	if n.State&netlink.NUD_PERMANENT == 0 {
+		e.mac = plan.MAC{}
+	}
+	to[id] = e
 }
 
 func (p *pass) setVXLANPeers() error {
