@@ -46,9 +46,9 @@ type elsewhere struct {
 	kick    chan struct{}
 
 	mu    sync.Mutex
-	asked map[string]*question // node -> what is asked about it, while it is
-	told  map[string]plan.Node // node -> what the controller said of it last
-	begun bool                 // all was known once
+	asked map[string]*question                 // node -> what is asked about it, while it is
+	told  map[string]*v1alpha1.NodeNetworkSpec // node -> what the controller said of it last
+	begun bool                                 // all was known once
 }
 
 // question is about a node whose agent speaks for a Node of that UID.
@@ -61,7 +61,7 @@ type question struct {
 }
 
 func newElsewhere(api client.Reader, log *slog.Logger, changed func()) *elsewhere {
-	return &elsewhere{api: api, log: log, changed: changed, kick: make(chan struct{}, 1), asked: map[string]*question{}, told: map[string]plan.Node{}}
+	return &elsewhere{api: api, log: log, changed: changed, kick: make(chan struct{}, 1), asked: map[string]*question{}, told: map[string]*v1alpha1.NodeNetworkSpec{}}
 }
 
 // nodes returns the nodes but self, as their NodeNetworks or the API server tell
@@ -86,7 +86,7 @@ func (e *elsewhere) nodes(self string, objects []*v1alpha1.NodeNetwork) ([]plan.
 			out = append(out, n)
 		}
 	}
-	maps.DeleteFunc(e.told, func(name string, _ plan.Node) bool { return !there[name] })
+	maps.DeleteFunc(e.told, func(name string, _ *v1alpha1.NodeNetworkSpec) bool { return !there[name] })
 	unknown := e.ask(open)
 	if e.begun = e.begun || unknown == ""; !e.begun {
 		return nil, fmt.Errorf("%w: what machine node %s is (the controller will say, or the API server when asked)", ErrNotSynced, unknown)
@@ -103,13 +103,16 @@ func (e *elsewhere) node(nn *v1alpha1.NodeNetwork) (plan.Node, bool) {
 		return *q.node, true
 	}
 	if nn.Spec.NodeUID != "" {
-		e.told[nn.Name] = planMachine(nn.Name, nn.Spec)
+		e.told[nn.Name] = &nn.Spec
 	}
 	// The controller's word can go without the node: the CRD of a version before it
 	// does not know it, and a downgrade begins with the CRDs. Until the API server
 	// has answered, what was said holds.
-	n, told := e.told[nn.Name]
-	return n, told && (nn.Spec.NodeUID != "" || nn.Status.NodeUID != "")
+	told := e.told[nn.Name]
+	if told == nil || nn.Spec.NodeUID == "" && nn.Status.NodeUID == "" {
+		return plan.Node{}, false
+	}
+	return planMachine(nn.Name, *told), true
 }
 
 // ask makes open what is asked for, and returns a node of which nothing has been

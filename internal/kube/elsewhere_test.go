@@ -259,7 +259,7 @@ func TestWordOfTheControllerIsLost(t *testing.T) {
 			}
 		}
 		see("192.0.2.2", "192.0.2.4")
-		b.Spec, c.Spec = v1alpha1.NodeNetworkSpec{}, v1alpha1.NodeNetworkSpec{}
+		b, c = spoken("b", "ub"), &v1alpha1.NodeNetwork{ObjectMeta: metav1.ObjectMeta{Name: "c"}}
 		see("192.0.2.2")
 		pass(time.Second)
 		see("192.0.2.3")

@@ -10,6 +10,8 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"hash"
+	"io"
 	"io/fs"
 	"net/netip"
 	"os"
@@ -133,19 +135,35 @@ func parse[T State | Words](data []byte) (*T, error) {
 }
 
 func save[T State | Words](path string, s T) error {
-	body, err := json.Marshal(s)
-	if err != nil {
-		return fmt.Errorf("encoding the state: %w", err)
-	}
 	tmp := filepath.Join(filepath.Dir(path), "."+filepath.Base(path)+".tmp")
-	data := append([]byte(header+checksum(body)+"\n"), body...)
-	if err := os.WriteFile(tmp, data, 0o600); err != nil {
+	if err := write(tmp, s); err != nil {
 		return fmt.Errorf("saving the state (is the disk full?): %w", errors.Join(err, os.Remove(tmp)))
 	}
 	if err := os.Rename(tmp, path); err != nil {
 		return fmt.Errorf("saving the state: %w", err)
 	}
 	return nil
+}
+
+// headerLine is the first line of a file.
+func headerLine(sum hash.Hash) string { return header + hex.EncodeToString(sum.Sum(nil)) + "\n" }
+
+// write writes a whole file. A large cluster's state is several MiB, so there is no
+// copy of it with the header before it: that is written last.
+func write(path string, s any) error {
+	file, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
+	if err != nil {
+		return err
+	}
+	sum := sha256.New()
+	_, err = file.Seek(int64(len(headerLine(sum))), io.SeekStart)
+	if err == nil {
+		err = json.NewEncoder(io.MultiWriter(file, sum)).Encode(s)
+	}
+	if err == nil {
+		_, err = file.WriteAt([]byte(headerLine(sum)), 0)
+	}
+	return errors.Join(err, file.Close())
 }
 
 // BootID returns the kernel's identifier of the current boot.
