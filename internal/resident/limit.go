@@ -12,8 +12,8 @@ import (
 // with the process for minutes, so that it had four times as much resident as
 // alive. The rest is for stacks, the collector's own tables and half-filled spans.
 const (
-	limitPercent = 140
-	limitRest    = 14 << 20 // bytes
+	limitPercent = 130
+	limitRest    = 10 << 20 // bytes
 )
 
 func limitFor(live uint64) int64 { return int64(live)*limitPercent/100 + limitRest }

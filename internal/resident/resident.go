@@ -35,6 +35,17 @@ const GCPercent = 30
 // largest. These are the pauses in between.
 var pauses = []time.Duration{0, 500 * time.Millisecond, 500 * time.Millisecond, time.Second, 3 * time.Second, 5 * time.Second, 10 * time.Second}
 
+// During a start, for startFor, each phase of it (the first answer of the API
+// server, the plan, the first writes to the kernel) runs through other parts of the
+// program's file, and all of them would be resident when the heap is at its largest.
+// So it is unmapped whenever there is more of it than fileMost, which takes less than
+// a millisecond.
+const (
+	startFor  = time.Minute
+	lookStart = 20 * time.Millisecond
+	fileMost  = 12 << 20 // bytes
+)
+
 // Afterwards it looks often, and gives back where it is worth a collection: what
 // is mapped has grown by more than a quarter since, or for a long time nothing was
 // given back.
@@ -50,6 +61,7 @@ func Keep(ctx context.Context, configured bool) {
 		debug.SetGCPercent(GCPercent)
 		limit()
 	}
+	go keepFileSmall(ctx)
 	timer := time.NewTimer(pauses[0])
 	defer timer.Stop()
 	var last time.Time // that it gave back
@@ -72,6 +84,37 @@ func Keep(ctx context.Context, configured bool) {
 			timer.Reset(look)
 		}
 	}
+}
+
+// keepFileSmall unmaps the program's file again and again while it starts.
+func keepFileSmall(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, startFor)
+	defer cancel()
+	tick := time.NewTicker(lookStart)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+			if ofFiles() > fileMost {
+				_ = Forget()
+			}
+		}
+	}
+}
+
+// ofFiles is how many bytes of files are resident (proc_pid_statm(5): shared).
+func ofFiles() int {
+	data, err := os.ReadFile("/proc/self/statm")
+	if err != nil {
+		return 0
+	}
+	var size, resident, shared int
+	if _, err := fmt.Sscan(string(data), &size, &resident, &shared); err != nil {
+		return 0
+	}
+	return shared * os.Getpagesize()
 }
 
 // mapped is how many bytes of memory the runtime has of the kernel.

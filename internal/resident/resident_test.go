@@ -34,6 +34,17 @@ func TestForget(t *testing.T) {
 	}
 }
 
+// TestOfFiles: what is looked at is what Forget makes smaller.
+func TestOfFiles(t *testing.T) {
+	before := ofFiles()
+	if err := Forget(); err != nil {
+		t.Fatal(err)
+	}
+	if after := ofFiles(); before == 0 || after >= before {
+		t.Errorf("%d bytes of files are resident, %d before", after, before)
+	}
+}
+
 func filePages(t *testing.T) int {
 	t.Helper()
 	status, err := os.ReadFile("/proc/self/status")
