@@ -117,7 +117,8 @@ func (s *sharer) claimBatch(ctx context.Context, c *calls, batch []share.Claim) 
 }
 
 // claimed notes what came of a claim. That another node is faster is no error:
-// another address is looked for at once.
+// another address is looked for in a later view. The one that this was decided on
+// does not show what that node has, and its addresses would be tried one by one.
 func (s *sharer) claimed(c *calls, a netip.Addr, got kube.Claimed) {
 	s.metrics.lease("claim address", got.Err)
 	s.mu.Lock()
@@ -127,8 +128,7 @@ func (s *sharer) claimed(c *calls, a netip.Addr, got kube.Claimed) {
 		s.memory.Hold(got.Lease)
 	case kube.IsTaken(got.Err):
 		s.memory.Lose(a, time.Now())
-		s.more()
-		return
+		got.Err = nil
 	}
 	c.note(got.Err)
 }

@@ -14,7 +14,7 @@ import (
 
 // Decide compares what the node holds with what its pods wait for.
 func Decide(in Input) Decision {
-	d := &decider{Input: in, singles: map[netip.Addr]Lease{}, kept: map[Kept][]Lease{}, matched: map[netip.Addr]bool{}, searches: map[string]*search{}, coming: map[netip.Prefix]uint64{}}
+	d := &decider{Input: in, singles: map[netip.Addr]Lease{}, kept: map[Kept][]Lease{}, matched: map[netip.Addr]bool{}, searches: map[string]*search{}, coming: map[netip.Prefix]uint64{}, expected: map[netip.Addr]bool{}}
 	d.Wait = map[string]string{}
 	if !d.concerned() {
 		return d.Decision
@@ -40,13 +40,16 @@ type decider struct {
 	free      []Lease        // own ones for anyone, that nobody has
 	shared    []netip.Prefix // confirmed blocks
 	confirmed []netip.Prefix // the same, aggregated
+	declared  []Lease        // blocks that are not confirmed yet
 	// taken is what single addresses cannot be made shared of: blocks, podCIDRs.
 	taken   []netip.Prefix
 	matched map[netip.Addr]bool // own addresses that a need will have
-	// coming maps a block that is being shared -> how many needs count on it.
-	coming map[netip.Prefix]uint64
-	part   int // which part of a pool this node begins in, of parts; see place
-	parts  int // 0 while that is not known
+	// coming maps a block that is being shared -> how many needs count on it, expected
+	// are the addresses that they wait for of those that are declared already.
+	coming   map[netip.Prefix]uint64
+	expected map[netip.Addr]bool
+	part     int // which part of a pool this node begins in, of parts; see place
+	parts    int // 0 while that is not known
 	// searches are how far it has looked: pool and family -> that.
 	searches map[string]*search
 }
@@ -81,6 +84,8 @@ func (d *decider) sort() {
 			continue
 		case l.Sharing == Confirmed:
 			d.shared = append(d.shared, l.Prefix)
+		case l.Sharing == Declared:
+			d.declared = append(d.declared, l)
 		}
 		d.taken = append(d.taken, l.Prefix)
 	}
@@ -349,12 +354,6 @@ const sharedAtOnce = 16
 // shareOf shares as many blocks of the ranges as the needs until now take, if
 // some are left that are nobody's.
 func (d *decider) shareOf(ranges []netip.Prefix) bool {
-	for _, l := range d.Leases {
-		if l.Sharing == Declared && d.countOn(l.Prefix, ranges) {
-			d.goOn(l)
-			return true
-		}
-	}
 	for _, p := range d.Share {
 		if d.countOn(p, ranges) {
 			return true

@@ -3,6 +3,7 @@ package share_test
 import (
 	"fmt"
 	"net/netip"
+	"slices"
 	"testing"
 	"time"
 
@@ -61,12 +62,45 @@ func TestManyNodesAtOnce(t *testing.T) {
 	}
 }
 
+// TestOwnPartFirst: a node leases no address of another's part of a small pool while its
+// own is not shared yet, or is just being shared, whoever does that.
+func TestOwnPartFirst(t *testing.T) {
+	block := func(i int, s share.Sharing) share.Lease {
+		return share.Lease{Prefix: netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 0, byte(i / 4), byte(i % 4 * 64)}), 26), Sharing: s}
+	}
+	var all, known []share.Lease
+	for node := range 5 {
+		for _, c := range crowd(node, []share.Lease{block(0, share.Confirmed), block(1, share.Confirmed), block(2, share.Confirmed), block(3, share.Confirmed), block(4, share.Confirmed)}).Claim {
+			l := c.Lease
+			l.Prefix, l.Node = c.Prefix, fmt.Sprint(node)
+			all = append(all, l)
+		}
+	}
+	for shared := range 6 { // blocks, the next of which is declared
+		known = known[:0]
+		for i := range min(shared+1, 5) {
+			known = append(known, block(i, map[bool]share.Sharing{true: share.Confirmed, false: share.Declared}[i < shared]))
+		}
+		for node := range 5 {
+			d := crowd(node, known)
+			for _, c := range d.Claim {
+				if i := slices.IndexFunc(all, func(l share.Lease) bool { return l.Prefix == c.Prefix }); i < 0 || all[i].Node != fmt.Sprint(node) {
+					t.Errorf("with %d blocks shared node %d claims %s of another's part", shared, node, c.Address())
+				}
+			}
+			if len(d.Claim) < 60 && len(d.Share) == 0 && (shared == 5 || len(d.Wait) > 0) {
+				t.Errorf("with %d blocks shared node %d claims %d, shares nothing; %v", shared, node, len(d.Claim), d.Wait)
+			}
+		}
+	}
+}
+
 // TestAsManyBlocksAsNeeded: what pods wait for is shared in one step, and no more
 // than that; also what is being shared already counts.
 func TestAsManyBlocksAsNeeded(t *testing.T) {
-	d := crowd(0, []share.Lease{{Prefix: netip.MustParsePrefix("10.0.0.64/26"), Sharing: share.Declared}})
+	d := crowd(1, []share.Lease{{Prefix: netip.MustParsePrefix("10.0.0.0/26"), Sharing: share.Confirmed}, {Prefix: netip.MustParsePrefix("10.0.0.64/26"), Sharing: share.Declared}})
 	if len(d.Share) != 0 || len(d.Wait) > 0 {
-		t.Errorf("64 are being shared for 60, and %v more; %v", d.Share, d.Wait)
+		t.Errorf("the node's part is being shared, and %v more; %v", d.Share, d.Wait)
 	}
 	m := quiet(t, false)
 	for i := range 6 { // the pool has 4 in one block, and 1 in another

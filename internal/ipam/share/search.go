@@ -2,6 +2,7 @@ package share
 
 import (
 	"fmt"
+	"math"
 	"net/netip"
 	"slices"
 	"strings"
@@ -15,7 +16,13 @@ import (
 // passed is taken until its end, so that many needs cost hardly more than one.
 type search struct {
 	inside []netip.Prefix // what it has of the pod network, of the family
-	shared []netip.Prefix // what nodes share: of inside, and all that is outside
+	// shared is what nodes share: of inside, and all that is outside; a block that is
+	// just being shared is part of it.
+	shared []netip.Prefix
+	// own is this node's part of a small pool, which is shared or can be, and ownFrom
+	// where to go on in it.
+	own     []netip.Prefix
+	ownFrom netip.Addr
 	// from is where to go on, none that there is nothing any more: first without the
 	// addresses that are better avoided, then with them.
 	from [2]netip.Addr
@@ -31,9 +38,21 @@ func (d *decider) search(p string, f ipam.Family) *search {
 	s := d.searches[key]
 	if s == nil {
 		ranges, network := ofFamily(d.Pools[p], f), cidr.Aggregate(d.PodCIDRs)
-		shared := append(cidr.Intersect(ranges, d.confirmed), cidr.Subtract(ranges, network)...)
+		blocks := slices.Clone(d.shared)
+		for _, l := range d.declared {
+			blocks = append(blocks, l.Prefix)
+		}
+		shared := append(cidr.Intersect(ranges, cidr.Aggregate(blocks)), cidr.Subtract(ranges, network)...)
+		s = &search{inside: cidr.Intersect(ranges, network), shared: shared}
+		// A part of all that can be shared stays the same while that is being done.
+		if all := cidr.Aggregate(slices.Concat(shared, cidr.Subtract(s.inside, d.taken))); d.isSmall(all, f) {
+			s.own, s.ownFrom = d.partOf(all), d.place(all)
+		}
 		place := d.place(shared) // not of all ranges: nodes whose part is not shared yet would begin at one address
-		s = &search{inside: cidr.Intersect(ranges, network), shared: shared, from: [2]netip.Addr{place, place}}
+		if len(s.own) > 0 && containsAddr(shared, s.own[0].Addr()) {
+			place = s.own[0].Addr()
+		}
+		s.from = [2]netip.Addr{place, place}
 		d.searches[key] = s
 	}
 	return s
@@ -45,18 +64,23 @@ func (d *decider) pick(n Need) string {
 	taken := func(a netip.Addr) bool {
 		_, leased := d.singles[a]
 		_, lost := d.lost(a)
-		return leased || lost
+		return leased || lost || d.expected[a]
 	}
 	for pass, avoid := range []bool{true, false} {
 		for _, p := range n.Pools {
 			s := d.search(p, n.Family)
+			if avoid && d.inOwn(n, p, s, taken) {
+				return ""
+			}
 			if s.none[pass] {
 				continue
 			}
 			a, ok := pool.Free(s.shared, func(a netip.Addr) bool { return taken(a) || avoid && d.Avoid(a) }, d.Reserved, s.from[pass])
 			if ok {
 				s.from[pass] = a
-				d.claim(n, a, p, "")
+				if !d.expect(a) {
+					d.claim(n, a, p, "")
+				}
 				return ""
 			}
 			s.none[pass] = true
@@ -76,6 +100,79 @@ func (d *decider) pick(n Need) string {
 		}
 	}
 	return strings.Join(why, "; ")
+}
+
+// smallPool is how many blocks a pool has at most that is divided among the nodes. Of a
+// larger one not all will be needed, and to share a block costs a look at all Nodes.
+const smallPool = 64
+
+func (d *decider) isSmall(ranges []netip.Prefix, f ipam.Family) bool {
+	blocks := 0.0
+	for _, p := range ranges {
+		block := 1.0
+		if bits := d.Bits[f]; bits > 0 {
+			block = math.Exp2(float64(p.Addr().BitLen() - bits))
+		}
+		blocks += float64(cidr.Size(p)) / block
+	}
+	return len(ranges) > 0 && blocks <= smallPool
+}
+
+// partOf is this node's part of ranges that all nodes share.
+func (d *decider) partOf(ranges []netip.Prefix) []netip.Prefix {
+	first, last := d.place(ranges), cidr.Last(ranges[len(ranges)-1])
+	if d.part+1 < d.parts {
+		last = pool.Place(ranges, d.part+1, d.parts).Prev()
+	}
+	return cidr.Intersect(ranges, cidr.FromRange(first, last))
+}
+
+// inOwn has a need served in the node's part of a small pool, which is shared as a
+// whole at the first. So nodes whose pods start together are not in each other's way;
+// who needs more goes on elsewhere.
+func (d *decider) inOwn(n Need, p string, s *search, taken func(netip.Addr) bool) bool {
+	if len(s.own) == 0 {
+		return false
+	}
+	a, ok := pool.Free(s.own, func(a netip.Addr) bool { return taken(a) || d.Avoid(a) }, d.Reserved, s.ownFrom)
+	if s.ownFrom = a; !ok {
+		s.own = nil
+		return false
+	}
+	switch {
+	case d.expect(a):
+	case containsAddr(s.shared, a):
+		d.claim(n, a, p, "")
+	default:
+		for len(d.Share) < sharedAtOnce {
+			left := cidr.Subtract(s.own, slices.Concat(d.taken, d.Reserved, d.Share))
+			if len(left) == 0 {
+				break
+			}
+			d.share(left[0].Addr())
+		}
+		d.expect(a)
+	}
+	return true
+}
+
+// expect reports whether an address is of a block that is just being shared, and lets
+// a need wait for it: to lease another node's part meanwhile would be in that node's
+// way, whose pods probably start just now.
+func (d *decider) expect(a netip.Addr) bool {
+	if i := slices.IndexFunc(d.Share, func(p netip.Prefix) bool { return p.Contains(a) }); i >= 0 {
+		d.coming[d.Share[i]]++
+		d.expected[a] = true
+		return true
+	}
+	i := slices.IndexFunc(d.declared, func(l Lease) bool { return l.Prefix.Contains(a) })
+	if i < 0 {
+		return false
+	}
+	d.coming[d.declared[i].Prefix]++
+	d.expected[a] = true
+	d.goOn(d.declared[i])
+	return true
 }
 
 // usedUp reports whether the pool that an address is leased of has no other: then
