@@ -56,6 +56,7 @@ type timing struct {
 	lock     time.Duration // how long a new agent waits for the one before it to end
 	resync   time.Duration // between looks at everything, if nothing happens
 	settle   time.Duration // between a change and the look that it causes
+	gather   time.Duration // between a need of single addresses and the decision on it
 	reap     time.Duration // between the end of a pod and the removal of its link
 	retryMin time.Duration // after a failure; doubled up to retryMax
 	retryMax time.Duration
@@ -82,6 +83,7 @@ func (c *Config) Defaults() {
 	setDefault(&c.timing.lock, 30*time.Second)
 	setDefault(&c.timing.resync, 30*time.Second)
 	setDefault(&c.timing.settle, 50*time.Millisecond)
+	setDefault(&c.timing.gather, 20*time.Millisecond)
 	setDefault(&c.timing.reap, 250*time.Millisecond)
 	setDefault(&c.timing.retryMin, 500*time.Millisecond)
 	setDefault(&c.timing.retryMax, 30*time.Second)

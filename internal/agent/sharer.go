@@ -186,6 +186,13 @@ func (s *sharer) run(ctx context.Context) {
 		case <-timer.C:
 		}
 		timer.Stop()
+		// Pods that start or end together are decided on together: what is done for
+		// the first of them keeps the others waiting until it is seen.
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(s.config.timing.gather):
+		}
 		next, err := s.step(ctx)
 		if wait = min(next, s.config.timing.resync); err == nil || ctx.Err() != nil {
 			pause = s.config.timing.retryMin
