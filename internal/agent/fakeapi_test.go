@@ -129,6 +129,8 @@ func (c *fakeClient) Run(ctx context.Context) error { <-ctx.Done(); return nil }
 
 func (c *fakeClient) Changed() <-chan struct{} { return c.changed }
 
+func (c *fakeClient) Leased() <-chan struct{} { return nil }
+
 func (c *fakeClient) NodeEvent(_ bool, reason, message string) {
 	c.mu.Lock()
 	defer c.mu.Unlock()

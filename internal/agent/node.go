@@ -29,6 +29,9 @@ import (
 type cluster interface {
 	// Changed gives a value after changes.
 	Changed() <-chan struct{}
+	// Leased gives a value after changes that there are as many of as pods that start
+	// or end on other nodes: they wait for each other for longer.
+	Leased() <-chan struct{}
 	// View is what was last heard; kube.ErrNotSynced until something was.
 	View() (kube.View, error)
 	// NodeEvent records an event on the node; it never blocks.
@@ -147,17 +150,24 @@ func (n *node) resume(ctx context.Context) {
 // sleep waits for a reason to look again, and then a moment more, so that many
 // changes cause one pass. It returns false when ctx is done.
 func (n *node) sleep(ctx context.Context, wait time.Duration, changes <-chan struct{}) bool {
-	timer := time.NewTimer(wait)
+	timer, end := time.NewTimer(wait), time.Now().Add(wait)
 	defer timer.Stop()
-	select {
-	case <-ctx.Done():
-		return false
-	case <-n.cluster.Changed():
-	case <-changes:
-		n.kernelDirty = true
-	case <-n.prober.Changed():
-	case <-n.again:
-	case <-timer.C:
+	leased := n.cluster.Leased()
+	for reason := false; !reason; {
+		reason = true
+		select {
+		case <-ctx.Done():
+			return false
+		case <-leased:
+			timer.Reset(min(n.pace.waitForMany(time.Now()), time.Until(end)))
+			leased, reason = nil, false
+		case <-n.cluster.Changed():
+		case <-changes:
+			n.kernelDirty = true
+		case <-n.prober.Changed():
+		case <-n.again:
+		case <-timer.C:
+		}
 	}
 	select {
 	case <-ctx.Done():

@@ -9,11 +9,21 @@ import "time"
 // mostly followed by that of another.
 type pace struct {
 	rested time.Time // when the loop has rested from all that it has done
+	many   time.Time // when it looks again at what there is much of
 }
 
 // settleMost bounds what may be owed of rest before a change waits for it, and then
 // how long it waits: routes that fail are left within seconds.
 const settleMost = 500 * time.Millisecond
+
+// What there is as much of as there are pods that start or end on any node, and nobody
+// waits for here, costs a node's CPU at most a tenth, or a pass each second: else a
+// crowd of pods would have all nodes at work with each other's addresses, and not with
+// their own.
+const (
+	manyRests = 9 // passes that could be made while the loop rests
+	manyMost  = time.Second
+)
 
 // passed notes a pass, during which the loop does not rest.
 func (p *pace) passed(began, ended time.Time) {
@@ -22,6 +32,7 @@ func (p *pace) passed(began, ended time.Time) {
 		from = p.rested
 	}
 	p.rested = from.Add(3 * ended.Sub(began))
+	p.many = ended.Add(min(manyRests*ended.Sub(began), manyMost))
 	if most := ended.Add(2 * settleMost); p.rested.After(most) {
 		p.rested = most
 	}
@@ -30,4 +41,10 @@ func (p *pace) passed(began, ended time.Time) {
 // wait is how long a change that comes now waits for others, at least for that long.
 func (p *pace) wait(now time.Time, least time.Duration) time.Duration {
 	return max(least, max(p.rested.Sub(now), 0)-settleMost)
+}
+
+// waitForMany is how long the loop waits for more of what there is much of, before
+// that becomes a change like others.
+func (p *pace) waitForMany(now time.Time) time.Duration {
+	return min(max(p.many.Sub(now), 0), manyMost)
 }

@@ -45,3 +45,26 @@ func TestPaceOfAStream(t *testing.T) {
 		}
 	}
 }
+
+// TestPaceOfMany: of what there is much of and nobody waits for, passes take a tenth of
+// the time at most, or come each second; the first after a quiet time comes at once.
+func TestPaceOfMany(t *testing.T) {
+	for took, want := range map[time.Duration]time.Duration{10 * time.Millisecond: 90 * time.Millisecond, time.Second: manyMost} {
+		var p pace
+		now := time.Unix(1000, 0)
+		if got := p.waitForMany(now); got != 0 {
+			t.Errorf("the first change waits %s", got)
+		}
+		p.passed(now, now.Add(took))
+		now = now.Add(took)
+		if got := p.waitForMany(now); got != want {
+			t.Errorf("after a pass of %s a change waits %s, want %s", took, got, want)
+		}
+		if got := p.waitForMany(now.Add(-time.Hour)); got > manyMost {
+			t.Errorf("with the clock set back a change waits %s", got)
+		}
+		if got := p.waitForMany(now.Add(want)); got != 0 {
+			t.Errorf("a change after a rest waits %s", got)
+		}
+	}
+}

@@ -98,7 +98,7 @@ func (c *NodeClient) aloneIn(ctx context.Context, p netip.Prefix) error {
 // hold remembers a lease that this node has just written.
 func (c *NodeClient) hold(b *v1alpha1.AddressBlock) Lease {
 	c.claims.hold(b)
-	c.observer.Touch()
+	c.observer.touchFor(b)
 	l, _ := leaseOf(b)
 	return l
 }

@@ -90,6 +90,10 @@ func (c *NodeClient) Run(ctx context.Context) error {
 // for one reader.
 func (c *NodeClient) Changed() <-chan struct{} { return c.observer.Changed() }
 
+// Leased is as Changed, after single addresses were leased or given back that nobody
+// is known to wait for (Observer.Leased).
+func (c *NodeClient) Leased() <-chan struct{} { return c.observer.Leased() }
+
 // View computes what the cluster looks like from this node. It makes no call.
 // The error is ErrNotSynced, wrapped, until the API server has been read once;
 // afterwards a View is the last that was heard of, also while the API server is

@@ -5,8 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/netip"
 	"strings"
-
 	"sync"
 
 	corev1 "k8s.io/api/core/v1"
@@ -30,12 +30,14 @@ import (
 // and says when one of them changed.
 type Observer struct {
 	log     *slog.Logger
+	node    bool // it is a node's
 	cache   cache.Cache
 	watched []watched
 	// networks has the NodeNetworks, which are kept as keptNodeNetworks: the cache
 	// reads none but API objects out.
 	networks toolscache.Store
 	changed  chan struct{}
+	leased   chan struct{}
 	absent   absent
 }
 
@@ -82,7 +84,7 @@ func NewObserver(cfg *rest.Config, opts ObserverOptions, log *slog.Logger) (*Obs
 			Transform: slimPod,
 		}
 	}
-	o := &Observer{log: log, changed: make(chan struct{}, 1)}
+	o := &Observer{log: log, node: opts.Self != "", changed: make(chan struct{}, 1), leased: make(chan struct{}, 1)}
 	c, err := cache.New(cfg, cache.Options{
 		DefaultWatchErrorHandler:     o.watchFailed,
 		Scheme:                       NewScheme(),
@@ -127,8 +129,8 @@ func kindsToWatch(opts ObserverOptions) []watched {
 // signal.
 func (o *Observer) subscribe(opts ObserverOptions) error {
 	handler := toolscache.ResourceEventHandlerFuncs{
-		AddFunc:    func(any) { o.Touch() },
-		DeleteFunc: func(any) { o.Touch() },
+		AddFunc:    func(obj any) { o.touchFor(obj) },
+		DeleteFunc: func(obj any) { o.touchFor(obj) },
 		UpdateFunc: func(before, after any) {
 			b, ok1 := before.(client.Object)
 			a, ok2 := after.(client.Object)
@@ -188,9 +190,32 @@ func (o *Observer) announceSync(ctx context.Context) {
 func (o *Observer) Changed() <-chan struct{} { return o.changed }
 
 // Touch raises the signal of Changed.
-func (o *Observer) Touch() {
+func (o *Observer) Touch() { raise(o.changed) }
+
+// Leased gives a value, many of them in one, after single addresses were leased or
+// given back: of those there are as many as pods that start or end. A change that
+// somebody waits for is not among them; Changed tells it. It is for one reader.
+func (o *Observer) Leased() <-chan struct{} { return o.leased }
+
+// touchFor raises the signal that an object which came or went is for.
+func (o *Observer) touchFor(obj any) {
+	if b, ok := obj.(*v1alpha1.AddressBlock); ok && o.node && isPlainAddress(b) {
+		raise(o.leased)
+	} else {
+		o.Touch()
+	}
+}
+
+// isPlainAddress reports whether a block is an address that was asked from nobody, and
+// is kept for nobody.
+func isPlainAddress(b *v1alpha1.AddressBlock) bool {
+	p, err := netip.ParsePrefix(b.Spec.CIDR)
+	return err == nil && p.IsSingleIP() && b.Spec.Sharing == "" && b.Spec.From == "" && b.Spec.KeptFor == nil
+}
+
+func raise(signal chan struct{}) {
 	select {
-	case o.changed <- struct{}{}:
+	case signal <- struct{}{}:
 	default:
 	}
 }

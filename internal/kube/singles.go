@@ -252,6 +252,6 @@ func (c *NodeClient) remove(ctx context.Context, what string, l Lease) error {
 	if err == nil || apierrors.IsNotFound(err) {
 		c.claims.drop(block.Name, uid)
 	}
-	c.observer.Touch()
+	c.observer.touchFor(block)
 	return nil
 }
