@@ -19,9 +19,10 @@ const settleMost = 500 * time.Millisecond
 // What there is as much of as there are pods that start or end on any node, and nobody
 // waits for here, costs a node's CPU at most a tenth, or a pass each second: else a
 // crowd of pods would have all nodes at work with each other's addresses, and not with
-// their own.
+// their own. What comes after a quiet time of manyLeast is looked at soon all the same.
 const (
 	manyRests = 9 // passes that could be made while the loop rests
+	manyLeast = 300 * time.Millisecond
 	manyMost  = time.Second
 )
 
@@ -32,7 +33,7 @@ func (p *pace) passed(began, ended time.Time) {
 		from = p.rested
 	}
 	p.rested = from.Add(3 * ended.Sub(began))
-	p.many = ended.Add(min(manyRests*ended.Sub(began), manyMost))
+	p.many = ended.Add(min(max(manyRests*ended.Sub(began), manyLeast), manyMost))
 	if most := ended.Add(2 * settleMost); p.rested.After(most) {
 		p.rested = most
 	}

@@ -49,7 +49,7 @@ func TestPaceOfAStream(t *testing.T) {
 // TestPaceOfMany: of what there is much of and nobody waits for, passes take a tenth of
 // the time at most, or come each second; the first after a quiet time comes at once.
 func TestPaceOfMany(t *testing.T) {
-	for took, want := range map[time.Duration]time.Duration{10 * time.Millisecond: 90 * time.Millisecond, time.Second: manyMost} {
+	for took, want := range map[time.Duration]time.Duration{10 * time.Millisecond: manyLeast, 50 * time.Millisecond: 450 * time.Millisecond, time.Second: manyMost} {
 		var p pace
 		now := time.Unix(1000, 0)
 		if got := p.waitForMany(now); got != 0 {
