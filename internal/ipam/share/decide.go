@@ -442,8 +442,12 @@ func (d *decider) share(a netip.Addr) string {
 	return fmt.Sprintf("the address %s lies in what is another node's", a)
 }
 
-// giveBack lets go of what no pod of this node has or waits for.
+// giveBack lets go of what no pod of this node has or waits for. Pods that end together
+// leave addresses that have rested within moments of each other: these are given back
+// together, since the next are given back only once it is seen what came of the first.
 func (d *decider) giveBack() {
+	var rested []Lease
+	var first, next time.Time // when the first of them had rested, and when another one will have
 	for _, l := range d.Leases {
 		a := l.Address()
 		idle, unused := d.Idle[a]
@@ -454,15 +458,27 @@ func (d *decider) giveBack() {
 		if !idle.Used && !d.usedUp(l) {
 			at = idle.Since.Add(Spare)
 		}
-		if idle.Leaving || l.Unsure || l.Grant == Refused || d.unowned(l) {
-			at = d.Now
-		}
-		if at.After(d.Now) {
-			d.again(at)
-		} else {
+		switch {
+		case idle.Leaving || l.Unsure || l.Grant == Refused || d.unowned(l):
 			d.LetGo = append(d.LetGo, l)
+		case at.After(d.Now):
+			d.again(at)
+			next = earlier(next, at)
+		default:
+			rested, first = append(rested, l), earlier(first, at)
 		}
 	}
+	if latest := first.Add(Together); next.IsZero() || next.After(latest) || !latest.After(d.Now) || len(d.LetGo) > 0 {
+		d.LetGo = append(d.LetGo, rested...)
+	}
+}
+
+// earlier returns the earlier of two times, of which the zero time is none.
+func earlier(a, b time.Time) time.Time {
+	if a.IsZero() || b.Before(a) {
+		return b
+	}
+	return a
 }
 
 // unowned reports whether an address was asked from a node that does not own it
@@ -472,9 +488,7 @@ func (d *decider) unowned(l Lease) bool {
 }
 
 func (d *decider) again(at time.Time) {
-	if d.Again.IsZero() || at.Before(d.Again) {
-		d.Again = at
-	}
+	d.Again = earlier(d.Again, at)
 }
 
 func ofFamily(in []netip.Prefix, f ipam.Family) []netip.Prefix {

@@ -95,6 +95,42 @@ func TestOwnPartFirst(t *testing.T) {
 	}
 }
 
+// TestGivenBackTogether: what has rested waits for what will have a moment later, and
+// not for longer than that.
+func TestGivenBackTogether(t *testing.T) {
+	began := time.Unix(1000, 0)
+	letGo := func(now time.Time, ended ...time.Duration) int {
+		in := share.Input{Node: "a", Now: now, Idle: map[netip.Addr]share.Idle{}, Lost: func(netip.Addr) (string, time.Time) { return "", time.Time{} }}
+		for i, after := range ended {
+			a := netip.AddrFrom4([4]byte{10, 0, 0, byte(i)})
+			in.Leases = append(in.Leases, share.Lease{Prefix: netip.PrefixFrom(a, 32), Node: "a", Pool: "P"})
+			in.Idle[a] = share.Idle{Since: began.Add(after), Used: true}
+		}
+		d := share.Decide(in)
+		if len(d.LetGo) < len(ended) && d.Again.IsZero() {
+			t.Errorf("nothing says when the rest is given back")
+		}
+		return len(d.LetGo)
+	}
+	rested, soon := began.Add(share.Rest), share.Together/2
+	for name, tt := range map[string]struct {
+		now   time.Time
+		ended []time.Duration
+		want  int
+	}{
+		"one":                       {rested, []time.Duration{0}, 1},
+		"another soon":              {rested, []time.Duration{0, soon}, 0},
+		"both":                      {rested.Add(soon), []time.Duration{0, soon}, 2},
+		"another later":             {rested, []time.Duration{0, 2 * share.Together}, 1},
+		"one after the other":       {rested.Add(soon), []time.Duration{0, soon, 2 * soon, 3 * soon}, 0},
+		"one after the other, late": {rested.Add(share.Together), []time.Duration{0, soon, 2 * soon, 3 * soon}, 3},
+	} {
+		if got := letGo(tt.now, tt.ended...); got != tt.want {
+			t.Errorf("%s: %d are given back, want %d", name, got, tt.want)
+		}
+	}
+}
+
 // TestAsManyBlocksAsNeeded: what pods wait for is shared in one step, and no more
 // than that; also what is being shared already counts.
 func TestAsManyBlocksAsNeeded(t *testing.T) {

@@ -14,7 +14,8 @@
 // address is all.
 //
 // What a pod has left rests for a second, whoever wants it, and is then given
-// back at once unless a pod of this node waits for it.
+// back at once unless a pod of this node waits for it: or a moment later, together
+// with others.
 package share
 
 import (
@@ -28,6 +29,9 @@ import (
 const (
 	// Rest is how long an address that a pod has left stays unused.
 	Rest = time.Second
+	// Together is how long an address that has rested waits for others that have
+	// rested until then.
+	Together = 200 * time.Millisecond
 	// Spare is how long an address that was leased and never used is kept after
 	// its pod last asked for it: the kubelet tries again, 10 to 15 seconds after
 	// it failed and with a sandbox to make before.
