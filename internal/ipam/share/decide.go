@@ -45,7 +45,7 @@ type decider struct {
 	taken   []netip.Prefix
 	matched map[netip.Addr]bool // own addresses that a need will have
 	// coming maps a block that is being shared -> how many needs count on it, expected
-	// are the addresses that they wait for of those that are declared already.
+	// are the addresses that they wait for.
 	coming   map[netip.Prefix]uint64
 	expected map[netip.Addr]bool
 	part     int // which part of a pool this node begins in, of parts; see place

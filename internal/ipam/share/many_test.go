@@ -95,6 +95,26 @@ func TestOwnPartFirst(t *testing.T) {
 	}
 }
 
+// TestPartOutsideThePodNetwork: of a pool that has both, what is outside is leased and
+// not shared.
+func TestPartOutsideThePodNetwork(t *testing.T) {
+	in := share.Input{Node: "a", PodCIDRs: []netip.Prefix{netip.MustParsePrefix("10.0.0.0/16")}, Bits: map[ipam.Family]int{ipam.IPv4: 26},
+		Pools: map[string][]netip.Prefix{"P": {netip.MustParsePrefix("10.0.0.0/30"), netip.MustParsePrefix("192.168.0.0/30")}},
+		Avoid: func(netip.Addr) bool { return false }, Lost: func(netip.Addr) (string, time.Time) { return "", time.Time{} }}
+	for i := range 8 {
+		in.Needs = append(in.Needs, share.Need{ID: fmt.Sprint(i), Family: ipam.IPv4, Pools: []string{"P"}})
+	}
+	d := share.Decide(in)
+	if want := []netip.Prefix{netip.MustParsePrefix("10.0.0.0/26")}; !slices.Equal(d.Share, want) || len(d.Claim) != 4 || len(d.Wait) > 0 {
+		t.Errorf("the node shares %v and claims %v; %v", d.Share, d.Claim, d.Wait)
+	}
+	for _, c := range d.Claim {
+		if c.Within.IsValid() || !netip.MustParsePrefix("192.168.0.0/30").Contains(c.Address()) {
+			t.Errorf("the node claims %s within %s", c.Address(), c.Within)
+		}
+	}
+}
+
 // TestGivenBackTogether: what has rested waits for what will have a moment later, and
 // not for longer than that.
 func TestGivenBackTogether(t *testing.T) {

@@ -144,16 +144,20 @@ func (d *decider) inOwn(n Need, p string, s *search, taken func(netip.Addr) bool
 	case containsAddr(s.shared, a):
 		d.claim(n, a, p, "")
 	default:
-		for len(d.Share) < sharedAtOnce {
-			left := cidr.Subtract(s.own, slices.Concat(d.taken, d.Reserved, d.Share))
-			if len(left) == 0 {
-				break
-			}
-			d.share(left[0].Addr())
-		}
+		d.shareAll(cidr.Intersect(s.own, s.inside))
 		d.expect(a)
 	}
 	return true
+}
+
+// shareAll shares what is left of ranges of the pod network that is nobody's.
+func (d *decider) shareAll(ranges []netip.Prefix) {
+	for range sharedAtOnce {
+		left := cidr.Subtract(ranges, slices.Concat(d.taken, d.Reserved, d.Share))
+		if len(left) == 0 || len(d.Share) >= sharedAtOnce || d.share(left[0].Addr()) != "" {
+			return
+		}
+	}
 }
 
 // expect reports whether an address is of a block that is just being shared, and lets
