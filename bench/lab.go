@@ -51,6 +51,7 @@ func (b *bench) onLab(ctx context.Context, attempt attempt) (err error) {
 	attempt("plugin", func(ctx context.Context) error { return b.plugin(ctx, l) })
 	attempt("addresses", func(ctx context.Context) error { return b.addresses(ctx, l) })
 	attempt("pods", func(ctx context.Context) error { return b.pods(ctx, l) })
+	attempt("faults", func(ctx context.Context) error { return b.faults(ctx, l) }) // the last: it changes the mode
 	return nil
 }
 

@@ -94,11 +94,11 @@ type bench struct {
 // sections are the parts in the order in which they are run. The lab that the
 // last repetition of lab boots is there for those behind it.
 func sections() []string {
-	return []string{"dataplane", "scale", "shared", "pools", "blocks", "lab", "footprint", "plugin", "addresses", "pods"}
+	return []string{"dataplane", "scale", "shared", "pools", "blocks", "lab", "footprint", "plugin", "addresses", "pods", "faults"}
 }
 
 // onALab are the sections that need a lab that is up.
-func onALab() []string { return []string{"footprint", "plugin", "addresses", "pods"} }
+func onALab() []string { return []string{"footprint", "plugin", "addresses", "pods", "faults"} }
 
 func newBench(args []string) (*bench, error) {
 	b := &bench{out: os.Stdout, began: time.Now(), samples: map[string]sample{}, whyNot: map[string]string{}}

@@ -391,6 +391,7 @@ type agentSize struct {
 	converged time.Duration // until its kernel has all routes
 	first     int64         // bytes that the API server sent until then
 	heartbeat float64       // bytes for one kubelet's report of its status
+	pod       float64       // bytes for the life of a pod of its node, and of one of another's
 	memory    scale.Memory
 	objects   map[string]int
 	probes    float64 // messages per second
@@ -409,6 +410,9 @@ const provers = 3
 
 // heartbeats is how many reports of kubelets are played.
 const heartbeats = 200
+
+// podLives is how many pods come and go on the agent's node, and on another.
+const podLives = 200
 
 // startAgent starts an agent and measures it. The caller stops it.
 func (s *scaleRun) startAgent(ctx context.Context, node, nodes int, out *agentSize) (*scale.Agent, error) {
@@ -442,6 +446,9 @@ func (s *scaleRun) watchAgent(ctx context.Context, a *scale.Agent, out *agentSiz
 		return err
 	}
 	out.heartbeat = float64(a.Received()-received) / heartbeats
+	if out.pod, err = s.podBytes(ctx, a, out.nodes); err != nil {
+		return err
+	}
 	after, err := a.Metrics(ctx)
 	if err != nil {
 		return err
@@ -455,7 +462,25 @@ func (s *scaleRun) watchAgent(ctx context.Context, a *scale.Agent, out *agentSiz
 		return err
 	}
 	out.memory, err = a.Memory()
-	s.say("scale: agent with %d peers: converged after %.2f s, %.1f MiB read, %.0f bytes a heartbeat, %.1f MiB (peak %.1f, files %.1f), %.1f probes/s for %.0f nodes, kernel %v",
-		out.nodes-1, out.converged.Seconds(), float64(out.first)/mib, out.heartbeat, out.memory.Now, out.memory.Most, out.memory.File, out.probes, out.proves, out.objects)
+	s.say("scale: agent with %d peers: converged after %.2f s, %.1f MiB read, %.0f bytes a heartbeat, %.0f a pod, %.1f MiB (peak %.1f, files %.1f), %.1f probes/s for %.0f nodes, kernel %v",
+		out.nodes-1, out.converged.Seconds(), float64(out.first)/mib, out.heartbeat, out.pod, out.memory.Now, out.memory.Most, out.memory.File, out.probes, out.proves, out.objects)
 	return err
+}
+
+// podBytes is what the agent reads for a pod that comes and goes on its own node and one
+// that does so on another, without what it reads meanwhile anyway.
+func (s *scaleRun) podBytes(ctx context.Context, a *scale.Agent, nodes int) (float64, error) {
+	const settle = 2 * time.Second
+	quiet := a.Received()
+	began := time.Now()
+	if err := sleep(ctx, settle); err != nil {
+		return 0, err
+	}
+	idle := float64(a.Received()-quiet) / time.Since(began).Seconds()
+	received := a.Received()
+	began = time.Now()
+	if err := errors.Join(s.cluster.Pods(ctx, a.Node(), podLives), s.cluster.Pods(ctx, (a.Node()+1)%nodes, podLives), sleep(ctx, settle)); err != nil {
+		return 0, err
+	}
+	return (float64(a.Received()-received) - idle*time.Since(began).Seconds()) / podLives, nil
 }

@@ -38,6 +38,7 @@ func (s *scaleRun) claimGrowth(l, m size, at func(key string, value float64, det
 	grow("agent", la.memory.Most, ma.memory.Most, "an agent's VmHWM: %.1f MiB, %.1f MiB")
 	grow("bytes", float64(la.first)/mib, float64(ma.first)/mib, "what an agent reads until it has all routes (TLS, compressed): %.1f MiB, %.1f MiB")
 	s.noteMore("scale.growth.bytes", fmt.Sprintf("each report of a kubelet's status costs every agent %.0f bytes: with %d nodes, one each 5 minutes, %.0f KiB/s", la.heartbeat, s.large, la.heartbeat*float64(s.large)/300/1024))
+	at("scale.growth.pods", la.pod/ma.pod, fmt.Sprintf("what an agent reads for the life of a pod of its own node and that of one of another (made, running, deleted; TLS, compressed): %.0f bytes, %.0f bytes", la.pod, ma.pod))
 	grow("kernel", float64(total(la.objects)), float64(total(ma.objects)), "routes, neighbours, forwarding entries, elements of sets, links: %.0f, %.0f")
 	s.noteMore("scale.growth.kernel", fmt.Sprint(la.objects))
 	grow("probes", la.wholeCluster(), ma.wholeCluster(), "probe messages that the whole cluster sends, by what one proven node costs its provers: %.0f/s, %.0f/s")

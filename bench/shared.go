@@ -208,7 +208,7 @@ func (s *sharedRun) measure(ctx context.Context, name string, loaded bool) error
 	}
 	began := time.Now()
 	if _, err = s.play(ctx, pods, nil); err == nil {
-		err = s.awaitNoLease(ctx)
+		err = s.awaitNoLease(ctx, pods)
 	}
 	if err != nil {
 		return err
@@ -306,8 +306,16 @@ func distinct(pods []*sharedPod) error {
 	return nil
 }
 
-// awaitNoLease waits until no address is leased by itself any more.
-func (s *sharedRun) awaitNoLease(ctx context.Context) error {
+// sharedLook is between looks at the leases that are left: each is a list of all.
+const sharedLook = 200 * time.Millisecond
+
+// awaitNoLease waits until no address that a pod had is leased any more. One that was
+// leased for a pod which then had another is kept for a while, and no pod's.
+func (s *sharedRun) awaitNoLease(ctx context.Context, pods []*sharedPod) error {
+	had := make(map[netip.Prefix]bool, len(pods))
+	for _, p := range pods {
+		had[netip.PrefixFrom(p.address, p.address.BitLen())] = true
+	}
 	for {
 		var all v1alpha1.AddressBlockList
 		if err := s.api.List(ctx, &all); err != nil {
@@ -315,14 +323,14 @@ func (s *sharedRun) awaitNoLease(ctx context.Context) error {
 		}
 		left := 0
 		for i := range all.Items {
-			if p, err := netip.ParsePrefix(all.Items[i].Spec.CIDR); err == nil && p.IsSingleIP() && all.Items[i].Spec.Sharing == "" {
+			if p, err := netip.ParsePrefix(all.Items[i].Spec.CIDR); err == nil && had[p] {
 				left++
 			}
 		}
 		if left == 0 {
 			return nil
 		}
-		if err := sleep(ctx, sharedRetry); err != nil {
+		if err := sleep(ctx, sharedLook); err != nil {
 			return fmt.Errorf("%d addresses are leased, and no pod is left: %w", left, err)
 		}
 	}

@@ -173,6 +173,27 @@ func (c *Cluster) Heartbeat(ctx context.Context, i int) error {
 	return nil
 }
 
+// Pods plays the life of n pods on node i, as API server and kubelet have it: bound,
+// running with an address, and deleted.
+func (c *Cluster) Pods(ctx context.Context, i, n int) error {
+	addr := PodCIDR(i).Addr()
+	return c.each(ctx, 0, n, func(ctx context.Context, k int) error {
+		p := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: metav1.NamespaceDefault, Name: fmt.Sprintf("%s-pod-%d", NodeName(i), k), Labels: map[string]string{"app": "web"}}}
+		p.Spec = corev1.PodSpec{NodeName: NodeName(i), Containers: []corev1.Container{{Name: "web", Image: "registry.example.com/team/web:v1", Env: []corev1.EnvVar{{Name: "LEVEL", Value: "info"}}}}}
+		if err := c.api.Create(ctx, p); err != nil {
+			return fmt.Errorf("create pod %s: %w", p.Name, err)
+		}
+		p.Status.Phase, p.Status.PodIP, p.Status.PodIPs = corev1.PodRunning, addr.String(), []corev1.PodIP{{IP: addr.String()}}
+		if err := c.api.Status().Update(ctx, p); err != nil {
+			return fmt.Errorf("report the status of pod %s: %w", p.Name, err)
+		}
+		if err := c.api.Delete(ctx, p, client.GracePeriodSeconds(0)); err != nil {
+			return fmt.Errorf("delete pod %s: %w", p.Name, err)
+		}
+		return nil
+	})
+}
+
 // Configure makes the ClusterNetwork, or corrects it: node CIDRs, these
 // transports, and the cloud behind that endpoint.
 func (c *Cluster) Configure(ctx context.Context, cloud *Cloud, transports ...v1alpha1.Transport) error {

@@ -17,13 +17,14 @@ type pace struct {
 const settleMost = 500 * time.Millisecond
 
 // What there is as much of as there are pods that start or end on any node, and nobody
-// waits for here, costs a node's CPU at most a tenth, or a pass each second: else a
+// waits for here, costs a node's CPU at most a tenth, or two passes a second: else a
 // crowd of pods would have all nodes at work with each other's addresses, and not with
-// their own. What comes after a quiet time of manyLeast is looked at soon all the same.
+// their own. It is not put off for longer, since a pod that is Ready is to be reached;
+// what comes after a quiet time of manyLeast is looked at soon all the same.
 const (
 	manyRests = 9 // passes that could be made while the loop rests
 	manyLeast = 300 * time.Millisecond
-	manyMost  = time.Second
+	manyMost  = settleMost
 )
 
 // passed notes a pass, during which the loop does not rest.

@@ -47,7 +47,7 @@ func TestPaceOfAStream(t *testing.T) {
 }
 
 // TestPaceOfMany: of what there is much of and nobody waits for, passes take a tenth of
-// the time at most, or come each second; the first after a quiet time comes at once.
+// the time at most, or come twice a second; the first after a quiet time comes at once.
 func TestPaceOfMany(t *testing.T) {
 	for took, want := range map[time.Duration]time.Duration{10 * time.Millisecond: manyLeast, 50 * time.Millisecond: 450 * time.Millisecond, time.Second: manyMost} {
 		var p pace
