@@ -410,3 +410,32 @@ func TestBadOffload(t *testing.T) {
 		p.named(t, plan.VXLAN, "")
 	})
 }
+
+// TestTheFirstLostPacketIsEnough: whichever request is the first that a fault takes, the
+// path is looked at from then on, and not only when its next probe is due.
+func TestTheFirstLostPacketIsEnough(t *testing.T) {
+	for wait := time.Duration(0); wait < 10*time.Second; wait += 500 * time.Millisecond {
+		synctest.Test(t, func(t *testing.T) {
+			p := newDirectPair(t, false)
+			defer p.cancel()
+			p.viewA.MTU, p.viewA.UplinkMTUs = plan.MTUPolicy{Mode: plan.MTUPerRoute}, map[netip.Addr]int{p.nodeB.Outer[0]: 1500}
+			p.a.Set(p.viewA)
+			time.Sleep(20*time.Second + wait)
+			var first atomic.Int64
+			p.fabric.Drop(func(path Path, data []byte) bool {
+				if path.Transport != plan.IPIP {
+					return false
+				}
+				// What goes by direct is answered by ipip as well.
+				if m, err := parseMessage(data); err == nil && m.kind == request && m.transport == plan.IPIP {
+					first.CompareAndSwap(0, time.Now().UnixNano())
+				}
+				return true
+			})
+			p.named(t, plan.IPIP, plan.Protocol4Blocked)
+			if took := time.Since(time.Unix(0, first.Load())); took > 5*time.Second {
+				t.Errorf("blocked after %s, the fault was named %s after the first lost packet", wait, took)
+			}
+		})
+	}
+}

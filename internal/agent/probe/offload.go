@@ -47,6 +47,7 @@ func (p *Prober) tickOffload(k key, s *state, now time.Time) time.Time {
 	}
 	if o.waiting && !now.Before(o.deadline) {
 		o.conclude(now)
+		s.doubt(len(o.answered) == 0, now)
 	}
 	if !o.waiting && !now.Before(o.next) {
 		p.sendOffload(k, s, now)

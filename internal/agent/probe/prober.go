@@ -315,6 +315,7 @@ func (p *Prober) tick(now time.Time) time.Duration {
 		}
 	}
 	for k, s := range p.states {
+		next = earlier(next, earlier(p.tickSizes(k, s, now), p.tickOffload(k, s, now)))
 		if !s.waiting && !now.Before(s.next) {
 			p.send(k, s, now)
 		}
@@ -322,7 +323,7 @@ func (p *Prober) tick(now time.Time) time.Duration {
 		if s.waiting {
 			due = s.deadline
 		}
-		next = earlier(next, earlier(due, earlier(p.tickSizes(k, s, now), p.tickOffload(k, s, now))))
+		next = earlier(next, due)
 	}
 	next = p.tickLegs(now, next)
 	p.judge()
@@ -417,6 +418,14 @@ func (p *Prober) missed(k key, s *state, reason string, now time.Time) {
 	if flipped {
 		p.log.Warn("node does not answer by this transport", "node", k.node, "family", k.family, "transport", k.transport, "reason", cmp.Or(reason, silence(s.path)))
 		notify(p.changed)
+	}
+}
+
+// doubt has the path probed at once if nothing came back of what was sent beside the
+// probes: until the next probe may be seconds.
+func (s *state) doubt(silent bool, now time.Time) {
+	if silent && now.Before(s.next) {
+		s.next = now
 	}
 }
 

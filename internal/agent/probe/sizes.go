@@ -50,6 +50,7 @@ func (p *Prober) tickSizes(k key, s *state, now time.Time) time.Time {
 	}
 	if z.waiting && !now.Before(z.deadline) {
 		z.conclude(s.path, now)
+		s.doubt(len(z.answered) == 0, now)
 	}
 	if !z.waiting && !now.Before(z.next) {
 		p.sendSizes(k, s, now)
