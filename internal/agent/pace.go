@@ -17,15 +17,10 @@ type pace struct {
 const settleMost = 500 * time.Millisecond
 
 // What there is as much of as there are pods that start or end on any node, and nobody
-// waits for here, costs a node's CPU at most a tenth, or two passes a second: else a
-// crowd of pods would have all nodes at work with each other's addresses, and not with
-// their own. It is not put off for longer, since a pod that is Ready is to be reached;
-// what comes after a quiet time of manyLeast is looked at soon all the same.
-const (
-	manyRests = 9 // passes that could be made while the loop rests
-	manyLeast = 300 * time.Millisecond
-	manyMost  = settleMost
-)
+// waits for here, is looked at so long after the last pass: else a crowd of pods would
+// have all nodes at work with each other's addresses, and not with their own. It is not
+// put off for longer, since a pod that is Ready is to be reached.
+const manyRest = 200 * time.Millisecond
 
 // passed notes a pass, during which the loop does not rest.
 func (p *pace) passed(began, ended time.Time) {
@@ -34,7 +29,7 @@ func (p *pace) passed(began, ended time.Time) {
 		from = p.rested
 	}
 	p.rested = from.Add(3 * ended.Sub(began))
-	p.many = ended.Add(min(max(manyRests*ended.Sub(began), manyLeast), manyMost))
+	p.many = ended.Add(manyRest)
 	if most := ended.Add(2 * settleMost); p.rested.After(most) {
 		p.rested = most
 	}
@@ -48,5 +43,5 @@ func (p *pace) wait(now time.Time, least time.Duration) time.Duration {
 // waitForMany is how long the loop waits for more of what there is much of, before
 // that becomes a change like others.
 func (p *pace) waitForMany(now time.Time) time.Duration {
-	return min(max(p.many.Sub(now), 0), manyMost)
+	return min(max(p.many.Sub(now), 0), manyRest)
 }

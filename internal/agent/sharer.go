@@ -265,6 +265,7 @@ func (s *sharer) decide() (*share.Input, share.Decision) {
 		}
 	}
 	in.Idle, in.Avoid, in.Lost, in.Declared = s.memory.Idle(), s.memory.Avoid, s.memory.Lost, s.memory.Declared()
+	in.Unshared = s.memory.Unshared()
 	d := share.Decide(in)
 	s.memory.Await(d.Awaited, in.Now)
 	s.waits = d.Wait
@@ -303,13 +304,34 @@ func (s *sharer) do(ctx context.Context, d share.Decision) (acted bool, err erro
 		call("unshare", func(ctx context.Context) error { return s.api.Unshare(ctx, l) })
 	}
 	if len(d.Confirm) > 0 {
-		call("share", func(ctx context.Context) error { return s.api.ConfirmShared(ctx, d.Confirm) })
+		call("share", func(ctx context.Context) error {
+			return s.noteUnshared(s.api.ConfirmShared(ctx, d.Confirm), blocksOf(d.Confirm))
+		})
 	}
 	if len(d.Share) > 0 {
-		call("share", func(ctx context.Context) error { return s.api.ShareBlocks(ctx, d.Share) })
+		call("share", func(ctx context.Context) error { return s.noteUnshared(s.api.ShareBlocks(ctx, d.Share), d.Share) })
 	}
 	claimed, err := s.claim(ctx, d)
 	return acted || claimed, errors.Join(errors.Join(errs...), err)
+}
+
+// noteUnshared notes of which blocks some could not be shared: pods get addresses of
+// others meanwhile. Those that were are seen to be.
+func (s *sharer) noteUnshared(err error, blocks []netip.Prefix) error {
+	if err != nil {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		s.memory.LeaveUnshared(blocks, time.Now())
+	}
+	return err
+}
+
+func blocksOf(leases []kube.Lease) []netip.Prefix {
+	out := make([]netip.Prefix, len(leases))
+	for i, l := range leases {
+		out[i] = l.Prefix
+	}
+	return out
 }
 
 // hold notes a lease that this process made.

@@ -34,6 +34,13 @@ func TestNodeIsAvailableOnlyOnceProven(t *testing.T) {
 	cn.Generation = 0
 	create(t, api, cn)
 	eventually(t, "accepted", networkIs(t, api, v1alpha1.ConditionAccepted, "True", reasonAccepted, "10.244.0.0/16"))
+	// The first node is the oldest, by seconds: of one second, by UID.
+	eventually(t, "a to be the older", func() string {
+		if time.Now().Unix() == a.CreationTimestamp.Unix() {
+			return "it is still the second in which it was made"
+		}
+		return ""
+	})
 	b := register(t, api, "b", "192.0.2.2")
 	lease(t, api, "10.244.1.0/26", a)
 	lease(t, api, "10.244.2.0/26", b)

@@ -210,7 +210,7 @@ func (o *Observer) touchFor(obj any) {
 // is kept for nobody.
 func isPlainAddress(b *v1alpha1.AddressBlock) bool {
 	p, err := netip.ParsePrefix(b.Spec.CIDR)
-	return err == nil && p.IsSingleIP() && b.Spec.Sharing == "" && b.Spec.From == "" && b.Spec.KeptFor == nil
+	return err == nil && p.IsSingleIP() && b.Spec.Sharing == "" && b.Spec.Pool != "" && b.Spec.From == "" && b.Spec.KeptFor == nil
 }
 
 func raise(signal chan struct{}) {

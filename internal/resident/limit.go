@@ -13,7 +13,7 @@ import (
 // alive. The rest is for stacks, the collector's own tables and half-filled spans.
 const (
 	limitPercent = 130
-	limitRest    = 10 << 20 // bytes
+	limitRest    = 12 << 20 // bytes
 )
 
 func limitFor(live uint64) int64 { return int64(live)*limitPercent/100 + limitRest }

@@ -97,8 +97,11 @@ func keepFileSmall(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case <-tick.C:
-			if ofFiles() > fileMost {
-				_ = Forget()
+			if ofFiles() <= fileMost {
+				continue
+			}
+			if Forget() != nil || ofFiles() > fileMost {
+				return // it is no use: the file was replaced, or what is resident is another's
 			}
 		}
 	}

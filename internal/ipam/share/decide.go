@@ -84,10 +84,18 @@ func (d *decider) sort() {
 			continue
 		case l.Sharing == Confirmed:
 			d.shared = append(d.shared, l.Prefix)
-		case l.Sharing == Declared:
+		case l.Sharing == Declared && !d.Unshared[l.Prefix].After(d.Now):
 			d.declared = append(d.declared, l)
 		}
 		d.taken = append(d.taken, l.Prefix)
+	}
+	for block, until := range d.Unshared {
+		if until.After(d.Now) {
+			d.taken = append(d.taken, block)
+			if len(d.Needs) > 0 {
+				d.again(until)
+			}
+		}
 	}
 	for _, r := range d.Ranges {
 		d.taken = append(d.taken, r.Prefix)
@@ -354,6 +362,12 @@ const sharedAtOnce = 16
 // shareOf shares as many blocks of the ranges as the needs until now take, if
 // some are left that are nobody's.
 func (d *decider) shareOf(ranges []netip.Prefix) bool {
+	for _, l := range d.declared {
+		if d.countOn(l.Prefix, ranges) {
+			d.goOn(l)
+			return true
+		}
+	}
 	for _, p := range d.Share {
 		if d.countOn(p, ranges) {
 			return true

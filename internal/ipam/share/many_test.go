@@ -222,3 +222,32 @@ func TestLostIsTriedAgain(t *testing.T) {
 		}
 	}
 }
+
+// TestABlockThatCannotBeShared: pods do not wait for it as long as there are addresses of
+// others, whether this node or another has declared it; later it is tried again.
+func TestABlockThatCannotBeShared(t *testing.T) {
+	refused, now := netip.MustParsePrefix("10.0.0.0/26"), time.Unix(1000, 0)
+	confirmed := share.Lease{Prefix: netip.MustParsePrefix("10.0.0.64/26"), Sharing: share.Confirmed}
+	in := share.Input{Node: "a", PodCIDRs: []netip.Prefix{netip.MustParsePrefix("10.0.0.0/16")}, Bits: map[ipam.Family]int{ipam.IPv4: 26},
+		Pools: map[string][]netip.Prefix{"P": {netip.MustParsePrefix("10.0.0.0/25")}}, Leases: []share.Lease{confirmed},
+		Avoid: func(netip.Addr) bool { return false }, Lost: func(netip.Addr) (string, time.Time) { return "", time.Time{} }, Now: now}
+	for i := range 8 {
+		in.Needs = append(in.Needs, share.Need{ID: fmt.Sprint(i), Family: ipam.IPv4, Pools: []string{"P"}})
+	}
+	if d := share.Decide(in); !slices.Equal(d.Share, []netip.Prefix{refused}) {
+		t.Fatalf("the node shares %v, want its own part %s", d.Share, refused)
+	}
+	var m share.Memory
+	m.LeaveUnshared([]netip.Prefix{refused}, now)
+	for _, leases := range [][]share.Lease{{confirmed}, {confirmed, {Prefix: refused, Sharing: share.Declared}}} {
+		in.Leases, in.Unshared, in.Now = leases, m.Unshared(), now
+		d := share.Decide(in)
+		if len(d.Claim) != 8 || len(d.Share)+len(d.Confirm) > 0 || !d.Again.After(now) {
+			t.Errorf("with %v the node claims %d addresses, shares %v, confirms %v, looks again at %s", leases, len(d.Claim), d.Share, d.Confirm, d.Again)
+		}
+		in.Leases, in.Now = leases[:1], d.Again
+		if d := share.Decide(in); !slices.Equal(d.Share, []netip.Prefix{refused}) {
+			t.Errorf("later the node shares %v", d.Share)
+		}
+	}
+}

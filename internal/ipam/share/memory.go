@@ -26,6 +26,7 @@ type Memory struct {
 	avoid    map[netip.Addr]time.Time // given back, or failed to get -> until when others come first
 	lost     map[netip.Addr]lost
 	declared map[netip.Prefix]time.Time
+	unshared map[netip.Prefix]time.Time // block -> until when it is not tried again
 }
 
 const (
@@ -35,6 +36,9 @@ const (
 	avoidFor   = 30 * time.Second
 	lostFor    = 2 * time.Second
 	refusedFor = 5 * time.Second
+	// unsharedFor is how long a block that could not be shared is not tried again: a
+	// part of it may be a node's of whom this one knows nothing yet.
+	unsharedFor = 5 * time.Second
 	// floorFor bounds how late a cache may be after it was read.
 	floorFor = time.Minute
 )
@@ -118,6 +122,20 @@ func (m *Memory) Leave(l Lease, now time.Time) {
 		set(&m.lost, l.Address(), lost{l.Reason, now.Add(refusedFor)})
 	}
 }
+
+// LeaveUnshared notes that blocks could not be shared.
+func (m *Memory) LeaveUnshared(blocks []netip.Prefix, now time.Time) {
+	if m.unshared == nil {
+		m.unshared = map[netip.Prefix]time.Time{}
+	}
+	maps.DeleteFunc(m.unshared, func(_ netip.Prefix, until time.Time) bool { return !until.After(now) })
+	for _, b := range blocks {
+		m.unshared[b] = now.Add(unsharedFor)
+	}
+}
+
+// Unshared is Input's.
+func (m *Memory) Unshared() map[netip.Prefix]time.Time { return maps.Clone(m.unshared) }
 
 // Lose notes that another node was faster to lease an address.
 func (m *Memory) Lose(a netip.Addr, now time.Time) {

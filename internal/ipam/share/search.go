@@ -16,8 +16,8 @@ import (
 // passed is taken until its end, so that many needs cost hardly more than one.
 type search struct {
 	inside []netip.Prefix // what it has of the pod network, of the family
-	// shared is what nodes share: of inside, and all that is outside; a block that is
-	// just being shared is part of it.
+	// shared is what nodes share: of inside, and all that is outside. Of a small pool, a
+	// block that is just being shared is part of it.
 	shared []netip.Prefix
 	// own is this node's part of a small pool, which is shared or can be, and ownFrom
 	// where to go on in it.
@@ -38,16 +38,15 @@ func (d *decider) search(p string, f ipam.Family) *search {
 	s := d.searches[key]
 	if s == nil {
 		ranges, network := ofFamily(d.Pools[p], f), cidr.Aggregate(d.PodCIDRs)
-		blocks := slices.Clone(d.shared)
-		for _, l := range d.declared {
-			blocks = append(blocks, l.Prefix)
-		}
-		shared := append(cidr.Intersect(ranges, cidr.Aggregate(blocks)), cidr.Subtract(ranges, network)...)
-		s = &search{inside: cidr.Intersect(ranges, network), shared: shared}
+		outside := cidr.Subtract(ranges, network)
+		shared := append(cidr.Intersect(ranges, d.confirmed), outside...)
+		s = &search{inside: cidr.Intersect(ranges, network)}
 		// A part of all that can be shared stays the same while that is being done.
-		if all := cidr.Aggregate(slices.Concat(shared, cidr.Subtract(s.inside, d.taken))); d.isSmall(all, f) {
-			s.own, s.ownFrom = d.partOf(all), d.place(all)
+		coming := append(cidr.Intersect(ranges, d.comingToo()), outside...)
+		if all := cidr.Aggregate(slices.Concat(coming, cidr.Subtract(s.inside, d.taken))); d.isSmall(all, f) {
+			s.own, s.ownFrom, shared = d.partOf(all), d.place(all), coming
 		}
+		s.shared = shared
 		place := d.place(shared) // not of all ranges: nodes whose part is not shared yet would begin at one address
 		if len(s.own) > 0 && containsAddr(shared, s.own[0].Addr()) {
 			place = s.own[0].Addr()
@@ -56,6 +55,15 @@ func (d *decider) search(p string, f ipam.Family) *search {
 		d.searches[key] = s
 	}
 	return s
+}
+
+// comingToo are the shared blocks, those that are just being shared among them.
+func (d *decider) comingToo() []netip.Prefix {
+	blocks := slices.Clone(d.shared)
+	for _, l := range d.declared {
+		blocks = append(blocks, l.Prefix)
+	}
+	return cidr.Aggregate(blocks)
 }
 
 // pick leases an address of the first pool that has one free, or shares more of
@@ -113,7 +121,7 @@ func (d *decider) isSmall(ranges []netip.Prefix, f ipam.Family) bool {
 		if bits := d.Bits[f]; bits > 0 {
 			block = math.Exp2(float64(p.Addr().BitLen() - bits))
 		}
-		blocks += float64(cidr.Size(p)) / block
+		blocks += max(1, float64(cidr.Size(p))/block)
 	}
 	return len(ranges) > 0 && blocks <= smallPool
 }

@@ -167,6 +167,8 @@ type Input struct {
 	Lost  func(netip.Addr) (why string, until time.Time)
 	// Declared maps declared block -> since when this node knows it.
 	Declared map[netip.Prefix]time.Time
+	// Unshared maps block that could not be shared -> until when it is not tried again.
+	Unshared map[netip.Prefix]time.Time
 	Now      time.Time
 }
 
