@@ -94,10 +94,19 @@ func (c *cluster) collectClaims() {
 	}
 }
 
-// held returns those of the node's podCIDRs that it says are in use.
+// held returns those of the node's podCIDRs that it says are in use, without what its
+// blocks make up: that is the node's as blocks, and a node's word does not tell these
+// from a podCIDR.
 func (n *Node) held() []netip.Prefix {
+	var blocks []netip.Prefix
+	for _, b := range n.Blocks {
+		if b = cidr.Plain(b); b.IsValid() {
+			blocks = append(blocks, b)
+		}
+	}
+	blocks = cidr.Aggregate(blocks)
 	return slices.DeleteFunc(slices.Clone(n.NodeCIDRs), func(p netip.Prefix) bool {
-		return !p.IsValid() || !cidr.CoveredByAny(n.Holds, p.Masked())
+		return !p.IsValid() || !cidr.CoveredByAny(n.Holds, p.Masked()) || cidr.CoveredByAny(blocks, p.Masked())
 	})
 }
 

@@ -92,8 +92,8 @@ func (in *Input) diverts(dst netip.Prefix) bool {
 	return dst.IsSingleIP() && slices.Contains(in.Diverted, dst.Addr())
 }
 
-// older orders wants: ranges first, and those of older nodes first, so that the choice of who
-// gets an entry of a full table does not change.
+// older orders wants: ranges first, and those of older nodes first, so that the
+// choice of who gets an entry of a full table does not change.
 func older(a, b Want) int {
 	if a.Single != b.Single {
 		if b.Single {

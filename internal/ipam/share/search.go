@@ -158,16 +158,6 @@ func (d *decider) inOwn(n Need, p string, s *search, taken func(netip.Addr) bool
 	return true
 }
 
-// shareAll shares what is left of ranges of the pod network that is nobody's.
-func (d *decider) shareAll(ranges []netip.Prefix) {
-	for range sharedAtOnce {
-		left := cidr.Subtract(ranges, slices.Concat(d.taken, d.Reserved, d.Share))
-		if len(left) == 0 || len(d.Share) >= sharedAtOnce || d.share(left[0].Addr()) != "" {
-			return
-		}
-	}
-}
-
 // expect reports whether an address is of a block that is just being shared, and lets
 // a need wait for it: to lease another node's part meanwhile would be in that node's
 // way, whose pods probably start just now.
